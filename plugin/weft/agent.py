@@ -1,0 +1,354 @@
+"""The one loop that keeps this host's kernel as the store says.
+
+Triggers only say what may be wrong: store changes, kernel events, a timer. The loop coalesces them and plans again.
+Three sizes of work, all planned by `reconcile`:
+
+- *delta*: the rows of just the endpoints that a store change touched;
+- *repair*: just the links and rows that a kernel event named, where they differ from what is wanted;
+- *resync*: everything against a fresh dump: at start, after lost events or a failure, and on the timer.
+
+Nothing is done, and above all nothing removed, before the store's first snapshot. While the store is away the last
+known state stays in force. The timer backs off when a resync is dear, so that its share of a CPU stays small.
+
+A network is *active* while this host has endpoints on it. Its devices stay for a while after the last one has gone
+(until the next timed resync, or until Docker removes the network), since a container that restarts wants them back.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol
+
+from weft import topology
+from weft.attachments import Attachments
+from weft.cluster import Cluster, Touched
+from weft.dataplane import KernelEvent, Link, LinkEvent, Overflow, Port, Row, RowEvent, bridge_name, vxlan_name
+from weft.errors import KernelError, WeftError
+from weft.model import TOPOLOGY, Host
+from weft.reconcile import Create, Kernel, Remove, RowPlan, Step, plan_links, plan_rows
+from weft.store import Changes, Snapshot, Store, Watch
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+_RETRY_MOST = 30.0
+_DUTY = 50
+"""A timed resync may take one fiftieth of the time."""
+
+
+class Monitor(Protocol):
+    """Iterating blocks for kernel events; `close()` from any thread ends it."""
+
+    def __iter__(self) -> Iterator[KernelEvent]: ...
+    def close(self) -> None: ...
+
+
+class _Stop:
+    """Last trigger of all."""
+
+
+Trigger = Snapshot | Changes | KernelEvent | _Stop
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Triggers that came together, sorted by what they ask for."""
+
+    stop: bool = False
+    resync: bool = False
+    touched: Touched = field(default_factory=Touched)
+    links: set[str] = field(default_factory=set)
+    rows: dict[Row, bool] = field(default_factory=dict)
+
+
+class Agent:
+    """One per host.
+
+    :param monitor: opens the stream of kernel events.
+    :param resync: seconds between timed resyncs.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        kernel: Kernel,
+        host: Host,
+        attachments: Attachments,
+        *,
+        monitor: Callable[[], Monitor],
+        resync: float,
+    ) -> None:
+        self.cluster = Cluster()
+        self._store = store
+        self._kernel = kernel
+        self._me = host
+        self._attachments = attachments
+        self._open_monitor = monitor
+        self._resync_seconds = resync
+        self._triggers: queue.SimpleQueue[Trigger] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._sources: dict[str, Watch | Monitor] = {}
+        self._loaded = False
+        self._rows: dict[int, set[Row]] = {}
+        """What is wanted, by the VNI of each network that has devices here."""
+        self._failures: list[KernelError] = []
+        self._retry_seconds = _RETRY_SECONDS
+        self._next_resync = monotonic()
+
+    def start(self) -> None:
+        for name, work in (("agent", self._loop), ("store-watch", self._watch), ("kernel-monitor", self._monitor)):
+            thread = threading.Thread(target=work, name=name, daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """End all threads. The data plane stays as it is."""
+        self._stopping.set()
+        for source in list(self._sources.values()):
+            source.close()
+        self._triggers.put(_Stop())
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    # Triggers
+
+    def _watch(self) -> None:
+        self._follow("store", lambda: self._store.watch(TOPOLOGY))
+
+    def _monitor(self) -> None:
+        self._follow("kernel", self._open_monitor)
+
+    def _follow(self, name: str, open_source: Callable[[], Watch | Monitor]) -> None:
+        """Pass on everything from a source; open it again whenever it fails."""
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                source = self._sources[name] = open_source()
+                for trigger in source:
+                    self._triggers.put(trigger)
+                    if failing:
+                        log.info("%s events are back", name)
+                    failing = False
+            except WeftError as error:
+                if not failing:
+                    log.error("no %s events: %s; the data plane stays as it is, trying again", name, error)
+                failing = True
+            self._stopping.wait(_RETRY_SECONDS)
+
+    def _collect(self) -> _Batch:
+        """Wait for a trigger or the timer, and take all that has come."""
+        batch = _Batch()
+        events: list[tuple[str, str | None]] = []
+        try:
+            trigger = self._triggers.get(timeout=max(0.0, self._next_resync - monotonic()) if self._loaded else None)
+            while True:
+                match trigger:
+                    case Snapshot():
+                        self.cluster.load(trigger.entries)
+                        self._loaded = batch.resync = True
+                        events.clear()
+                    case Changes():
+                        events.extend(trigger.events)
+                    case LinkEvent():
+                        batch.links.add(trigger.name)
+                    case RowEvent():
+                        batch.rows[trigger.row] = trigger.present
+                    case Overflow():
+                        batch.resync = True
+                    case _Stop():
+                        batch.stop = True
+                trigger = self._triggers.get_nowait()
+        except queue.Empty:
+            pass
+        batch.touched = self.cluster.apply(events)
+        return batch
+
+    # The loop
+
+    def _loop(self) -> None:
+        while True:
+            batch = self._collect()
+            if batch.stop:
+                return
+            if self._loaded:
+                self._work(batch)
+
+    def _work(self, batch: _Batch) -> None:
+        self._unpin_seen()
+        try:
+            if batch.resync or monotonic() >= self._next_resync:
+                self.resync()
+            else:
+                self._follow_changes(batch.touched)
+                self._repair_links(batch.links)
+                self._repair_rows(batch.rows)
+        except KernelError as error:
+            self._failures.append(error)
+        except Exception:
+            log.exception("the agent met a bug; trying again in %.0f s", _RETRY_MOST)
+            self._next_resync = monotonic() + _RETRY_MOST
+        self._retry_failures()
+
+    def _retry_failures(self) -> None:
+        """One broken network does not keep the others from being served: failures come up when all is done."""
+        if not self._failures:
+            return
+        for error in self._failures:
+            log.error("%s; trying again in %.0f s", error, self._retry_seconds)
+        self._failures.clear()
+        self._next_resync = monotonic() + self._retry_seconds
+        self._retry_seconds = min(self._retry_seconds * 2, _RETRY_MOST)
+
+    def resync(self) -> None:
+        """Compare everything with the kernel and correct it."""
+        began = monotonic()
+        self._attachments.refresh_mtu()
+        active = self._active()
+        for vni in self._rows.keys() - active:
+            del self._rows[vni]
+        self._sync_links(None)
+        self._sync_rows(active)
+        if not self._failures:
+            self._retry_seconds = _RETRY_SECONDS
+        pause = max(self._resync_seconds * random.uniform(0.8, 1.2), _DUTY * (monotonic() - began))
+        self._next_resync = monotonic() + pause
+
+    def _active(self) -> set[int]:
+        pinned = {endpoint.vni for endpoint in self._attachments.pinned()}
+        return {vni for vni in self.cluster.local_networks(self._me.id) | pinned if vni in self.cluster.networks}
+
+    def _unpin_seen(self) -> None:
+        for endpoint in self._attachments.pinned():
+            if endpoint.id in self.cluster.endpoints.get(endpoint.vni, ()):
+                self._attachments.unpin(endpoint.id)
+
+    def _follow_changes(self, touched: Touched) -> None:
+        active = self._active()
+        moved = {vni for vni in self._rows if touched.hosts & self.cluster.hosts_of(vni)}
+        fresh = active - self._rows.keys()
+        gone = {vni for vni in touched.networks & self._rows.keys() - active if not self._keeps(vni)}
+        for vni in gone:
+            del self._rows[vni]
+        if fresh or gone or touched.networks & self._rows.keys():
+            self._sync_links({name for vni in fresh | gone | touched.networks for name in self._names(vni)})
+        self._sync_rows(fresh | moved)
+        for vni in touched.endpoints.keys() & self._rows.keys() - fresh - moved:
+            self._apply_delta(vni, touched)
+
+    def _keeps(self, vni: int) -> bool:
+        """True while this host's engine has the network, used or not."""
+        return vni in self.cluster.networks and self._me.id in self.cluster.members.get(vni, ())
+
+    def _names(self, vni: int) -> set[str]:
+        ports = {topology.port_name(e.id) for e in self.cluster.local_endpoints(vni, self._me.id)}
+        return {bridge_name(vni), vxlan_name(vni)} | ports
+
+    # Links
+
+    def _wanted_links(self) -> dict[str, Link]:
+        wanted: dict[str, Link] = {}
+        pinned = self._attachments.pinned()
+        for vni in self._rows.keys() | self._active():
+            local = self.cluster.local_endpoints(vni, self._me.id)
+            endpoints = [*local, *(e for e in pinned if e.vni == vni)]
+            wanted.update((link.name, link) for link in self._attachments.links(self.cluster.networks[vni], endpoints))
+        return wanted
+
+    def _sync_links(self, names: set[str] | None) -> bool:
+        """Correct the links of these names (None: all); True if a shared device had to be made."""
+        observed = self._kernel.observe_links(names)
+        # Read after the kernel: a port made meanwhile is pinned, hence wanted.
+        wanted = self._wanted_links()
+        # A veth that is gone cannot be given to a running container again: only a handler makes one.
+        steps = plan_links(
+            [
+                link
+                for link in wanted.values()
+                if (names is None or link.name in names) and (link.name in observed or not isinstance(link, Port))
+            ],
+            observed,
+        )
+        self._perform(steps)
+        return any(isinstance(step, Create) for step in steps)
+
+    def _perform(self, steps: list[Step]) -> None:
+        for step in steps:
+            with self._attachments.step_lock:
+                if isinstance(step, Remove) and step.name in self._pinned_names():
+                    continue
+                log.info("%s", step)
+                try:
+                    self._kernel.perform(step)
+                except KernelError as error:
+                    self._failures.append(error)
+
+    def _pinned_names(self) -> set[str]:
+        return {
+            name
+            for e in self._attachments.pinned()
+            for name in (bridge_name(e.vni), vxlan_name(e.vni), topology.port_name(e.id))
+        }
+
+    def _repair_links(self, names: set[str]) -> None:
+        """Look at links that changed. A remade device has lost its rows, a remade bridge its ports as well."""
+        if names and self._sync_links(names):
+            vnis = {vni for vni in self._rows if names & {bridge_name(vni), vxlan_name(vni)}}
+            log.warning("devices of %s were missing and are made again", ", ".join(f"VNI {vni}" for vni in vnis))
+            self._sync_links({name for vni in vnis for name in self._names(vni)})
+            self._sync_rows(vnis)
+
+    # Rows
+
+    def _sync_rows(self, vnis: set[int]) -> None:
+        """Compute the rows of these networks anew and compare them with a dump."""
+        for vni in vnis:
+            self._rows[vni] = topology.network_rows(self.cluster, vni, self._me)
+        # A device that could not be made is among the failures already.
+        ready = [vni for vni in vnis if self._kernel.has_links((bridge_name(vni), vxlan_name(vni)))]
+        if not ready:
+            return
+        observed = self._kernel.observe_rows([name for vni in ready for name in (bridge_name(vni), vxlan_name(vni))])
+        wanted = self._rows[ready[0]] if len(ready) == 1 else set[Row]().union(*(self._rows[vni] for vni in ready))
+        self._write(plan_rows(wanted, observed))
+
+    def _apply_delta(self, vni: int, touched: Touched) -> None:
+        """Follow what changed on one network, without looking at the rest of it."""
+        before, now = touched.endpoints[vni], self.cluster.endpoints.get(vni, {})
+        old = topology.endpoint_rows(self.cluster, (e for e in before.values() if e), self._me)
+        old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me)
+        new = topology.endpoint_rows(self.cluster, (now[i] for i in before if i in now), self._me)
+        new |= topology.flood_rows(self.cluster, vni, self.cluster.hosts_of(vni), self._me)
+        self._rows[vni] -= old
+        self._rows[vni] |= new
+        self._write(plan_rows(new, old))
+
+    def _repair_rows(self, seen: dict[Row, bool]) -> None:
+        """Put right what somebody else changed. Most events are echoes of our own writes, which match."""
+        drift = {row for row, present in seen.items() if present != (row in self._rows.get(_vni(row), ()))}
+        drift = {row for row in drift if _vni(row) in self._rows}
+        if not drift:
+            return
+        keys = {row.key for row in drift}
+        wanted = {row for vni in set(map(_vni, drift)) for row in self._rows[vni] if row.key in keys}
+        plan = plan_rows(wanted, {row for row, present in seen.items() if present and row.key in keys})
+        for row in plan.put:
+            log.warning("drift repaired: put back %s", row)
+        for row in plan.delete:
+            log.warning("drift repaired: removed %s", row)
+        self._write(plan)
+
+    def _write(self, plan: RowPlan) -> None:
+        if plan:
+            log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
+            self._kernel.write_rows(plan)
+
+
+def _vni(row: Row) -> int:
+    return int(row.device[2:])

@@ -1,0 +1,179 @@
+"""The plugin protocol over HTTP: a table of calls; decode, one call, encode; and the single error handler.
+
+Every answer is JSON. A refusal is status 200 with the message under `Err` (network driver) and `Error` (IPAM driver):
+the engine then shows it to the user as it is. Only a request that no engine would send gets a 4xx.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from flask import Flask, Response, g, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from weft import wire
+from weft.driver import Driver
+from weft.errors import InvalidRequest, WeftError
+from weft.ipam import GLOBAL_SPACE, LOCAL_SPACE, Ipam, PoolId
+from weft.options import parse_options
+from weft.wire import Body, Malformed
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 1 << 20
+"""Bytes; an engine's requests are a few kilobytes."""
+
+Reply = dict[str, Any]
+Call = Callable[[Body], Reply]
+
+
+def create_app(driver: Driver, ipam: Ipam) -> Flask:
+    """The WSGI application; it holds no state of its own."""
+    app = Flask("weft")
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    calls = {**_plugin_calls(), **_network_calls(driver), **_ipam_calls(driver, ipam)}
+
+    @app.post("/<name>")
+    def call(name: str) -> Response | tuple[Response, int]:
+        g.began = perf_counter()
+        if name not in calls:
+            return _refuse(f"weft does not know the call {name}", 404)
+        body = Body.parse(request.get_data())
+        g.objects = _objects(body)
+        return jsonify(calls[name](body))
+
+    @app.errorhandler(Exception)
+    def refuse(error: Exception) -> tuple[Response, int]:
+        if isinstance(error, HTTPException):
+            return _refuse(f"{error.name}: {request.method} {request.path}", error.code or 500)
+        if isinstance(error, WeftError):
+            return _refuse(str(error), 400 if isinstance(error, Malformed) else 200)
+        log.exception("a bug in weft: %s", request.path)
+        return _refuse(f"weft met a bug in {request.path[1:]} ({type(error).__name__}): its log has the details", 500)
+
+    @app.after_request
+    def note(response: Response) -> Response:
+        milliseconds = (perf_counter() - g.get("began", perf_counter())) * 1000
+        outcome = g.get("refusal") or "ok"
+        level = logging.INFO if outcome == "ok" else logging.WARNING
+        log.log(level, "%s %s%s, %.2f ms", request.path[1:], g.get("objects", ""), outcome, milliseconds)
+        return response
+
+    return app
+
+
+def _refuse(message: str, status: int) -> tuple[Response, int]:
+    g.refusal = f"refused: {message}"
+    return jsonify({"Err": message, "Error": message}), status
+
+
+def _objects(body: Body) -> str:
+    """The short ids in a request, for the log."""
+    names = {"NetworkID": "network", "EndpointID": "endpoint", "PoolID": "pool", "Address": "address"}
+    return "".join(f"{word} {_short(body.text(field))} " for field, word in names.items() if body.text(field))
+
+
+def _short(text: str) -> str:
+    return text if "/" in text or "." in text or ":" in text else text[:12]
+
+
+def _plugin_calls() -> dict[str, Call]:
+    return {"Plugin.Activate": lambda _: {"Implements": ["NetworkDriver", "IpamDriver"]}}
+
+
+def _network_calls(driver: Driver) -> dict[str, Call]:
+    def create_network(body: Body) -> Reply:
+        driver.create_network(wire.network_request(body))
+        return {}
+
+    def delete_network(body: Body) -> Reply:
+        driver.delete_network(body.identifier("NetworkID"))
+        return {}
+
+    def create_endpoint(body: Body) -> Reply:
+        asked = wire.endpoint_request(body)
+        endpoint = driver.create_endpoint(asked)
+        # The engine rejects any field that it had set itself, even unchanged.
+        return {"Interface": {} if asked.mac else {"MacAddress": endpoint.mac}}
+
+    def join(body: Body) -> Reply:
+        interface = driver.join(body.identifier("NetworkID"), body.identifier("EndpointID"))
+        # No gateway: so the engine attaches docker_gwbridge, which does the default route and published ports.
+        return {"InterfaceName": {"SrcName": interface, "DstPrefix": "eth"}}
+
+    def delete_endpoint(body: Body) -> Reply:
+        driver.delete_endpoint(body.identifier("NetworkID"), body.identifier("EndpointID"))
+        return {}
+
+    def allocate_network(body: Body) -> Reply:
+        return {"Options": driver.allocate_network(body.mapping("Options"))}
+
+    return {
+        # Endpoints on different hosts can talk, but each engine keeps its own networks: hence local scope.
+        "NetworkDriver.GetCapabilities": lambda _: {"Scope": "local", "ConnectivityScope": "global"},
+        # Every engine version shall reserve the gateway alike; so this is not announced, only answered.
+        "NetworkDriver.GwAllocCheck": lambda _: {"SkipIPv4": False, "SkipIPv6": False},
+        "NetworkDriver.AllocateNetwork": allocate_network,
+        "NetworkDriver.FreeNetwork": _nothing,
+        "NetworkDriver.CreateNetwork": create_network,
+        "NetworkDriver.DeleteNetwork": delete_network,
+        "NetworkDriver.CreateEndpoint": create_endpoint,
+        "NetworkDriver.DeleteEndpoint": delete_endpoint,
+        "NetworkDriver.EndpointOperInfo": lambda _: {"Value": {}},
+        "NetworkDriver.Join": join,
+        "NetworkDriver.Leave": _nothing,
+        "NetworkDriver.DiscoverNew": _nothing,
+        "NetworkDriver.DiscoverDelete": _nothing,
+        "NetworkDriver.ProgramExternalConnectivity": _nothing,
+        "NetworkDriver.RevokeExternalConnectivity": _nothing,
+    }
+
+
+def _ipam_calls(driver: Driver, ipam: Ipam) -> dict[str, Call]:
+    def request_pool(body: Body) -> Reply:
+        space, v6 = body.required("AddressSpace"), body.flag("V6")
+        pool = body.network("Pool")
+        sub = wire.sub_pool(body, pool)
+        if pool is not None and (pool.version == 6) != v6:
+            raise InvalidRequest(f"subnet {pool} is not IPv{6 if v6 else 4}")
+        named = parse_options(body.mapping("Options")).network
+        if named is not None and pool is None:
+            return wire.pool_reply(ipam.network_pool(space, driver.find_network(named), sub, v6=v6))
+        return wire.pool_reply(ipam.request_pool(space, pool, sub, v6=v6))
+
+    def release_pool(body: Body) -> Reply:
+        pool_id = PoolId.find(body.required("PoolID"))
+        if pool_id:
+            ipam.release_pool(pool_id.pool)
+        return {}
+
+    def request_address(body: Body) -> Reply:
+        pool_id, wanted = PoolId.parse(body.required("PoolID")), body.address("Address")
+        request = ipam.request_gateway if wire.wants_gateway(body) else ipam.request_address
+        return wire.address_reply(pool_id, request(pool_id, wanted))
+
+    def release_address(body: Body) -> Reply:
+        pool_id, address = PoolId.find(body.required("PoolID")), body.address("Address")
+        if pool_id and address:
+            ipam.release_address(pool_id, address)
+        return {}
+
+    return {
+        # The store remembers what it gave; a replay of it at each engine start would say nothing new.
+        "IpamDriver.GetCapabilities": lambda _: {"RequiresMACAddress": False, "RequiresRequestReplay": False},
+        "IpamDriver.GetDefaultAddressSpaces": lambda _: {
+            "LocalDefaultAddressSpace": LOCAL_SPACE,
+            "GlobalDefaultAddressSpace": GLOBAL_SPACE,
+        },
+        "IpamDriver.RequestPool": request_pool,
+        "IpamDriver.ReleasePool": release_pool,
+        "IpamDriver.RequestAddress": request_address,
+        "IpamDriver.ReleaseAddress": release_address,
+    }
+
+
+def _nothing(_: Body) -> Reply:
+    return {}

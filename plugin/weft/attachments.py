@@ -1,0 +1,105 @@
+"""Endpoints' veths, made and removed at once in the thread of the handler that asks.
+
+What endpoints share (bridge, VXLAN device, rows) is the agent's. The two meet here: an attachment is *pinned* from the
+moment its handler begins until the agent has seen its endpoint in the store, and the agent removes nothing that a
+pinned attachment needs. `step_lock` is held for single link steps only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from errno import EEXIST, ENODEV
+
+from weft import topology
+from weft.dataplane import Link, bridge_name, vxlan_name
+from weft.errors import KernelError
+from weft.model import Endpoint, Host, Network
+from weft.reconcile import Create, Kernel, Remove, Update, plan_links
+
+_ATTEMPTS = 3
+
+
+class Attachments:
+    """See `driver.Attachments`.
+
+    :param port: UDP port of VXLAN.
+    """
+
+    def __init__(self, kernel: Kernel, host: Host, *, port: int) -> None:
+        self.step_lock = threading.Lock()
+        self._kernel = kernel
+        self._host = host
+        self._port = port
+        self._pinned: dict[str, Endpoint] = {}
+        self._largest_mtu = 0
+        self._checked = False
+
+    def check(self) -> None:
+        if not self._checked:
+            self._kernel.check()
+            self._checked = True
+
+    def largest_mtu(self) -> int:
+        return self._largest_mtu or self.refresh_mtu()
+
+    def refresh_mtu(self) -> int:
+        """Read the underlay's MTU again."""
+        underlay = self._host.underlay
+        self._largest_mtu = self._kernel.underlay_mtu(underlay) - topology.overhead(underlay)
+        return self._largest_mtu
+
+    def mtu(self, network: Network) -> int:
+        """MTU of a network's devices on this host."""
+        return network.mtu or self.largest_mtu()
+
+    def links(self, network: Network, endpoints: Iterable[Endpoint] = ()) -> list[Link]:
+        """All that a network with these local endpoints has in this host's data plane."""
+        mtu = self.mtu(network)
+        devices = topology.network_links(network, local=self._host.underlay, port=self._port, mtu=mtu)
+        return [*devices, *(topology.endpoint_port(endpoint, mtu) for endpoint in endpoints)]
+
+    def attach(self, network: Network, endpoint: Endpoint) -> str:
+        self._pinned[endpoint.id] = endpoint
+        try:
+            return self._attach(network, endpoint)
+        except KernelError:
+            self.unpin(endpoint.id)
+            raise
+
+    def attached(self, endpoint: Endpoint) -> str | None:
+        port = topology.endpoint_port(endpoint, 0)
+        return port.peer if self._kernel.has_links([port.name]) else None
+
+    def detach(self, endpoint_id: str) -> None:
+        self.unpin(endpoint_id)
+        self._kernel.perform(Remove(topology.port_name(endpoint_id), "endpoint deleted"))
+
+    def unpin(self, endpoint_id: str) -> None:
+        self._pinned.pop(endpoint_id, None)
+
+    def pinned(self) -> list[Endpoint]:
+        """Endpoints whose attachment is under way, or not yet seen by the agent."""
+        return list(self._pinned.values())
+
+    def _attach(self, network: Network, endpoint: Endpoint) -> str:
+        port = topology.endpoint_port(endpoint, self.mtu(network))
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self.step_lock:
+                    self._ensure_devices(network)
+                    self._kernel.perform(Create(port, "endpoint created"))
+                return port.peer
+            except KernelError as error:
+                if error.errno == EEXIST and self._kernel.has_links([port.name]):
+                    self._kernel.perform(Update(port, "endpoint created again"))
+                    return port.peer
+                if error.errno not in (EEXIST, ENODEV) or attempt == _ATTEMPTS - 1:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _ensure_devices(self, network: Network) -> None:
+        names = (bridge_name(network.vni), vxlan_name(network.vni))
+        if not self._kernel.has_links(names):
+            for step in plan_links(self.links(network), self._kernel.observe_links(names)):
+                self._kernel.perform(step)

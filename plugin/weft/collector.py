@@ -1,0 +1,205 @@
+"""Compares this host's part of the store with what its Docker Engine has: learns names, collects leftovers.
+
+The engine never repeats a delete that failed or was never sent (it crashed, or we were down), so whatever only the
+store knows is collected: networks, endpoints with their veths, addresses, pool reservations. Never while the engine
+does not answer, and only after an object was missing for the whole grace period: what is being created is in the
+store first and in Docker's lists a moment later.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import ip_address, ip_network
+from time import monotonic
+from typing import Protocol
+
+from weft.cluster import Cluster
+from weft.driver import Driver
+from weft.errors import EngineError, WeftError
+from weft.ipam import LOCAL_SPACE, Ipam, PoolId
+from weft.model import (
+    BINDINGS,
+    POOLS,
+    Binding,
+    Endpoint,
+    Host,
+    Network,
+    PoolClaim,
+    network_key,
+    pending_prefix,
+)
+from weft.store import KeyIs, Put, Store
+
+log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 60.0
+_RETRY_SECONDS = 2.0
+
+
+class DockerNetwork(Protocol):
+    """A network as the engine has it; see `engine.EngineNetwork`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def subnets(self) -> Collection[str]: ...
+    @property
+    def endpoints(self) -> Collection[str]: ...
+    @property
+    def addresses(self) -> Collection[str]: ...
+
+
+class Engine(Protocol):
+    """What the collector asks of the Docker Engine. Both methods may raise `EngineError`."""
+
+    def networks(self, driver: str, ids: Collection[str]) -> Iterable[DockerNetwork]:
+        """The networks whose driver or IPAM driver is `driver`, and those of `ids` that exist."""
+        ...
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        """Call `changed` now and at every change of networks; ends only by an error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something of this host that Docker does not have, and how to collect it."""
+
+    what: str
+    collect: Callable[[], object]
+
+
+class Collector:
+    """One per host.
+
+    :param driver_name: what users type after `-d`.
+    :param grace: seconds that Docker must not know an object before it is collected.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        cluster: Cluster,
+        driver: Driver,
+        ipam: Ipam,
+        engine: Engine,
+        *,
+        driver_name: str,
+        grace: float,
+    ) -> None:
+        self._store = store
+        self._me = host
+        self._cluster = cluster
+        self._driver = driver
+        self._ipam = ipam
+        self._engine = engine
+        self._driver_name = driver_name
+        self._grace = grace
+        self._first_missed: dict[str, float] = {}
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+
+    def start(self) -> None:
+        for name, work in (("engine-events", self._follow), ("collector", self._loop)):
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+
+    def _follow(self) -> None:
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                self._engine.follow(self._wake.set)
+            except EngineError as error:
+                if not failing:
+                    log.warning("%s; names and clean-up wait for it", error)
+                failing = True
+            self._stopping.wait(_RETRY_SECONDS)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.wait(self._grace / 2 if self._first_missed else _IDLE_SECONDS)
+            self._wake.clear()
+            try:
+                self.sweep()
+            except WeftError as error:
+                log.debug("no clean-up now: %s", error)
+            except Exception:
+                log.exception("the collector met a bug")
+                self._stopping.wait(_IDLE_SECONDS)
+
+    def sweep(self) -> None:
+        """Compare once; collect what has been missing for the grace period."""
+        bindings = [Binding.decode(e.value) for e in self._store.list(f"{BINDINGS}{self._me.id}/").entries]
+        networks = {n.id: n for n in self._engine.networks(self._driver_name, {b.network_id for b in bindings})}
+        for binding in bindings:
+            if binding.network_id in networks:
+                self._learn_name(binding.vni, networks[binding.network_id].name)
+        orphans = {orphan.what: orphan for orphan in self._orphans(bindings, networks)}
+        now = monotonic()
+        self._first_missed = {what: self._first_missed.get(what, now) for what in orphans}
+        for what, since in self._first_missed.items():
+            if now - since >= self._grace and not self._stopping.is_set():
+                log.warning("collecting %s: Docker does not have it", what)
+                orphans[what].collect()
+
+    def _learn_name(self, vni: int, name: str) -> None:
+        """The engine never tells the driver a network's name; the first host that learns it records it."""
+        entry = self._store.get(network_key(vni))
+        if entry and not (network := Network.decode(entry.value)).name:
+            self._store.transact(
+                [KeyIs(entry.key, entry.revision)], [Put(entry.key, replace(network, name=name).encode())]
+            )
+
+    def _orphans(self, bindings: Iterable[Binding], networks: dict[str, DockerNetwork]) -> Iterator[Orphan]:
+        for binding in bindings:
+            found = networks.get(binding.network_id)
+            if found is None:
+                what = f"network {binding.network_id[:12]} (VNI {binding.vni})"
+                yield Orphan(what, partial(self._driver.delete_network, binding.network_id))
+                continue
+            for endpoint in self._cluster.local_endpoints(binding.vni, self._me.id):
+                if endpoint.id not in found.endpoints:
+                    yield Orphan(
+                        f"endpoint {endpoint.id[:12]} of network {found.name}",
+                        partial(self._collect_endpoint, binding.network_id, endpoint),
+                    )
+        yield from self._orphan_addresses(networks.values())
+        yield from self._orphan_pools(networks.values())
+        for vni in list(self._cluster.networks):
+            if vni not in self._cluster.members:
+                yield Orphan(f"network with VNI {vni}, which no host has", partial(self._driver.remove_unused, vni))
+
+    def _orphan_addresses(self, networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
+        prefix = pending_prefix(self._me.id)
+        used = {(subnet, address) for n in networks for subnet in n.subnets for address in n.addresses}
+        for entry in self._store.list(prefix).entries:
+            cidr, address = entry.key.removeprefix(prefix).rsplit("/", 1)
+            if (cidr, address) not in used:
+                yield Orphan(f"address {address} of pool {cidr}", partial(self._release, cidr, address))
+
+    def _orphan_pools(self, networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
+        used = {subnet for n in networks for subnet in n.subnets}
+        for entry in self._store.list(POOLS).entries:
+            claim = PoolClaim.decode(entry.value)
+            if claim.vni == 0 and claim.host == self._me.id and claim.cidr not in used:
+                yield Orphan(f"pool {claim.cidr}", partial(self._ipam.release_pool, ip_network(claim.cidr)))
+
+    def _collect_endpoint(self, network_id: str, endpoint: Endpoint) -> None:
+        self._driver.delete_endpoint(network_id, endpoint.id)
+        for pool in self._cluster.networks[endpoint.vni].pools:
+            for address in endpoint.addresses:
+                if ip_address(address) in ip_network(pool.cidr):
+                    self._release(pool.cidr, address)
+
+    def _release(self, cidr: str, address: str) -> None:
+        self._ipam.release_address(PoolId(LOCAL_SPACE, ip_network(cidr)), ip_address(address))

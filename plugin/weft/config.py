@@ -1,0 +1,160 @@
+"""The process environment as one frozen `Settings`; the only reader of `os.environ`.
+
+Every setting has a default that suits one host. All problems are reported together, so that a person corrects them
+in one go.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+from weft.errors import ConfigError
+from weft.model import IPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRange:
+    """Automatic pools of prefix length `size` are cut from `base`."""
+
+    base: IPNetwork
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See `SETTINGS` for what each means; the field `x` is the variable `WEFT_X`."""
+
+    socket: Path
+    run: Path
+    state: Path
+    store: str
+    hostname: str
+    underlay: str
+    port: int
+    pools: tuple[PoolRange, ...]
+    docker: str
+    driver: str
+    resync: float
+    gc_grace: float
+    log: str
+
+    @property
+    def sqlite_path(self) -> Path:
+        return Path(self.store.removeprefix("sqlite://"))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One variable: its default as the user would write it, how to read it, and what it means."""
+
+    default: str
+    parse: Callable[[str], Any]
+    meaning: str
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read the settings; raise one `ConfigError` that names every variable that is wrong or unknown."""
+    values: dict[str, Any] = {}
+    problems = [
+        f"{name} is not a setting of weft (they are: {', '.join(map(variable, SETTINGS))})"
+        for name in sorted(environment)
+        if name.startswith("WEFT_") and name.removeprefix("WEFT_").lower() not in SETTINGS
+    ]
+    for name, setting in SETTINGS.items():
+        text = environment.get(variable(name), "") or setting.default
+        try:
+            values[name] = setting.parse(text)
+        except ValueError as error:
+            problems.append(f"{variable(name)}={text!r}: {error}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return Settings(**values)
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"WEFT_{name.upper()}"
+
+
+def _path(text: str) -> Path:
+    if not text.startswith("/"):
+        raise ValueError("must be an absolute path")
+    return Path(text)
+
+
+def _store(text: str) -> str:
+    if not text.startswith("sqlite:///"):
+        raise ValueError("must be sqlite:///path/to/file")
+    return text
+
+
+def _port(text: str) -> int:
+    if not (text.isdigit() and 0 < int(text) < 65536):
+        raise ValueError("must be a UDP port from 1 to 65535")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    value = float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    if not 0.1 <= value <= 86400:
+        raise ValueError("must be a number of seconds from 0.1 to 86400")
+    return value
+
+
+def _level(text: str) -> str:
+    if text not in ("debug", "info", "warning", "error"):
+        raise ValueError("must be debug, info, warning or error")
+    return text
+
+
+def _docker(text: str) -> str:
+    if text != "off" and not text.startswith(("unix:///", "tcp://")):
+        raise ValueError("must be unix:///path, tcp://host:port, or off")
+    return text
+
+
+def _pools(text: str) -> tuple[PoolRange, ...]:
+    ranges = tuple(map(_pool_range, text.replace(",", " ").split()))
+    for index, one in enumerate(ranges):
+        for other in ranges[:index]:
+            if one.base.version == other.base.version and one.base.overlaps(other.base):
+                raise ValueError(f"{one.base} overlaps {other.base}")
+    return ranges
+
+
+def _pool_range(text: str) -> PoolRange:
+    base_text, separator, size_text = text.rpartition(":")
+    if not separator or not size_text.isdigit():
+        raise ValueError(f"{text}: must be RANGE:SIZE, for example 10.64.0.0/10:24")
+    base, size = ip_network(base_text), int(size_text)
+    if not base.prefixlen <= size <= base.max_prefixlen - 2:
+        raise ValueError(f"{text}: the size must be from {base.prefixlen} to {base.max_prefixlen - 2}")
+    return PoolRange(base, size)
+
+
+SETTINGS: dict[str, Setting] = {
+    "socket": Setting(
+        "/run/docker/plugins/weft.sock", _path, "where the engine finds the driver; its name is the file's"
+    ),
+    "run": Setting("/run/docker/weft", _path, "run-time folder: the data-plane namespace and the lock"),
+    "state": Setting("/var/lib/weft", _path, "what must survive a reboot: the host's identity"),
+    "store": Setting("sqlite:///var/lib/weft/weft.db", _store, "the store that hosts share"),
+    "hostname": Setting(platform.node() or "host", str, "this host's name in messages and lists"),
+    "underlay": Setting("", str, "VTEP address: an interface, an address or a CIDR (default: the default route's)"),
+    "port": Setting("4789", _port, "UDP port of VXLAN, the same on all hosts"),
+    "pools": Setting(
+        "10.64.0.0/10:24 fdf7:7765:6674::/48:64", _pools, "ranges and sizes of pools when no --subnet is given"
+    ),
+    "docker": Setting("unix:///var/run/docker.sock", _docker, "the local Docker API, for names and clean-up; or off"),
+    "driver": Setting("weft", str, "the name users type after -d (a managed plugin: weft:latest)"),
+    "resync": Setting("30", _seconds, "seconds between full comparisons of kernel and store"),
+    "gc_grace": Setting("10", _seconds, "seconds that Docker must not know an object before it is collected"),
+    "log": Setting("info", _level, "debug, info, warning or error"),
+}
+
+assert set(SETTINGS) == {field.name for field in fields(Settings)}

@@ -1,0 +1,162 @@
+"""What can stand in a host's data-plane namespace, as values.
+
+Per network there is a bridge `br<vni>` and a VXLAN device `vx<vni>` enslaved to it; per local endpoint a
+veth whose host end, the *port*, is enslaved to the bridge and whose other end goes to the engine.
+
+A packet's way from container A here to container B on another host, and the row that decides each step:
+
+1. A asks who has B's address. The bridge answers for B from its `Neighbour` row (ARP and ND suppression),
+   so the question does not cross the underlay.
+2. A's frame to B's MAC enters the bridge, whose `Station` row says that this MAC is behind the VXLAN port.
+3. The VXLAN device's `Fdb` row names the VTEP (underlay address) of B's host: encapsulate, send there.
+
+Frames to unknown, broadcast and multicast addresses go to the VTEP of every `Fdb` row with the all-zero MAC
+(flood entries: head-end replication).
+
+Links are dataclasses. Rows are named tuples of packed bytes, since one network may have 100,000 of each.
+All of them are values: two equal objects are the same wish, a difference is work to do.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+FLOOD_MAC = bytes(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """The switch of one network on this host."""
+
+    name: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vxlan:
+    """The tunnel device of one network: its UDP socket is in the host's namespace, the device is not.
+
+    :param local: this host's VTEP address.
+    :param port: UDP destination port (RFC 7348 says 4789).
+    """
+
+    name: str
+    vni: int
+    local: str
+    port: int
+    mtu: int
+    bridge: str
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """The host end of one endpoint's veth.
+
+    `peer` and `mac` describe the container's end, which the engine takes away: they are used to create it and
+    cannot be observed afterwards.
+    """
+
+    name: str
+    bridge: str
+    mtu: int
+    peer: str = field(default="", compare=False)
+    mac: str = field(default="", compare=False)
+
+
+Link = Bridge | Vxlan | Port
+
+
+class Fdb(NamedTuple):
+    """VXLAN forwarding entry (`bridge fdb ... self permanent`): frames to `mac` go to the host `vtep`."""
+
+    device: str
+    mac: bytes
+    vtep: bytes
+
+    @property
+    def key(self) -> Hashable:
+        """A unicast MAC has one VTEP; the flood entries of a device share a MAC and differ by VTEP."""
+        return ("fdb", self.device, self.mac, self.vtep if self.mac == FLOOD_MAC else b"")
+
+    def __str__(self) -> str:
+        return f"{self.device} {self.mac.hex(':')} via {_text(self.vtep)}"
+
+
+class Station(NamedTuple):
+    """Bridge forwarding entry (`bridge fdb ... master static`): `mac` is behind the port `device`."""
+
+    device: str
+    mac: bytes
+
+    @property
+    def key(self) -> Hashable:
+        return ("station", self.device, self.mac)
+
+    def __str__(self) -> str:
+        return f"{self.device} {self.mac.hex(':')} behind the bridge port"
+
+
+class Neighbour(NamedTuple):
+    """Permanent neighbour on the bridge: lets it answer ARP and ND for `address` in the owner's stead."""
+
+    device: str
+    address: bytes
+    mac: bytes
+
+    @property
+    def key(self) -> Hashable:
+        return ("neighbour", self.device, self.address)
+
+    def __str__(self) -> str:
+        return f"{self.device} {_text(self.address)} is at {self.mac.hex(':')}"
+
+
+Row = Fdb | Station | Neighbour
+
+
+def bridge_name(vni: int) -> str:
+    return f"br{vni}"
+
+
+def vxlan_name(vni: int) -> str:
+    return f"vx{vni}"
+
+
+def pack_address(text: str) -> bytes:
+    """4 or 16 bytes of an IP address in its usual text form."""
+    return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+
+
+def pack_mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def _text(packed: bytes) -> str:
+    return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvent:
+    """A link of the data-plane namespace appeared, changed or went away."""
+
+    name: str
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RowEvent:
+    """A permanent or static row was put or deleted, by us or by somebody else."""
+
+    row: Row
+    present: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """Events were lost: anything may have changed."""
+
+
+KernelEvent = LinkEvent | RowEvent | Overflow

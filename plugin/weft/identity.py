@@ -1,0 +1,29 @@
+"""Who this host is: an id made once and kept in the state folder. Name and address may change, the id may not."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from weft.errors import ConfigError
+
+
+def host_id(state: Path) -> str:
+    """The id from `<state>/host-id`, made at first use."""
+    path = state / "host-id"
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with path.open("x") as file:
+                file.write(uuid.uuid4().hex + "\n")
+        except FileExistsError:
+            pass
+        text = path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"the state folder {state} cannot be used: {error.strerror}; it must be a folder that weft may write "
+            "(WEFT_STATE)"
+        ) from error
+    if len(text) != 32 or not text.isalnum():
+        raise ConfigError(f"{path} does not hold a host id: restore it, or delete it and this host becomes a new one")
+    return text

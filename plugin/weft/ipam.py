@@ -1,0 +1,406 @@
+"""Address spaces, pools and addresses: which are free, who holds them, and taking one atomically.
+
+A PoolID is `<address space>/<pool>` or `<address space>/<pool>/<sub-pool>`: derived, hence stable for ever. Pools
+never overlap in a cluster, so a pool names its network. Who owns what:
+
+- RequestPool only *reserves* a pool for this host (`PoolClaim.vni` 0). CreateNetwork turns the claim, its gateway
+  and its auxiliary addresses into the network's property; from then on ReleasePool and the gateway's
+  ReleaseAddress change nothing, since other hosts use them too. They go when the network goes (`driver.py`).
+- RequestAddress for an endpoint makes an allocation and marks it pending; the endpoint takes it over.
+
+An address is one key made if absent: two hosts can never hold one. Choosing: three random probes, then a listing.
+An address that was just released is avoided while others are free: peers may still have it cached.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
+from time import monotonic
+
+from weft.config import PoolRange
+from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound
+from weft.model import (
+    HOSTS,
+    POOLS,
+    Allocation,
+    Host,
+    IPAddress,
+    IPNetwork,
+    Network,
+    PoolClaim,
+    address_key,
+    endpoint_key,
+    network_key,
+    pending_prefix,
+)
+from weft.store import Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
+
+LOCAL_SPACE = "weft-local"
+GLOBAL_SPACE = "weft-global"
+SPACES = (LOCAL_SPACE, GLOBAL_SPACE)
+
+_PROBES = 3
+_AUTO_SPAN = 2**20
+"""Automatic addresses come from the first million of a range: enough, and IPv6 addresses stay short to read."""
+_COOLING_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolId:
+    """A parsed PoolID; `sub` is the --ip-range that this engine's automatic addresses come from."""
+
+    space: str
+    pool: IPNetwork
+    sub: IPNetwork | None = None
+
+    def __str__(self) -> str:
+        return f"{self.space}/{self.pool}" + (f"/{self.sub}" if self.sub else "")
+
+    @classmethod
+    def parse(cls, text: str) -> PoolId:
+        space, *rest = text.split("/")
+        try:
+            pool = ip_network("/".join(rest[:2]))
+            sub = ip_network("/".join(rest[2:])) if rest[2:] else None
+        except ValueError:
+            raise NotFound(f"pool {text!r} is not one of weft's") from None
+        if space not in SPACES or len(rest) not in (2, 4):
+            raise NotFound(f"pool {text!r} is not one of weft's")
+        return cls(space, pool, sub)
+
+    @classmethod
+    def find(cls, text: str) -> PoolId | None:
+        """Like `parse`, but None for what is not ours: releasing that is nothing to do."""
+        try:
+            return cls.parse(text)
+        except NotFound:
+            return None
+
+    @property
+    def range(self) -> IPNetwork:
+        return self.sub or self.pool
+
+
+class Ipam:
+    """The allocator of one host.
+
+    :param host: id of this host.
+    :param ranges: where pools come from when the user gives no --subnet.
+    :param host_routes: destinations that this host already routes elsewhere; automatic pools avoid them.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        host: str,
+        *,
+        ranges: Iterable[PoolRange],
+        host_routes: Callable[[], Iterable[IPNetwork]],
+        rng: random.Random | None = None,
+    ) -> None:
+        self._store = store
+        self._host = host
+        self._ranges = tuple(ranges)
+        self._host_routes = host_routes
+        self._random = rng or random.Random()
+        self._cooling = _Cooling()
+
+    # Pools
+
+    def request_pool(self, space: str, pool: IPNetwork | None, sub: IPNetwork | None, *, v6: bool) -> PoolId:
+        """Reserve `pool`, or a free one of the family if it is None. Asking again for the same pool is the same."""
+        if space not in SPACES:
+            raise InvalidRequest(f"address space {space!r} is not one of weft's ({', '.join(SPACES)})")
+        if pool is None:
+            return PoolId(space, self._reserve_any(6 if v6 else 4))
+        self._reserve(pool)
+        return PoolId(space, pool, sub)
+
+    def network_pool(self, space: str, network: Network, sub: IPNetwork | None, *, v6: bool) -> PoolId:
+        """The PoolID of an existing network's (first) pool of a family."""
+        for pool in network.pools:
+            cidr = ip_network(pool.cidr)
+            if cidr.version == (6 if v6 else 4):
+                return PoolId(space, cidr, sub)
+        raise NotFound(f"{network.title} has no IPv{6 if v6 else 4} pool")
+
+    def release_pool(self, pool: IPNetwork) -> None:
+        """Give back a reservation of this host with all addresses in it. A network's pool stays with the network.
+
+        Where other hosts have addresses in it too (weft as the IPAM driver of, say, a macvlan network), one of them
+        takes the reservation over.
+        """
+        entry = self._store.get(POOLS + str(pool))
+        if entry is None:
+            return
+        claim = PoolClaim.decode(entry.value)
+        if claim.vni or claim.host != self._host:
+            return
+        allocations = self._allocations(pool)
+        others = [a.host for a in allocations if a.host != self._host]
+        if others:
+            handed_on = replace(claim, host=others[0])
+            self._store.transact([KeyIs(entry.key, entry.revision)], [Put(entry.key, handed_on.encode())])
+        else:
+            self._store.transact([KeyIs(entry.key, entry.revision)], [Delete(entry.key), *self.free_all(str(pool))])
+
+    def free_all(self, cidr: str) -> list[Write]:
+        """Writes that free every address of a pool. Other hosts drop what they have pending in it by themselves."""
+        return [DeleteAll(address_key(cidr, "")), DeleteAll(pending_prefix(self._host) + cidr + "/")]
+
+    def refuse_overlap(self, pool: IPNetwork, entries: Iterable[Entry]) -> None:
+        """Raise `Conflict` if a claimed pool other than `pool` itself overlaps it."""
+        for entry in entries:
+            other = _cidr(entry)
+            if other != pool and other.version == pool.version and other.overlaps(pool):
+                raise Conflict(f"pool {pool} overlaps {other} of {self._owner(entry)}: choose another --subnet")
+
+    def _reserve(self, pool: IPNetwork) -> None:
+        key = POOLS + str(pool)
+        while self._store.get(key) is None:
+            listing = self._store.list(POOLS)
+            self.refuse_overlap(pool, listing.entries)
+            claim = PoolClaim(str(pool), self._host)
+            # NoneNewer: nobody has reserved an overlapping pool since the listing was read.
+            if self._store.transact([KeyIs(key, 0), NoneNewer(POOLS, listing.revision)], [Put(key, claim.encode())]):
+                return
+
+    def _reserve_any(self, version: int) -> IPNetwork:
+        routes = [route for route in self._host_routes() if route.version == version]
+        while True:
+            listing = self._store.list(POOLS)
+            taken = [*routes, *(_cidr(entry) for entry in listing.entries)]
+            pool = self._first_free([net for net in taken if net.version == version], version)
+            claim = PoolClaim(str(pool), self._host)
+            if self._store.transact([NoneNewer(POOLS, listing.revision)], [Put(claim.key, claim.encode())]):
+                return pool
+
+    def _first_free(self, taken: list[IPNetwork], version: int) -> IPNetwork:
+        for r in self._ranges:
+            if r.base.version == version and (pool := _free_subnet(r, taken)):
+                return pool
+        ranges = ", ".join(str(r.base) for r in self._ranges if r.base.version == version) or "none configured"
+        raise Exhausted(
+            f"no free IPv{version} pool is left in weft's ranges ({ranges}): give --subnet, or extend WEFT_POOLS"
+        )
+
+    def _owner(self, entry: Entry) -> str:
+        claim = PoolClaim.decode(entry.value)
+        network = self._store.get(network_key(claim.vni)) if claim.vni else None
+        if network is None:
+            return f"a network that is being made on host {self._host_name(claim.host)}"
+        record = Network.decode(network.value)
+        return f"{record.title}, made on host {record.creator}"
+
+    # Addresses
+
+    def request_gateway(self, pool_id: PoolId, wanted: IPAddress | None) -> IPAddress:
+        """The gateway address of a pool: the network's if it has one, else `wanted` or the lowest free address."""
+        claim = self._claim(pool_id)
+        held = self._held_gateway(claim)
+        if held and wanted in (None, held):
+            return held
+        if held:
+            raise Conflict(f"the gateway of pool {pool_id.pool} is {held}: type --gateway {held}, or leave it out")
+        if wanted is not None:
+            self._take(pool_id, wanted, "gateway", claim)
+            return wanted
+        for address in pool_id.pool.hosts():
+            if self._try(pool_id, address, "gateway"):
+                return address
+        raise Exhausted(self._full(pool_id))
+
+    def request_address(self, pool_id: PoolId, wanted: IPAddress | None) -> IPAddress:
+        """An address for an endpoint: `wanted` or any free one.
+
+        An address that an endpoint of this host holds already is confirmed, since an engine that starts asks again
+        for what it has; if it is a second container that asks, CreateEndpoint refuses it.
+        """
+        claim = self._claim(pool_id)
+        if wanted is not None:
+            self._take(pool_id, wanted, "endpoint", claim)
+            return wanted
+        for address in self._candidates(pool_id):
+            if self._try(pool_id, address, "endpoint"):
+                return address
+        raise Exhausted(self._full(pool_id))
+
+    def release_address(self, pool_id: PoolId, address: IPAddress) -> None:
+        """Free an address of this host that no endpoint holds; anything else is left alone."""
+        entry = self._store.get(address_key(str(pool_id.pool), str(address)))
+        if entry is None:
+            # The whole pool was freed meanwhile, perhaps by another host, which left our mark.
+            mark = Allocation(str(pool_id.pool), str(address), self._host).pending_key
+            if self._store.get(mark):
+                self._store.transact([], [Delete(mark)])
+            return
+        allocation = Allocation.decode(entry.value)
+        if self._may_release(pool_id, allocation) and self._store.transact(
+            [KeyIs(entry.key, entry.revision)], [Delete(allocation.key), Delete(allocation.pending_key)]
+        ):
+            self._cooling.add(address)
+
+    def _may_release(self, pool_id: PoolId, allocation: Allocation) -> bool:
+        if allocation.kind != "endpoint":
+            pool = self._store.get(POOLS + allocation.cidr)
+            return pool is None or PoolClaim.decode(pool.value).vni == 0
+        if allocation.space == GLOBAL_SPACE and pool_id.space == LOCAL_SPACE:
+            return False  # Swarm's manager gave it, and takes it back itself
+        return allocation.host == self._host and not self._holder(allocation)
+
+    def _claim(self, pool_id: PoolId) -> PoolClaim:
+        entry = self._store.get(f"{POOLS}{pool_id.pool}")
+        if entry is None:
+            raise NotFound(f"pool {pool_id.pool} is not known to weft: its network was removed")
+        return PoolClaim.decode(entry.value)
+
+    def _held_gateway(self, claim: PoolClaim) -> IPAddress | None:
+        entry = self._store.get(network_key(claim.vni)) if claim.vni else None
+        if entry is not None:
+            pools = Network.decode(entry.value).pools
+            return next((ip_address(p.gateway) for p in pools if p.cidr == claim.cidr and p.gateway), None)
+        for entry in self._store.list(address_key(claim.cidr, "")).entries:
+            allocation = Allocation.decode(entry.value)
+            if allocation.kind == "gateway":
+                return ip_address(allocation.address)
+        return None
+
+    def _try(self, pool_id: PoolId, address: IPAddress, kind: str) -> bool:
+        """Take an address if it is free. Endpoints' ones are pending until the endpoint exists."""
+        a = Allocation(str(pool_id.pool), str(address), self._host, kind, space=pool_id.space)
+        writes = [Put(a.key, a.encode())]
+        if kind == "endpoint":
+            writes.append(Put(a.pending_key, ""))
+        return self._store.transact([KeyIs(a.key, 0)], writes)
+
+    def _take(self, pool_id: PoolId, address: IPAddress, kind: str, claim: PoolClaim) -> None:
+        """Take this very address, or say why not."""
+        check_usable(pool_id.pool, address)
+        while not self._try(pool_id, address, kind):
+            entry = self._store.get(address_key(str(pool_id.pool), str(address)))
+            if entry is None:
+                continue
+            allocation = Allocation.decode(entry.value)
+            if not self._confirms(pool_id, allocation):
+                raise Conflict(f"address {address} of pool {pool_id.pool} is taken: {self._describe(allocation)}")
+            return
+
+    def _confirms(self, pool_id: PoolId, allocation: Allocation) -> bool:
+        if allocation.space == GLOBAL_SPACE and pool_id.space == LOCAL_SPACE:
+            return True
+        if allocation.kind == "auxiliary":
+            claim = self._claim(pool_id)
+            return claim.vni != 0  # a second host makes the same network with the same --aux-address
+        return allocation.kind == "endpoint" and allocation.host == self._host and self._holder(allocation)
+
+    def _holder(self, allocation: Allocation) -> bool:
+        """True if a living endpoint holds the address."""
+        if not allocation.endpoint:
+            return False
+        claim = self._store.get(POOLS + allocation.cidr)
+        vni = PoolClaim.decode(claim.value).vni if claim else 0
+        return self._store.get(endpoint_key(vni, allocation.endpoint)) is not None
+
+    def _describe(self, allocation: Allocation) -> str:
+        if allocation.kind != "endpoint":
+            return f"it is the network's {allocation.kind} address"
+        what = f"endpoint {allocation.endpoint[:12]}" if allocation.endpoint else "a container that is starting"
+        return f"{what} on host {self._host_name(allocation.host)} has it"
+
+    def _host_name(self, host: str) -> str:
+        entry = self._store.get(HOSTS + host)
+        return Host.decode(entry.value).name if entry else host
+
+    def _candidates(self, pool_id: PoolId) -> Iterator[IPAddress]:
+        """Addresses to try, most promising first; ends when none is free."""
+        first, last = _automatic_bounds(pool_id)
+        span = last - first + 1
+        if span <= 0:
+            return
+        for _ in range(_PROBES):
+            address = pool_id.pool[first + self._random.randrange(span)]
+            if address not in self._cooling:
+                yield address
+        used = {a.address for a in self._allocations(pool_id.pool)}
+        start = self._random.randrange(span)
+        in_turn = (pool_id.pool[first + (start + i) % span] for i in range(span))
+        cooling = []
+        for address in in_turn:
+            if str(address) not in used:
+                if address in self._cooling:
+                    cooling.append(address)
+                else:
+                    yield address
+        yield from cooling
+
+    def _allocations(self, pool: IPNetwork) -> list[Allocation]:
+        return [Allocation.decode(e.value) for e in self._store.list(address_key(str(pool), "")).entries]
+
+    def _full(self, pool_id: PoolId) -> str:
+        first, last = _automatic_bounds(pool_id)
+        inside = [a for a in self._allocations(pool_id.pool) if ip_address(a.address) in pool_id.range]
+        held = sum(a.kind == "endpoint" for a in inside)
+        total = last - first + 1 - (len(inside) - held)
+        where = f"pool {pool_id.pool}" + (f", range {pool_id.sub}," if pool_id.sub else "")
+        return f"{where} is full: {held} of {total} addresses in use; remove containers, or make a larger network"
+
+
+class _Cooling:
+    """Addresses that were released a moment ago."""
+
+    def __init__(self) -> None:
+        self._released: dict[IPAddress, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, address: IPAddress) -> None:
+        now = monotonic()
+        with self._lock:
+            self._released = {a: t for a, t in self._released.items() if now - t < _COOLING_SECONDS}
+            self._released[address] = now
+
+    def __contains__(self, address: IPAddress) -> bool:
+        return monotonic() - self._released.get(address, -_COOLING_SECONDS) < _COOLING_SECONDS
+
+
+def usable_bounds(pool: IPNetwork) -> tuple[int, int]:
+    """Offsets of the first and last address that a host may have: not the network's own, nor IPv4's broadcast."""
+    hosts_only = pool.prefixlen < pool.max_prefixlen - 1
+    return (1 if hosts_only else 0), pool.num_addresses - (2 if hosts_only and pool.version == 4 else 1)
+
+
+def check_usable(pool: IPNetwork, address: IPAddress) -> None:
+    """Raise `InvalidRequest` unless a host on `pool` may have `address`."""
+    if address not in pool:
+        raise InvalidRequest(f"address {address} is not in pool {pool}")
+    first, last = usable_bounds(pool)
+    if not first <= int(address) - int(pool.network_address) <= last:
+        raise InvalidRequest(f"address {address} is the network or broadcast address of pool {pool}")
+
+
+def _automatic_bounds(pool_id: PoolId) -> tuple[int, int]:
+    first, last = usable_bounds(pool_id.pool)
+    start = int(pool_id.range.network_address) - int(pool_id.pool.network_address)
+    first, last = max(first, start), min(last, start + pool_id.range.num_addresses - 1)
+    return first, min(last, first + _AUTO_SPAN - 1)
+
+
+def _cidr(entry: Entry) -> IPNetwork:
+    return ip_network(entry.key.removeprefix(POOLS))
+
+
+def _free_subnet(r: PoolRange, taken: list[IPNetwork]) -> IPNetwork | None:
+    """The lowest free subnet of a range, jumping over what is taken."""
+    step = 1 << (r.base.max_prefixlen - r.size)
+    position, end = int(r.base.network_address), int(r.base.broadcast_address)
+    family = type(r.base)
+    while position < end:
+        subnet = family((position, r.size))
+        blocker = next((net for net in taken if net.overlaps(subnet)), None)
+        if blocker is None:
+            return subnet
+        position = -(-(int(blocker.broadcast_address) + 1) // step) * step
+    return None

@@ -1,0 +1,207 @@
+"""The composition root: settings -> adapters -> driver, agent, app. `weft serve` runs it under gunicorn.
+
+gunicorn forks one worker. Everything with a thread, a socket or a connection is made after that, in the worker; the
+parent only holds the lock that keeps a second weft off this host, since two would fight over one kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from gunicorn.app.base import BaseApplication
+
+from weft import __version__, config
+from weft.agent import Agent
+from weft.api import create_app
+from weft.attachments import Attachments
+from weft.collector import Collector
+from weft.config import SETTINGS, Settings
+from weft.driver import Driver
+from weft.engine import DockerEngine
+from weft.errors import ConfigError, WeftError
+from weft.identity import host_id
+from weft.ipam import Ipam
+from weft.kernel import LinuxKernel
+from weft.model import Host
+from weft.store import KeyIs, Put, Store
+from weft.store.sqlite import SqliteStore
+
+log = logging.getLogger("weft")
+
+_THREADS = 32
+"""Calls answered at once: the engine waits in parallel, and none of ours takes long."""
+_LOCK_SECONDS = 10.0
+"""A killed gunicorn's worker notices within two seconds and leaves."""
+_BOOT_FAILED = 3
+"""gunicorn's exit status for a worker that could not start: it does not try again (gunicorn arbiter.py)."""
+
+
+@dataclass(slots=True)
+class Weft:
+    """All parts of one host's weft, running."""
+
+    app: Flask
+    store: Store
+    kernel: LinuxKernel
+    agent: Agent
+    collector: Collector | None
+
+    def stop(self) -> None:
+        """Stop the control plane. The data plane stays."""
+        if self.collector:
+            self.collector.stop()
+        self.agent.stop()
+        self.kernel.close()
+        self.store.close()
+
+
+def build(settings: Settings) -> Weft:
+    """Wire everything up and start it."""
+    identity = host_id(settings.state)
+    store = SqliteStore(settings.sqlite_path)
+    kernel = LinuxKernel(settings.run)
+    kernel.open()
+    underlay = kernel.underlay_address(settings.underlay)
+    host = Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__)
+    _register(store, host)
+    ipam = Ipam(store, host.id, ranges=settings.pools, host_routes=kernel.routes)
+    attachments = Attachments(kernel, host, port=settings.port)
+    driver = Driver(store, host, ipam, attachments, name=settings.driver)
+    agent = Agent(store, kernel, host, attachments, monitor=kernel.monitor, resync=settings.resync)
+    collector = None
+    if settings.docker != "off":
+        engine = DockerEngine(settings.docker)
+        collector = Collector(
+            store, host, agent.cluster, driver, ipam, engine, driver_name=settings.driver, grace=settings.gc_grace
+        )
+    agent.start()
+    if collector:
+        collector.start()
+    log.info("weft %s serves host %s (%s) with VTEP %s", __version__, host.name, host.id[:12], host.underlay)
+    return Weft(create_app(driver, ipam), store, kernel, agent, collector)
+
+
+def _register(store: Store, host: Host) -> None:
+    """Publish this host's record if it changed."""
+    while True:
+        entry = store.get(host.key)
+        if entry is not None and Host.decode(entry.value) == host:
+            return
+        if store.transact([KeyIs(host.key, entry.revision if entry else 0)], [Put(host.key, host.encode())]):
+            return
+
+
+class _Server(BaseApplication):  # type: ignore[misc]
+    """gunicorn with our settings instead of a command line."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._weft: Weft | None = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        options: dict[str, Any] = {
+            "bind": f"unix:{self._settings.socket}",
+            "umask": 0o177,
+            "workers": 1,
+            "worker_class": "gthread",
+            "threads": _THREADS,
+            "control_socket_disable": True,
+            "graceful_timeout": 5,
+            "loglevel": "warning",
+            "worker_exit": lambda _server, _worker: self._stop(),
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        try:
+            self._weft = build(self._settings)
+        except WeftError as error:
+            log.error("weft cannot start: %s", error)
+            sys.exit(_BOOT_FAILED)
+        return self._weft.app
+
+    def _stop(self) -> None:
+        if self._weft:
+            self._weft.stop()
+
+
+def serve(settings: Settings) -> None:
+    """Serve this host until told to stop."""
+    for folder in (settings.run, settings.socket.parent):
+        _make_folder(folder)
+    lock = _lock(settings.run / "lock")
+    try:
+        _Server(settings).run()
+    finally:
+        lock.close()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"folder {folder} cannot be made: {error.strerror}; weft must run as root") from error
+
+
+def _lock(path: Path) -> Any:
+    """Hold the host's lock; the kernel frees it when the last process that inherited it has gone."""
+    try:
+        file = path.open("a+")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; weft must run as root") from error
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                holder = file.read().strip() or "?"
+                raise ConfigError(f"another weft serves this host already (process {holder}): stop it first") from None
+            time.sleep(0.1)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `weft` command. Exit codes: 0 done, 1 it failed, 2 the command line is wrong."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = config.from_environment(os.environ)
+        logging.basicConfig(level=settings.log.upper(), format="%(levelname)s %(name)s: %(message)s", force=True)
+        serve(settings)
+    except WeftError as error:
+        print(f"weft {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    settings = "\n".join(
+        f"  {config.variable(name):14} {setting.meaning} [{setting.default}]" for name, setting in SETTINGS.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="weft",
+        description="Multi-host networks for plain Docker Engines.",
+        epilog=f"settings, from the environment:\n{settings}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"weft {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="serve this host's Docker Engine (in the foreground)")
+    return parser

@@ -1,0 +1,231 @@
+"""The records that hosts share, and where the store keeps them.
+
+    topology/hosts/<host>                    Host
+    topology/networks/<vni>                  Network
+    topology/members/<vni>/<host>            Member: this host's engine has the network
+    topology/endpoints/<vni>/<endpoint>      Endpoint
+    ipam/pools/<cidr>                        PoolClaim: reserved by a host, then owned by a network
+    ipam/addresses/<cidr>/<ip>               Allocation
+    ipam/pending/<host>/<cidr>/<ip>          an allocation that no endpoint holds (yet, or any more)
+    macs/<vni>/<mac>                         id of the endpoint that has the MAC
+    bindings/<host>/<engine's NetworkID>     Binding: which VNI that is
+
+Everything under `topology/` is mirrored in the memory of every host (`cluster.py`); the rest is read on demand.
+Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`), MACs are lower-case with colons.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from typing import Self
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+IPInterface = IPv4Interface | IPv6Interface
+
+TOPOLOGY = "topology/"
+HOSTS = "topology/hosts/"
+NETWORKS = "topology/networks/"
+MEMBERS = "topology/members/"
+ENDPOINTS = "topology/endpoints/"
+POOLS = "ipam/pools/"
+ADDRESSES = "ipam/addresses/"
+PENDING = "ipam/pending/"
+MACS = "macs/"
+BINDINGS = "bindings/"
+
+VNI_MAX = 2**24 - 1
+VNI_AUTO_MIN = 4096
+"""Chosen VNIs start here, as Docker's overlay does, to leave the low ones to people (moby ovmanager.go)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """JSON form shared by all records: field names as keys; unknown keys of newer versions are ignored."""
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        values = json.loads(text)
+        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+
+
+@dataclass(frozen=True, slots=True)
+class Host(_Record):
+    """A machine that runs weft. `underlay` is its VTEP address: data that may change, not its identity."""
+
+    id: str
+    name: str
+    underlay: str
+    version: str = ""
+
+    @property
+    def key(self) -> str:
+        return HOSTS + self.id
+
+
+@dataclass(frozen=True, slots=True)
+class Pool(_Record):
+    """One subnet of a network. `auxiliary` maps the user's names to reserved addresses."""
+
+    cidr: str
+    gateway: str = ""
+    auxiliary: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Network(_Record):
+    """A network, the same on every host; its identity is the VNI.
+
+    :param name: Docker's name for it, learned from the Docker API after creation, so "" at first.
+    :param mtu: 0 means: what the underlay of each host allows.
+    :param creator: name of the host on which it was made.
+    """
+
+    vni: int
+    name: str
+    pools: tuple[Pool, ...]
+    mtu: int
+    internal: bool
+    creator: str
+
+    @property
+    def key(self) -> str:
+        return network_key(self.vni)
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"network {self.name} (VNI {self.vni})" if self.name else f"network with VNI {self.vni}"
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        values = json.loads(text)
+        pools = tuple(Pool(**pool) for pool in values.pop("pools"))
+        return cls(pools=pools, **{n: values[n] for n in cls.__dataclass_fields__ if n in values})
+
+
+@dataclass(frozen=True, slots=True)
+class Member(_Record):
+    """The engine of `host` knows the network under its own `network_id`."""
+
+    vni: int
+    host: str
+    network_id: str
+
+    @property
+    def key(self) -> str:
+        return f"{members_prefix(self.vni)}{self.host}"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding(_Record):
+    """An engine's NetworkID stands for a VNI on one host."""
+
+    vni: int
+    network_id: str
+
+    def key(self, host: str) -> str:
+        return binding_key(host, self.network_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(_Record):
+    """A container's attachment to a network. `addresses` are plain IPs, IPv4 first."""
+
+    id: str
+    vni: int
+    mac: str
+    addresses: tuple[str, ...]
+    host: str
+
+    @property
+    def key(self) -> str:
+        return endpoint_key(self.vni, self.id)
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        values = json.loads(text)
+        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), values["host"])
+
+
+@dataclass(frozen=True, slots=True)
+class PoolClaim(_Record):
+    """Who holds a pool: the network `vni`, or, while that is 0, a request of `host` that is not a network yet."""
+
+    cidr: str
+    host: str
+    vni: int = 0
+
+    @property
+    def key(self) -> str:
+        return POOLS + self.cidr
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation(_Record):
+    """One address that is taken.
+
+    :param kind: `endpoint`, `gateway` or `auxiliary`; the last two belong to the network, not to a host.
+    :param endpoint: the endpoint that holds it; "" while it is only requested.
+    :param space: address space of the request; `weft-global` ones come from a Swarm manager.
+    """
+
+    cidr: str
+    address: str
+    host: str
+    kind: str = "endpoint"
+    endpoint: str = ""
+    space: str = ""
+
+    @property
+    def key(self) -> str:
+        return address_key(self.cidr, self.address)
+
+    @property
+    def pending_key(self) -> str:
+        return f"{pending_prefix(self.host)}{self.cidr}/{self.address}"
+
+
+def network_key(vni: int) -> str:
+    return f"{NETWORKS}{vni}"
+
+
+def members_prefix(vni: int) -> str:
+    return f"{MEMBERS}{vni}/"
+
+
+def endpoints_prefix(vni: int) -> str:
+    return f"{ENDPOINTS}{vni}/"
+
+
+def endpoint_key(vni: int, endpoint_id: str) -> str:
+    return f"{ENDPOINTS}{vni}/{endpoint_id}"
+
+
+def address_key(cidr: str, address: str) -> str:
+    return f"{ADDRESSES}{cidr}/{address}"
+
+
+def pending_prefix(host: str) -> str:
+    return f"{PENDING}{host}/"
+
+
+def mac_key(vni: int, mac: str) -> str:
+    return f"{MACS}{vni}/{mac}"
+
+
+def binding_key(host: str, network_id: str) -> str:
+    return f"{BINDINGS}{host}/{network_id}"

@@ -1,0 +1,187 @@
+"""Desired state against observed state: what to do to the kernel, and doing it.
+
+`plan_links` and `plan_rows` are pure: equal inputs give equal, sorted plans, and a plan computed again after it
+was applied is empty. Doing is mechanical and belongs to the `Kernel` port: one netlink request per link step,
+one batch per kind for rows. A failed step does not stop the others; the caller resynchronises later.
+
+The same `plan_rows` serves both ways of working: over a whole network (resync: observed is a dump) and over just
+the rows that an event touched (observed is what those rows were before the event).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Set
+from dataclasses import dataclass
+from typing import Protocol
+
+from weft.dataplane import Bridge, Fdb, Link, Port, Row, Vxlan
+from weft.model import IPNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    link: Link
+    reason: str = "missing"
+
+    def __str__(self) -> str:
+        return f"create {describe(self.link)} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Change what can be changed in place: MTU, master, up, the fixed flags of the link's kind."""
+
+    link: Link
+    reason: str
+
+    def __str__(self) -> str:
+        return f"update {describe(self.link)} ({self.reason})"
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"remove link {self.name} ({self.reason})"
+
+
+Step = Create | Update | Remove
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """Rows to put, then rows to delete. A put replaces a row of the same key, but adds a flood entry."""
+
+    put: tuple[Row, ...] = ()
+    delete: tuple[Row, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.delete or self.put)
+
+    def __len__(self) -> int:
+        return len(self.delete) + len(self.put)
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedLink:
+    """A link in the data-plane namespace as it is; `faults` names what is wrong besides the attributes.
+
+    Faults are, for example, `down`, `learning on`, `neigh_suppress off`: fixed properties of the link's kind that
+    an `Update` puts back. A link that is none of ours is a `Port` with the bridge it is enslaved to or "".
+    """
+
+    link: Link
+    faults: tuple[str, ...] = ()
+
+
+class Kernel(Protocol):
+    """Reads and writes this host's data plane. Every method may raise `KernelError`."""
+
+    def check(self) -> None:
+        """Prove that this kernel can make the devices of a network."""
+        ...
+
+    def observe_links(self, names: Iterable[str] | None = None) -> dict[str, ObservedLink]:
+        """Links of the data-plane namespace by name; only those of `names` that exist, if names are given."""
+        ...
+
+    def perform(self, step: Step) -> None:
+        """Do one link step. Creating what exists raises `KernelError` with EEXIST; removing what is gone is done."""
+        ...
+
+    def has_links(self, names: Iterable[str]) -> bool:
+        """True if all these links exist in the data-plane namespace. Cheap: microseconds."""
+        ...
+
+    def observe_rows(self, devices: Iterable[str]) -> set[Row]:
+        """All permanent and static rows on these devices, except those the kernel makes for the devices' own MACs."""
+        ...
+
+    def write_rows(self, plan: RowPlan) -> None:
+        """Put, then delete. Adding what exists and deleting what is gone succeed. Collects the first other error."""
+        ...
+
+    def routes(self) -> list[IPNetwork]:
+        """Destinations of the host's own routes (not the default ones): a new pool must not overlap them."""
+        ...
+
+    def underlay_mtu(self, address: str) -> int:
+        """MTU of the host's interface that holds the underlay address."""
+        ...
+
+
+def plan_links(desired: Iterable[Link], observed: dict[str, ObservedLink]) -> list[Step]:
+    """Steps that turn the observed links into exactly the desired ones: removals, changes, creations.
+
+    Bridges come before what is enslaved to them. A difference in what a VXLAN device cannot change is a
+    removal and a creation, with the attribute as the reason.
+    """
+    wanted = {link.name: link for link in desired}
+    removals: list[Step] = [Remove(name, "not wanted") for name in sorted(observed.keys() - wanted.keys())]
+    changes: list[Step] = []
+    creations: list[Step] = []
+    for link in sorted(wanted.values(), key=_order):
+        seen = observed.get(link.name)
+        if seen is None:
+            creations.append(Create(link))
+        elif reason := _incompatible(link, seen.link):
+            removals.append(Remove(link.name, reason))
+            creations.append(Create(link, reason))
+        elif reasons := [*_differences(link, seen.link), *seen.faults]:
+            changes.append(Update(link, ", ".join(reasons)))
+    # A removed bridge frees its ports: what was created may have to be enslaved to a new bridge afterwards.
+    return [*removals, *sorted(creations, key=lambda s: _order(s.link)), *changes]  # type: ignore[union-attr]
+
+
+def plan_rows(desired: Set[Row], observed: Set[Row]) -> RowPlan:
+    """Rows to put and to delete. A row whose key stays is only put: a replaced entry leaves no gap in traffic.
+
+    A VXLAN entry that is not wanted is always deleted, since deleting one names its VTEP: a MAC to which somebody
+    added a second VTEP loses just that one.
+    """
+    missing = desired - observed
+    surplus = observed - desired
+    if not missing and not surplus:
+        return RowPlan()
+    kept = {row.key for row in missing} if surplus else set()
+    delete = sorted((row for row in surplus if isinstance(row, Fdb) or row.key not in kept), key=_row_order)
+    return RowPlan(put=tuple(sorted(missing, key=_row_order)), delete=tuple(delete))
+
+
+def describe(link: Link) -> str:
+    match link:
+        case Bridge():
+            return f"bridge {link.name}"
+        case Vxlan():
+            return f"VXLAN device {link.name} (VNI {link.vni}, UDP port {link.port})"
+        case Port():
+            return f"port {link.name}"
+
+
+def _order(link: Link) -> tuple[int, str]:
+    return (isinstance(link, Port) + (not isinstance(link, Bridge)), link.name)
+
+
+def _row_order(row: Row) -> tuple[bool, Row]:
+    return (not isinstance(row, Fdb), row)
+
+
+def _incompatible(wanted: Link, seen: Link) -> str:
+    """Why the link that is there cannot become the wanted one, or ''."""
+    if type(wanted) is not type(seen):
+        return f"is a {type(seen).__name__.lower()}"
+    if isinstance(wanted, Vxlan) and isinstance(seen, Vxlan):
+        for name in ("vni", "local", "port"):
+            if (has := getattr(seen, name)) != (want := getattr(wanted, name)):
+                return f"{name} is {has}, not {want}"
+    return ""
+
+
+def _differences(wanted: Link, seen: Link) -> list[str]:
+    return [
+        f"{name} is {getattr(seen, name) or 'none'}"
+        for name in ("mtu", "bridge")
+        if getattr(wanted, name, None) != getattr(seen, name, None)
+    ]

@@ -1,0 +1,108 @@
+"""The store port: a small ordered key-value store with revisions, as etcd has it.
+
+Every change of any key raises the store's revision by at least one; an entry carries the revision of its last
+change. Keys are text with `/` between parts, values are JSON text. The same contract is kept by every adapter
+and checked by one test suite (`tests/unit/test_store.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key's present value and the revision of its last change."""
+
+    key: str
+    value: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All entries under a prefix, sorted by key, as they stood at `revision`."""
+
+    entries: tuple[Entry, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyIs:
+    """Condition: the key's last change was at `revision`; 0 says that the key is absent."""
+
+    key: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoneNewer:
+    """Condition: no present key under `prefix` was changed after `revision`; 0 says that there is none at all."""
+
+    prefix: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAll:
+    """Delete every key under `prefix`."""
+
+    prefix: str
+
+
+Condition = KeyIs | NoneNewer
+Write = Put | Delete | DeleteAll
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A watch's first message, and its answer when it fell behind: everything, replacing all held before."""
+
+    entries: tuple[Entry, ...]
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed since the last message, in order. A deleted key has `value` None."""
+
+    events: tuple[tuple[str, str | None], ...]
+    revision: int
+
+
+class Watch(Protocol):
+    """An open watch: iterate (blocks), and `close()` from any thread to end the iteration."""
+
+    def __iter__(self) -> Iterator[Snapshot | Changes]: ...
+    def close(self) -> None: ...
+
+
+class Store(Protocol):
+    """What weft needs of a store. Every method may raise `StoreError`; all are safe to call from any thread."""
+
+    def get(self, key: str) -> Entry | None: ...
+
+    def list(self, prefix: str) -> Listing: ...
+
+    def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
+        """Do all writes at one revision if all conditions hold; otherwise do nothing and return False."""
+        ...
+
+    def watch(self, prefix: str) -> Watch:
+        """A snapshot of everything under `prefix` first, then its changes as they come."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,218 @@
+"""The default store: one SQLite file, shared by any number of processes on one machine.
+
+`entries` is the present state, `changes` the history that watches read. The history is trimmed; a watch that fell
+behind gets a snapshot instead. A writer touches `<file>.changed` after each commit, and watches wait for that by
+inotify: watching the database's own files would wake them before the commit can be seen.
+
+WAL with `synchronous=FULL`: what was answered to the engine survives a power failure, as the engine's own state does.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from inotify_simple import INotify, flags
+
+from weft.errors import StoreError
+from weft.store import Changes, Condition, DeleteAll, Entry, KeyIs, Listing, Put, Snapshot, Write
+
+SCHEMA_VERSION = 1
+HISTORY = 50_000
+"""Revisions of history that are kept for watches."""
+_BUSY_SECONDS = 5.0
+_FALLBACK_MS = 1000
+"""A watch looks by itself this often, in case a writer died between its commit and its touch."""
+
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS changes (revision INTEGER NOT NULL, key TEXT NOT NULL, value TEXT);
+CREATE INDEX IF NOT EXISTS changes_by_revision ON changes (revision);
+CREATE TABLE IF NOT EXISTS counter (revision INTEGER NOT NULL, trimmed INTEGER NOT NULL);
+INSERT INTO counter SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM counter);
+PRAGMA user_version = {SCHEMA_VERSION};
+COMMIT;
+"""
+
+
+class SqliteStore:
+    """Opens (and creates) the store at `path`. Connections are per thread, made when a thread first asks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.signal = path.with_name(path.name + ".changed")
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.Lock()
+        with self._errors():
+            self._prepare()
+
+    def get(self, key: str) -> Entry | None:
+        with self._errors():
+            row = self._db.execute("SELECT key, value, revision FROM entries WHERE key = ?", (key,)).fetchone()
+        return Entry(*row) if row else None
+
+    def list(self, prefix: str) -> Listing:
+        with self._errors(), self._transaction("BEGIN") as db:
+            return Listing(_entries(db, prefix), _revision(db))
+
+    def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
+        with self._errors(), self._transaction("BEGIN IMMEDIATE") as db:
+            if not all(_holds(db, condition) for condition in conditions):
+                return False
+            revision = _revision(db) + 1
+            for write in writes:
+                _write(db, write, revision)
+            db.execute("UPDATE counter SET revision = ?", (revision,))
+            if revision % (HISTORY // 10) == 0:
+                _trim(db, revision - HISTORY)
+        self.signal.touch()
+        return True
+
+    def watch(self, prefix: str) -> SqliteWatch:
+        return SqliteWatch(self, prefix)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._connections:
+                self._connections.pop().close()
+
+    def read_changes(self, prefix: str, after: int | None) -> Snapshot | Changes:
+        """What a watch that has seen revision `after` (None: nothing) gets next; empty changes if nothing is new."""
+        with self._errors(), self._transaction("BEGIN") as db:
+            revision, trimmed = db.execute("SELECT revision, trimmed FROM counter").fetchone()
+            if after is None or after < trimmed:
+                return Snapshot(_entries(db, prefix), revision)
+            rows = db.execute(
+                "SELECT key, value FROM changes WHERE revision > ? AND key >= ? AND key < ? ORDER BY rowid",
+                (after, prefix, _end(prefix)),
+            )
+            return Changes(tuple(rows), revision)
+
+    def _prepare(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"store {self.path} was written by a newer weft (schema {version}, this one knows {SCHEMA_VERSION}): "
+                "install that version or newer"
+            )
+        damage = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
+        if damage != "ok":
+            raise sqlite3.DatabaseError(damage)
+        if version < SCHEMA_VERSION:
+            self._db.executescript(_SCHEMA)
+        self.signal.touch()
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            # Closed by close(), from another thread: hence check_same_thread=False. Each is used by one thread only.
+            db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            self._local.db = db
+            with self._lock:
+                self._connections.append(db)
+        return db
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        db = self._db
+        db.execute(begin)
+        with db:  # commits, or rolls back on an exception
+            yield db
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"store {self.path} cannot be used: {error}; check the file, its folder and the disk"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise StoreError(
+                f"store {self.path} is damaged ({error}): restore it from a backup, or move it away and restart weft "
+                "to begin with an empty store"
+            ) from error
+        except OSError as error:
+            raise StoreError(f"store {self.path} cannot be used: {error.strerror} ({error.filename})") from error
+
+
+class SqliteWatch:
+    """See `Store.watch`."""
+
+    def __init__(self, store: SqliteStore, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Snapshot | Changes]:
+        revision: int | None = None
+        with INotify() as inotify:
+            inotify.add_watch(str(self._store.signal), flags.ATTRIB)
+            while not self._closed.is_set():
+                news = self._store.read_changes(self._prefix, revision)
+                revision = news.revision
+                if isinstance(news, Snapshot) or news.events:
+                    yield news
+                else:
+                    inotify.read(timeout=_FALLBACK_MS)
+
+    def close(self) -> None:
+        self._closed.set()
+        self._store.signal.touch()
+
+
+def _end(prefix: str) -> str:
+    """The least text that sorts after every text with this prefix."""
+    return prefix + "\U0010ffff"
+
+
+def _revision(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT revision FROM counter").fetchone()[0])
+
+
+def _entries(db: sqlite3.Connection, prefix: str) -> tuple[Entry, ...]:
+    rows = db.execute(
+        "SELECT key, value, revision FROM entries WHERE key >= ? AND key < ? ORDER BY key", (prefix, _end(prefix))
+    )
+    return tuple(Entry(*row) for row in rows)
+
+
+def _holds(db: sqlite3.Connection, condition: Condition) -> bool:
+    if isinstance(condition, KeyIs):
+        row = db.execute("SELECT revision FROM entries WHERE key = ?", (condition.key,)).fetchone()
+        return (row[0] if row else 0) == condition.revision
+    newer = db.execute(
+        "SELECT 1 FROM entries WHERE key >= ? AND key < ? AND revision > ? LIMIT 1",
+        (condition.prefix, _end(condition.prefix), condition.revision),
+    )
+    return newer.fetchone() is None
+
+
+def _write(db: sqlite3.Connection, write: Write, revision: int) -> None:
+    if isinstance(write, Put):
+        db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", (write.key, write.value, revision))
+        db.execute("INSERT INTO changes VALUES (?, ?, ?)", (revision, write.key, write.value))
+        return
+    where, what = (
+        ("key >= ? AND key < ?", (write.prefix, _end(write.prefix)))
+        if isinstance(write, DeleteAll)
+        else ("key = ?", (write.key,))
+    )
+    db.execute(f"INSERT INTO changes SELECT {revision}, key, NULL FROM entries WHERE {where} ORDER BY key", what)
+    db.execute(f"DELETE FROM entries WHERE {where}", what)
+
+
+def _trim(db: sqlite3.Connection, up_to: int) -> None:
+    db.execute("DELETE FROM changes WHERE revision <= ?", (up_to,))
+    db.execute("UPDATE counter SET trimmed = max(trimmed, ?)", (up_to,))

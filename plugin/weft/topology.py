@@ -1,0 +1,110 @@
+"""From what the cluster has to what this host's kernel should hold. Pure: equal clusters give equal wishes.
+
+Only networks with endpoints on this host are wanted here. A remote endpoint is three rows (see `dataplane.py`), a
+remote host with endpoints of the network one flood entry. Local endpoints need no row: the bridge learns them on
+their own ports, and the tunnel's port never learns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+
+from weft.cluster import Cluster
+from weft.dataplane import (
+    FLOOD_MAC,
+    Bridge,
+    Fdb,
+    Neighbour,
+    Port,
+    Row,
+    Station,
+    Vxlan,
+    bridge_name,
+    pack_address,
+    pack_mac,
+    vxlan_name,
+)
+from weft.model import Endpoint, Host, Network
+
+OVERHEAD = {4: 50, 6: 70}
+"""Bytes that VXLAN adds by IP version of the underlay: inner Ethernet 14, VXLAN 8, UDP 8, outer IP 20 or 40."""
+
+_ENGINE_ID = re.compile(r"[0-9a-f]{64}")
+
+
+def overhead(underlay: str) -> int:
+    """Bytes that a tunnel from this VTEP address adds to a container's packet."""
+    return OVERHEAD[6 if ":" in underlay else 4]
+
+
+def network_links(network: Network, *, local: str, port: int, mtu: int) -> tuple[Bridge, Vxlan]:
+    """The devices of a network on the host whose VTEP address is `local`."""
+    bridge = Bridge(bridge_name(network.vni), mtu)
+    return bridge, Vxlan(vxlan_name(network.vni), network.vni, local, port, mtu, bridge.name)
+
+
+def endpoint_port(endpoint: Endpoint, mtu: int) -> Port:
+    """The veth of a local endpoint."""
+    return Port(
+        port_name(endpoint.id),
+        bridge_name(endpoint.vni),
+        mtu,
+        peer=f"wc{_short_id(endpoint.id)}",
+        mac=endpoint.mac,
+    )
+
+
+def port_name(endpoint_id: str) -> str:
+    """Name of the host end of an endpoint's veth."""
+    return f"wp{_short_id(endpoint_id)}"
+
+
+def _short_id(endpoint_id: str) -> str:
+    """Twelve characters for interface names (15 at most): the id's own first ones, as Docker shows them.
+
+    Only the engine's 64-digit ids are random enough for that; any other is hashed.
+    """
+    if not _ENGINE_ID.fullmatch(endpoint_id):
+        endpoint_id = hashlib.sha256(endpoint_id.encode()).hexdigest()
+    return endpoint_id[:12]
+
+
+def network_rows(cluster: Cluster, vni: int, me: Host) -> set[Row]:
+    """All rows of one network: every remote endpoint's, and the flood entries."""
+    rows = endpoint_rows(cluster, cluster.endpoints.get(vni, {}).values(), me)
+    rows.update(flood_rows(cluster, vni, cluster.hosts_of(vni), me))
+    return rows
+
+
+def endpoint_rows(cluster: Cluster, endpoints: Iterable[Endpoint], me: Host) -> set[Row]:
+    """The rows of these endpoints as far as they are on other, reachable hosts."""
+    vteps = {host.id: pack_address(host.underlay) for host in _peers(cluster, me)}
+    rows: set[Row] = set()
+    for endpoint in endpoints:
+        vtep = vteps.get(endpoint.host)
+        if vtep is None:
+            continue
+        mac, tunnel, bridge = pack_mac(endpoint.mac), vxlan_name(endpoint.vni), bridge_name(endpoint.vni)
+        rows.add(Fdb(tunnel, mac, vtep))
+        rows.add(Station(tunnel, mac))
+        rows.update(Neighbour(bridge, pack_address(address), mac) for address in endpoint.addresses)
+    return rows
+
+
+def flood_rows(cluster: Cluster, vni: int, hosts: Iterable[str], me: Host) -> set[Row]:
+    """Where frames without a known destination go: one entry for each of `hosts` that is a peer."""
+    wanted = set(hosts)
+    return {
+        Fdb(vxlan_name(vni), FLOOD_MAC, pack_address(host.underlay))
+        for host in _peers(cluster, me)
+        if host.id in wanted
+    }
+
+
+def _peers(cluster: Cluster, me: Host) -> Iterator[Host]:
+    """Other hosts whose VTEP is of our address family: one VXLAN device cannot mix them."""
+    for host in cluster.hosts.values():
+        if host.id != me.id and (":" in host.underlay) == (":" in me.underlay):
+            yield host

@@ -1,0 +1,143 @@
+"""Stand-ins that hold state, and that can fail the next calls of one kind."""
+
+from __future__ import annotations
+
+import errno
+import queue
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from weft.dataplane import Bridge, KernelEvent, Link, Port, Row
+from weft.errors import EngineError, KernelError
+from weft.model import IPNetwork
+from weft.reconcile import Create, ObservedLink, Remove, RowPlan, Step, Update
+
+
+class FakeKernel:
+    """A data-plane namespace in memory, with the kernel's habits: ports die with their rows, names are unique."""
+
+    def __init__(self, *, mtu: int = 1500, routes: Iterable[str] = ()) -> None:
+        self.links: dict[str, Link] = {}
+        self.rows: set[Row] = set()
+        self.mtu = mtu
+        self.route_list = [ip_network(route) for route in routes]
+        self.steps: list[Step] = []
+        self.vxlan_error = 0
+        self._failing: Counter[str] = Counter()
+
+    def fail(self, method: str, times: int = 1) -> None:
+        """Let the next calls of a method fail."""
+        self._failing[method] += times
+
+    def check(self) -> None:
+        self._maybe_fail("check")
+        if self.vxlan_error:
+            raise KernelError("create VXLAN device vxcheck", self.vxlan_error, "load the vxlan module")
+
+    def observe_links(self, names: Iterable[str] | None = None) -> dict[str, ObservedLink]:
+        self._maybe_fail("observe_links")
+        wanted = self.links.keys() if names is None else set(names)
+        return {name: ObservedLink(link) for name, link in sorted(self.links.items()) if name in wanted}
+
+    def perform(self, step: Step) -> None:
+        self._maybe_fail("perform")
+        self.steps.append(step)
+        match step:
+            case Create(link):
+                self._create(link)
+            case Update(link):
+                self.links[link.name] = link
+            case Remove(name):
+                self._remove(name)
+
+    def has_links(self, names: Iterable[str]) -> bool:
+        return all(name in self.links for name in names)
+
+    def observe_rows(self, devices: Iterable[str]) -> set[Row]:
+        self._maybe_fail("observe_rows")
+        wanted = set(devices)
+        return {row for row in self.rows if row.device in wanted}
+
+    def write_rows(self, plan: RowPlan) -> None:
+        self._maybe_fail("write_rows")
+        for row in plan.put:
+            if row.device not in self.links:
+                raise KernelError(f"put {row}", errno.ENODEV)
+            self.rows -= {old for old in self.rows if old.key == row.key}
+            self.rows.add(row)
+        self.rows -= set(plan.delete)
+
+    def routes(self) -> list[IPNetwork]:
+        return self.route_list
+
+    def underlay_mtu(self, address: str) -> int:
+        return self.mtu
+
+    def _create(self, link: Link) -> None:
+        if link.name in self.links:
+            raise KernelError(f"create {link.name}", errno.EEXIST)
+        if not isinstance(link, Bridge) and link.bridge not in self.links:
+            raise KernelError(f"create {link.name}", errno.ENODEV)
+        self.links[link.name] = link
+
+    def _remove(self, name: str) -> None:
+        self.rows = {row for row in self.rows if row.device != name}
+        if isinstance(self.links.pop(name, None), Bridge):
+            for link in list(self.links.values()):
+                if isinstance(link, Port) and link.bridge == name:
+                    self.links[link.name] = Port(link.name, "", link.mtu)
+
+    def _maybe_fail(self, method: str) -> None:
+        if self._failing[method]:
+            self._failing[method] -= 1
+            raise KernelError(method, errno.EIO)
+
+
+class FakeMonitor:
+    """Kernel events that a test sends by hand."""
+
+    def __init__(self) -> None:
+        self.events: queue.SimpleQueue[KernelEvent | None] = queue.SimpleQueue()
+
+    def __call__(self) -> FakeMonitor:
+        return self
+
+    def __iter__(self) -> Iterator[KernelEvent]:
+        return iter(self.events.get, None)
+
+    def close(self) -> None:
+        self.events.put(None)
+
+
+@dataclass
+class FakeDockerNetwork:
+    """See `engine.EngineNetwork`."""
+
+    id: str
+    name: str
+    subnets: set[str]
+    endpoints: set[str]
+    addresses: set[str]
+
+
+class FakeEngine:
+    """A Docker Engine's lists of networks, changed by the test."""
+
+    def __init__(self) -> None:
+        self.present: dict[str, FakeDockerNetwork] = {}
+        self.answers = True
+
+    def add(self, network_id: str, name: str, *subnets: str) -> FakeDockerNetwork:
+        network = self.present[network_id] = FakeDockerNetwork(network_id, name, set(subnets), set(), set())
+        return network
+
+    def networks(self, driver: str, ids: Collection[str]) -> list[FakeDockerNetwork]:
+        if not self.answers:
+            raise EngineError("the Docker Engine does not answer")
+        return list(self.present.values())
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        changed()
+        raise EngineError("the Docker Engine closed the event stream")
