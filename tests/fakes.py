@@ -25,6 +25,8 @@ class FakeKernel:
         self.route_list = [ip_network(route) for route in routes]
         self.steps: list[Step] = []
         self.vxlan_error = 0
+        self.broken: set[str] = set()
+        """Names of links that cannot be made."""
         self._failing: Counter[str] = Counter()
 
     def fail(self, method: str, times: int = 1) -> None:
@@ -78,6 +80,8 @@ class FakeKernel:
     def _create(self, link: Link) -> None:
         if link.name in self.links:
             raise KernelError(f"create {link.name}", errno.EEXIST)
+        if link.name in self.broken:
+            raise KernelError(f"create {link.name}", errno.EIO)
         if not isinstance(link, Bridge) and link.bridge not in self.links:
             raise KernelError(f"create {link.name}", errno.ENODEV)
         self.links[link.name] = link

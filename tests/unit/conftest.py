@@ -1,0 +1,68 @@
+"""Hosts that share one store, each with a kernel in memory."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes import FakeKernel, FakeMonitor
+from weft.agent import Agent
+from weft.attachments import Attachments
+from weft.config import from_environment
+from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
+from weft.ipam import LOCAL_SPACE, Ipam, PoolId
+from weft.model import Endpoint, Host, Network, Pool
+from weft.options import NetworkOptions
+from weft.store import Put
+from weft.store.sqlite import SqliteStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    opened = SqliteStore(tmp_path / "weft.db")
+    yield opened
+    opened.close()
+
+
+class FakeHost:
+    """One host's weft without its edges: call the driver as the engine would."""
+
+    def __init__(self, store: SqliteStore, number: int, kernel: FakeKernel) -> None:
+        self.store = store
+        self.kernel = kernel
+        self.record = Host(f"{number:032x}", f"h{number}", f"192.168.78.{number}")
+        store.transact([], [Put(self.record.key, self.record.encode())])
+        ranges = from_environment({}).pools
+        self.ipam = Ipam(store, self.record.id, ranges=ranges, host_routes=kernel.routes, rng=random.Random(number))
+        self.attachments = Attachments(kernel, self.record, port=4789)
+        self.driver = Driver(store, self.record, self.ipam, self.attachments, rng=random.Random(number))
+        self.monitor = FakeMonitor()
+        self.agent = Agent(store, kernel, self.record, self.attachments, monitor=self.monitor, resync=3600)
+
+    def create_network(self, network_id: str, *cidrs: str, internal: bool = False, **options: int | str) -> Network:
+        """RequestPool, gateway and CreateNetwork, in the engine's order."""
+        pools = []
+        for cidr in cidrs:
+            pool_id = PoolId.parse(f"{LOCAL_SPACE}/{cidr}")
+            self.ipam.request_pool(LOCAL_SPACE, pool_id.pool, None, v6=pool_id.pool.version == 6)
+            gateway = self.ipam.request_gateway(pool_id, None)
+            pools.append(PoolRequest(LOCAL_SPACE, Pool(cidr, str(gateway))))
+        asked = NetworkOptions(**options)  # type: ignore[arg-type]
+        return self.driver.create_network(NetworkRequest(network_id, tuple(pools), asked, internal))
+
+    def run(self, network_id: str, endpoint_id: str, cidr: str, *, mac: str = "") -> Endpoint:
+        """RequestAddress, CreateEndpoint and Join."""
+        address = self.ipam.request_address(PoolId.parse(f"{LOCAL_SPACE}/{cidr}"), None)
+        request = EndpointRequest(network_id, endpoint_id, (str(address),), mac)
+        endpoint = self.driver.create_endpoint(request)
+        self.driver.join(network_id, endpoint_id)
+        return endpoint
+
+
+@pytest.fixture
+def host(store: SqliteStore) -> Callable[..., FakeHost]:
+    """Makes host number N on the shared store."""
+    return lambda number=1, **kernel: FakeHost(store, number, FakeKernel(**kernel))

@@ -1,0 +1,216 @@
+"""The agent between a real store and a kernel in memory: follows, repairs, outlasts faults."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.unit.conftest import FakeHost
+from weft.dataplane import (
+    FLOOD_MAC,
+    Bridge,
+    Fdb,
+    LinkEvent,
+    Neighbour,
+    Overflow,
+    Row,
+    RowEvent,
+    Station,
+    pack_address,
+    pack_mac,
+)
+from weft.errors import StoreError
+from weft.model import Endpoint, Host, endpoint_key
+from weft.store import Delete, Put, Watch
+from weft.store.sqlite import SqliteStore
+
+Hosts = Callable[..., FakeHost]
+CIDR = "10.1.0.0/24"
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """Wait for what a thread does; the limit is only reached when the test fails."""
+    deadline = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def running(host: Hosts) -> Iterator[Hosts]:
+    started: list[FakeHost] = []
+
+    def start(number: int, **kernel: int) -> FakeHost:
+        one = host(number, **kernel)
+        one.agent.start()
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        one.agent.stop()
+
+
+def rows_of(endpoint: Endpoint, vtep: str) -> set[Row]:
+    mac, tunnel, bridge = pack_mac(endpoint.mac), f"vx{endpoint.vni}", f"br{endpoint.vni}"
+    return {
+        Fdb(tunnel, mac, pack_address(vtep)),
+        Station(tunnel, mac),
+        Fdb(tunnel, FLOOD_MAC, pack_address(vtep)),
+        *(Neighbour(bridge, pack_address(address), mac) for address in endpoint.addresses),
+    }
+
+
+@pytest.fixture
+def pair(running: Hosts) -> tuple[FakeHost, FakeHost, Endpoint, Endpoint]:
+    """Two hosts with one endpoint each, in sync."""
+    one, two = running(1), running(2)
+    one.create_network("n1", CIDR)
+    two.create_network("n2", CIDR)
+    here, there = one.run("n1", "a" * 64, CIDR), two.run("n2", "b" * 64, CIDR)
+    eventually(lambda: one.kernel.rows == rows_of(there, "192.168.78.2"))
+    eventually(lambda: two.kernel.rows == rows_of(here, "192.168.78.1"))
+    return one, two, here, there
+
+
+def test_what_another_host_removes_goes_away_here(pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint]) -> None:
+    one, two, _, there = pair
+    two.driver.delete_endpoint("n2", there.id)
+    eventually(lambda: not one.kernel.rows)
+    assert len(one.kernel.links) == 3
+
+
+def test_a_network_without_local_endpoints_is_not_programmed(running: Hosts) -> None:
+    one, two = running(1), running(2)
+    one.create_network("n1", CIDR)
+    two.create_network("n2", CIDR)
+    two.run("n2", "b" * 64, CIDR)
+    eventually(lambda: bool(one.agent.cluster.endpoints))
+    assert not one.kernel.links
+
+
+def test_the_last_endpoint_leaves_devices_until_docker_removes_the_network(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint],
+) -> None:
+    one, _, here, _ = pair
+    one.driver.delete_endpoint("n1", here.id)
+    assert len(one.kernel.links) == 2
+    one.driver.delete_network("n1")
+    eventually(lambda: not one.kernel.links and not one.kernel.rows)
+
+
+@pytest.mark.parametrize("kind", ["br", "vx"])
+def test_a_device_that_somebody_deleted_is_made_again_with_its_rows(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], kind: str
+) -> None:
+    one, _, here, there = pair
+    before = dict(one.kernel.links)
+    name = f"{kind}{here.vni}"
+    one.kernel._remove(name)
+    assert one.kernel.rows != rows_of(there, "192.168.78.2")
+    one.monitor.events.put(LinkEvent(name, False))
+    eventually(lambda: one.kernel.links == before and one.kernel.rows == rows_of(there, "192.168.78.2"))
+
+
+def test_a_foreign_link_is_removed(pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint]) -> None:
+    one, _, _, _ = pair
+    one.kernel.links["stray"] = Bridge("stray", 1500)
+    one.monitor.events.put(LinkEvent("stray", True))
+    eventually(lambda: "stray" not in one.kernel.links)
+
+
+def test_a_row_that_somebody_changed_is_put_right(pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint]) -> None:
+    one, _, here, there = pair
+    wanted = rows_of(there, "192.168.78.2")
+    for row in wanted:
+        one.kernel.rows.discard(row)
+        one.monitor.events.put(RowEvent(row, False))
+    foreign: list[Row] = [
+        Fdb(f"vx{here.vni}", pack_mac("02:00:00:00:00:99"), pack_address("192.168.78.9")),
+        Fdb(f"vx{here.vni}", pack_mac(there.mac), pack_address("192.168.78.9")),
+        Neighbour(f"br{here.vni}", pack_address(there.addresses[0]), bytes(6)),
+    ]
+    for row in foreign:
+        one.kernel.rows = {old for old in one.kernel.rows if old.key != row.key} | {row}
+        one.monitor.events.put(RowEvent(row, True))
+    eventually(lambda: one.kernel.rows == wanted)
+
+
+@pytest.mark.parametrize("method", ["observe_links", "perform", "observe_rows", "write_rows"])
+def test_every_fault_ends_in_sync(pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], method: str) -> None:
+    one, _, _, there = pair
+    before = dict(one.kernel.links)
+    one.agent._resync_seconds = 0.1
+    for name in before:
+        if not name.startswith("wp"):
+            one.kernel._remove(name)
+    one.kernel.fail(method)
+    one.monitor.events.put(Overflow())
+    eventually(lambda: one.kernel.links == before and one.kernel.rows == rows_of(there, "192.168.78.2"))
+    one.agent.resync()
+    assert not one.kernel.links.keys() ^ before.keys()
+
+
+def test_a_host_that_moves_takes_its_entries_along(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], store: SqliteStore
+) -> None:
+    one, two, _, there = pair
+    moved = Host(two.record.id, "h2", "192.168.78.22")
+    store.transact([], [Put(moved.key, moved.encode())])
+    eventually(lambda: one.kernel.rows == rows_of(there, "192.168.78.22"))
+
+
+def test_a_container_that_moves_with_its_address_leaves_nothing_stale(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], running: Hosts, store: SqliteStore
+) -> None:
+    one, _, _, there = pair
+    three = running(3)
+    again = Endpoint("c" * 64, there.vni, there.mac, there.addresses, three.record.id)
+    store.transact([], [Delete(there.key), Put(endpoint_key(there.vni, again.id), again.encode())])
+    eventually(lambda: one.kernel.rows == rows_of(again, "192.168.78.3"))
+
+
+def test_an_orphaned_port_is_removed_and_a_lost_one_not_made(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], store: SqliteStore
+) -> None:
+    one, _, here, _ = pair
+    one.kernel.links["wp" + "f" * 12] = one.kernel.links.pop("wp" + "a" * 12)
+    one.agent.resync()
+    assert not any(name.startswith("wp") for name in one.kernel.links)
+    assert store.get(here.key)
+
+
+def test_nothing_is_removed_before_the_first_snapshot(
+    running: Hosts, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(prefix: str) -> Watch:
+        raise StoreError("the store is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "watch", away)
+        one = running(1)
+        one.kernel.links["stray"] = Bridge("stray", 1500)
+        one.monitor.events.put(LinkEvent("stray", True))
+        one.monitor.events.put(Overflow())
+        eventually(lambda: one.monitor.events.empty() and one.agent._triggers.empty())
+        assert "stray" in one.kernel.links
+    eventually(lambda: "stray" not in one.kernel.links)
+
+
+def test_one_broken_network_does_not_keep_others_from_being_served(running: Hosts) -> None:
+    one, two = running(1), running(2)
+    broken = one.create_network("n1", CIDR)
+    one.create_network("n2", "10.2.0.0/24")
+    two.create_network("m2", "10.2.0.0/24")
+    one.run("n1", "1" * 64, CIDR)
+    one.run("n2", "2" * 64, "10.2.0.0/24")
+    tunnel = f"vx{broken.vni}"
+    one.kernel.broken.add(tunnel)
+    one.kernel._remove(tunnel)
+    one.monitor.events.put(LinkEvent(tunnel, False))
+    there = two.run("m2", "b" * 64, "10.2.0.0/24")
+    eventually(lambda: rows_of(there, "192.168.78.2") <= one.kernel.rows)
+    one.kernel.broken.clear()
+    eventually(lambda: tunnel in one.kernel.links)

@@ -1,0 +1,65 @@
+"""Who may import what: each outside library has one importer, and imports point down the module map."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import weft
+
+ROOT = Path(weft.__file__).parent
+LAYERS = [
+    {"errors", "model", "dataplane", "config", "store"},
+    {"options", "reconcile", "cluster", "identity", "topology", "ipam"},
+    {"attachments", "driver", "agent", "collector"},
+    {"wire", "api", "engine", "kernel"},
+    {"main"},
+]
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return names
+
+
+def importers(library: str) -> set[str]:
+    return {
+        path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for path in ROOT.rglob("*.py")
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+
+
+@pytest.mark.parametrize(
+    ("library", "module"),
+    [
+        ("pyroute2", "kernel"),
+        ("flask", {"api", "main"}),
+        ("gunicorn", "main"),
+        ("docker", "engine"),
+        ("sqlite3", "store"),
+    ],
+)
+def test_one_importer_for_each_library(library: str, module: str | set[str]) -> None:
+    assert importers(library) == ({module} if isinstance(module, str) else module)
+
+
+def test_only_config_and_main_read_the_environment() -> None:
+    readers = {p.stem for p in ROOT.rglob("*.py") if "environ" in p.read_text()}
+    assert readers == {"config", "main"}
+
+
+def test_imports_point_down() -> None:
+    level = {name: number for number, names in enumerate(LAYERS) for name in names}
+    for path in ROOT.rglob("*.py"):
+        module = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if module.startswith("__"):
+            continue
+        for name in imports(path):
+            if name.startswith("weft."):
+                target = name.split(".")[1]
+                assert level[target] <= level[module], f"{path.name} imports {name}"

@@ -1,0 +1,211 @@
+"""Networks and endpoints: what is made, joined, refused, undone."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+import pytest
+
+from tests.unit.conftest import FakeHost
+from weft.driver import EndpointRequest, NetworkRequest, PoolRequest, mac_of
+from weft.errors import Conflict, InvalidRequest, KernelError, NotFound
+from weft.model import Network, Pool, network_key
+from weft.options import NetworkOptions
+from weft.store.sqlite import SqliteStore
+
+Hosts = Callable[..., FakeHost]
+CIDR = "10.1.0.0/24"
+
+
+def test_the_same_subnet_is_the_same_network_on_every_host(host: Hosts) -> None:
+    one, two = host(1), host(2)
+    made = one.create_network("n1", CIDR, mtu=1400)
+    assert two.create_network("n2", CIDR) == made
+    assert made.creator == "h1"
+
+
+def test_creating_twice_is_the_same(host: Hosts, store: SqliteStore) -> None:
+    one = host(1)
+    made = one.create_network("n1", CIDR)
+    before = store.list("")
+    assert one.create_network("n1", CIDR) == made
+    assert store.list("") == before
+
+
+@pytest.mark.parametrize(
+    ("cidrs", "options", "internal", "difference"),
+    [
+        ([CIDR], {"mtu": 1300}, False, "its mtu is automatic, not 1300"),
+        ([CIDR], {}, True, "it is not internal"),
+        ([CIDR, "fd00::/64"], {}, False, "its subnets are 10.1.0.0/24, not 10.1.0.0/24, fd00::/64"),
+        ([CIDR], {"vni": 7}, False, "subnet and options mean different networks"),
+        ([CIDR], {"network": "9"}, False, "there is no weft network '9'"),
+    ],
+)
+def test_joining_with_other_properties_is_refused_with_the_difference(
+    host: Hosts, cidrs: list[str], options: dict[str, int | str], internal: bool, difference: str
+) -> None:
+    host(1).create_network("n1", CIDR)
+    two = host(2)
+    with pytest.raises((Conflict, NotFound), match=difference):
+        two.create_network("n2", *cidrs, internal=internal, **options)
+
+
+def test_a_refused_join_says_who_made_the_network_and_what_to_type(host: Hosts) -> None:
+    host(1).create_network("n1", CIDR)
+    with pytest.raises(Conflict, match=r"made on host h1, cannot be used like that: .*Type --subnet 10.1.0.0/24"):
+        host(2).create_network("n2", CIDR, internal=True)
+
+
+def test_one_engine_has_a_network_once(host: Hosts) -> None:
+    one = host(1)
+    one.create_network("n1", CIDR)
+    with pytest.raises(Conflict, match="is on this host already, as Docker network n1"):
+        one.create_network("n1again", CIDR)
+
+
+def test_a_network_is_found_by_vni_and_by_name(host: Hosts, store: SqliteStore) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR, vni=42)
+    assert network.vni == 42
+    assert host(2).create_network("n2", CIDR, network="42") == network
+    assert host(3).create_network("n3", CIDR, vni=42) == network
+
+
+def test_default_ipam_is_refused_with_the_command_to_type(host: Hosts) -> None:
+    request = NetworkRequest("n1", (PoolRequest("LocalDefault", Pool(CIDR)),), NetworkOptions(), False)
+    with pytest.raises(
+        InvalidRequest, match=r"docker network create -d weft --ipam-driver weft --subnet 10.1.0.0/24 NAME"
+    ):
+        host(1).driver.create_network(request)
+
+
+def test_an_mtu_that_does_not_fit_is_refused_with_the_one_that_does(host: Hosts) -> None:
+    with pytest.raises(InvalidRequest, match="mtu=1451 does not fit this host's underlay: 1450 is the most"):
+        host(1).create_network("n1", CIDR, mtu=1451)
+
+
+def test_a_kernel_without_vxlan_is_named_and_nothing_is_left(host: Hosts, store: SqliteStore) -> None:
+    one = host(1)
+    one.kernel.vxlan_error = errno.EOPNOTSUPP
+    before = [e for e in store.list("").entries if not e.key.startswith("ipam/")]
+    with pytest.raises(KernelError, match="load the vxlan module"):
+        one.create_network("n1", CIDR)
+    assert [e for e in store.list("").entries if not e.key.startswith("ipam/")] == before
+    one.kernel.vxlan_error = 0
+    one.create_network("n1", CIDR)
+
+
+def test_the_last_host_takes_the_network_along(host: Hosts, store: SqliteStore) -> None:
+    one, two = host(1), host(2)
+    before = store.list("").entries
+    vni = one.create_network("n1", CIDR).vni
+    two.create_network("n2", CIDR)
+    two.run("n2", "e2", CIDR)
+    one.driver.delete_network("n1")
+    one.driver.delete_network("n1")
+    assert store.get(network_key(vni))
+    two.driver.delete_network("n2")
+    two.driver.delete_network("unknown")
+    assert store.list("").entries == before
+    assert not any(name.startswith("wp") for name in two.kernel.links)
+
+
+def test_an_endpoint_is_recorded_and_plumbed(host: Hosts) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR)
+    endpoint = one.run("n1", "e" * 64, CIDR)
+    assert endpoint.mac == mac_of(endpoint.addresses[0])
+    assert set(one.kernel.links) == {f"br{network.vni}", f"vx{network.vni}", "wp" + "e" * 12}
+    assert one.driver.join("n1", "e" * 64) == "wc" + "e" * 12
+
+
+def test_creating_an_endpoint_twice_is_the_same_and_with_other_content_refused(host: Hosts) -> None:
+    one = host(1)
+    one.create_network("n1", CIDR)
+    endpoint = one.run("n1", "e1", CIDR)
+    again = EndpointRequest("n1", "e1", endpoint.addresses, "")
+    assert one.driver.create_endpoint(again) == endpoint
+    with pytest.raises(Conflict, match=r"endpoint e1 .* exists with other addresses"):
+        one.driver.create_endpoint(EndpointRequest("n1", "e1", ("10.1.0.99",), ""))
+
+
+def test_an_address_in_use_is_refused_to_a_second_endpoint(host: Hosts) -> None:
+    one, two = host(1), host(2)
+    one.create_network("n1", CIDR)
+    two.create_network("n2", CIDR)
+    used = one.run("n1", "e1", CIDR).addresses
+    with pytest.raises(Conflict, match="is in use by endpoint e1"):
+        one.driver.create_endpoint(EndpointRequest("n1", "e2", used, "02:00:00:00:00:01"))
+    with pytest.raises(Conflict, match="is in use by endpoint e1"):
+        two.driver.create_endpoint(EndpointRequest("n2", "e3", used, "02:00:00:00:00:01"))
+    with pytest.raises(Conflict, match="is the gateway address"):
+        two.driver.create_endpoint(EndpointRequest("n2", "e3", ("10.1.0.1",), ""))
+    with pytest.raises(InvalidRequest, match="is in none of the pools"):
+        two.driver.create_endpoint(EndpointRequest("n2", "e3", ("10.2.0.1",), ""))
+
+
+def test_a_mac_in_use_is_refused_on_the_same_network_only(host: Hosts) -> None:
+    one = host(1)
+    one.create_network("n1", CIDR)
+    one.create_network("n2", "10.2.0.0/24")
+    one.run("n1", "e1", CIDR, mac="02:00:00:00:00:01")
+    with pytest.raises(Conflict, match=r"MAC address 02:00:00:00:00:01 .* is in use by endpoint e1"):
+        one.run("n1", "e2", CIDR, mac="02:00:00:00:00:01")
+    one.run("n2", "e3", "10.2.0.0/24", mac="02:00:00:00:00:01")
+
+
+def test_a_kernel_that_refuses_leaves_no_endpoint(host: Hosts, store: SqliteStore) -> None:
+    one = host(1)
+    one.create_network("n1", CIDR)
+    one.kernel.fail("perform")
+    with pytest.raises(KernelError):
+        one.run("n1", "e1", CIDR)
+    assert not store.list("topology/endpoints/").entries
+    assert not one.attachments.pinned()
+    one.run("n1", "e1", CIDR)
+
+
+def test_join_makes_a_lost_veth_again(host: Hosts) -> None:
+    one = host(1)
+    one.create_network("n1", CIDR)
+    one.run("n1", "e1", CIDR)
+    one.kernel.links.clear()
+    one.driver.join("n1", "e1")
+    assert len(one.kernel.links) == 3
+
+
+def test_unknown_ids(host: Hosts) -> None:
+    one = host(1)
+    with pytest.raises(NotFound, match="Docker network n9 is not known to weft"):
+        one.driver.create_endpoint(EndpointRequest("n9", "e1", ("10.1.0.5",), ""))
+    one.create_network("n1", CIDR)
+    with pytest.raises(NotFound, match=r"endpoint e9 .* is not known"):
+        one.driver.join("n1", "e9")
+    one.driver.delete_endpoint("n1", "e9")
+    one.driver.delete_endpoint("n9", "e9")
+
+
+def test_a_restarted_container_may_have_its_address_again(host: Hosts) -> None:
+    one = host(1)
+    one.create_network("n1", CIDR)
+    addresses = one.run("n1", "e1", CIDR).addresses
+    one.driver.delete_endpoint("n1", "e1")
+    assert one.driver.create_endpoint(EndpointRequest("n1", "e2", addresses, "")).addresses == addresses
+
+
+@pytest.mark.parametrize(("address", "mac"), [("10.1.2.3", "02:42:0a:01:02:03"), ("fd00::1:2", "02:42:00:01:00:02")])
+def test_a_mac_follows_from_the_address(address: str, mac: str) -> None:
+    assert mac_of(address) == mac
+
+
+def test_swarm_gets_the_users_options_back_with_a_vni(host: Hosts) -> None:
+    options = host(1).driver.allocate_network({"mtu": "1400"})
+    assert options["mtu"] == "1400"
+    assert int(options["weft.vni"]) >= 4096
+
+
+def test_a_network_without_a_name_is_called_by_its_vni() -> None:
+    network = Network(7, "", (), 0, False, "h")
+    assert network.title == "network with VNI 7"

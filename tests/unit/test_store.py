@@ -1,0 +1,187 @@
+"""The store's contract, and what is SQLite's own."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from weft.errors import StoreError
+from weft.store import Changes, Delete, DeleteAll, KeyIs, NoneNewer, Put, Snapshot, Store
+from weft.store import sqlite as sqlite_store
+from weft.store.sqlite import SqliteStore
+
+
+def put(store: Store, key: str, value: str = "x") -> int:
+    """Write a key and return its revision."""
+    assert store.transact([], [Put(key, value)])
+    entry = store.get(key)
+    assert entry is not None
+    return entry.revision
+
+
+def test_a_key_is_read_back_with_a_rising_revision(store: Store) -> None:
+    first = put(store, "a", "1")
+    assert put(store, "a", "2") > first
+    entry = store.get("a")
+    assert entry is not None
+    assert entry.value == "2"
+    assert store.get("b") is None
+
+
+def test_a_listing_is_sorted_and_stays_under_its_prefix(store: Store) -> None:
+    for key in ("p/b", "p/a", "p", "q/a", "p0"):
+        put(store, key)
+    listing = store.list("p/")
+    assert [entry.key for entry in listing.entries] == ["p/a", "p/b"]
+    assert listing.revision == put(store, "p/c") - 1
+
+
+@pytest.mark.parametrize(
+    ("key", "revision_offset", "holds"), [("a", 0, True), ("a", -1, False), ("a", 1, False), ("b", None, True)]
+)
+def test_key_is(store: Store, key: str, revision_offset: int | None, holds: bool) -> None:
+    revision = put(store, "a")
+    wanted = 0 if revision_offset is None else revision + revision_offset
+    assert store.transact([KeyIs(key, wanted)], [Put("done", "")]) is holds
+    assert (store.get("done") is not None) is holds
+
+
+def test_none_newer_sees_new_and_changed_keys_under_the_prefix_only(store: Store) -> None:
+    put(store, "p/a")
+    listing = store.list("p/")
+    put(store, "q/a")
+    assert store.transact([NoneNewer("p/", listing.revision)], [Put("q/b", "")])
+    put(store, "p/a")
+    assert not store.transact([NoneNewer("p/", listing.revision)], [Put("q/c", "")])
+    assert not store.transact([NoneNewer("p/", 0)], [])
+    store.transact([], [DeleteAll("p/")])
+    assert store.transact([NoneNewer("p/", 0)], [])
+
+
+def test_a_failed_condition_writes_nothing_at_all(store: Store) -> None:
+    put(store, "a")
+    before = store.list("")
+    assert not store.transact([KeyIs("b", 0), KeyIs("a", 0)], [Put("b", ""), Delete("a")])
+    assert store.list("") == before
+
+
+def test_a_watch_begins_with_a_snapshot_and_goes_on_in_order(store: Store) -> None:
+    put(store, "p/a", "1")
+    watch = store.watch("p/")
+    news = iter(watch)
+    first = next(news)
+    assert isinstance(first, Snapshot)
+    assert [(e.key, e.value) for e in first.entries] == [("p/a", "1")]
+    store.transact([], [Put("p/b", "2"), Delete("p/a"), Put("q/x", "")])
+    store.transact([], [DeleteAll("p/")])
+    events: list[tuple[str, str | None]] = []
+    while len(events) < 3:
+        change = next(news)
+        assert isinstance(change, Changes)
+        events += change.events
+    assert events == [("p/b", "2"), ("p/a", None), ("p/b", None)]
+    watch.close()
+    assert list(news) == []
+
+
+def test_deleting_what_is_not_there_is_no_event(store: Store) -> None:
+    watch = store.watch("")
+    news = iter(watch)
+    next(news)
+    store.transact([], [Delete("ghost"), DeleteAll("ghosts/")])
+    put(store, "a")
+    change = next(news)
+    assert isinstance(change, Changes)
+    assert change.events == (("a", "x"),)
+    watch.close()
+
+
+def test_a_watch_that_fell_behind_gets_a_snapshot(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_store, "HISTORY", 20)
+    put(store, "gone")
+    watch = store.watch("")
+    news = iter(watch)
+    next(news)
+    store.transact([], [Delete("gone")])
+    for number in range(50):
+        put(store, f"k{number % 3}", str(number))
+    caught_up = next(news)
+    assert isinstance(caught_up, Snapshot)
+    assert {entry.key for entry in caught_up.entries} == {"k0", "k1", "k2"}
+    watch.close()
+
+
+def test_only_one_of_many_threads_wins_a_key(store: Store) -> None:
+    wins: list[int] = []
+    barrier = threading.Barrier(8)
+
+    def race(number: int) -> None:
+        barrier.wait()
+        for key in range(20):
+            if store.transact([KeyIs(f"k{key}", 0)], [Put(f"k{key}", str(number))]):
+                wins.append(key)
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(wins) == list(range(20))
+
+
+def test_another_process_is_seen_by_a_watch(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "weft.db")
+    watch = store.watch("")
+    news = iter(watch)
+    next(news)
+    writer = (
+        "import sys; from pathlib import Path; from weft.store import Put; from weft.store.sqlite import SqliteStore; "
+        "SqliteStore(Path(sys.argv[1])).transact([], [Put('from', 'afar')])"
+    )
+    path = str(Path(sqlite_store.__file__).parents[2])
+    subprocess.run([sys.executable, "-c", writer, str(store.path)], check=True, env={"PYTHONPATH": path})
+    change = next(news)
+    assert isinstance(change, Changes)
+    assert change.events == (("from", "afar"),)
+    watch.close()
+    store.close()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "weft.db"
+    SqliteStore(path).close()
+    return path
+
+
+def test_a_newer_schema_is_refused_by_name(database: Path) -> None:
+    connection = sqlite3.connect(database)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(StoreError, match=r"weft\.db was written by a newer weft \(schema 99, this one knows 1\)"):
+        SqliteStore(database)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database, but long enough to be one " * 100, b"SQLite format 3\0" + b"\xff" * 4096]
+)
+def test_a_damaged_file_is_refused_with_what_to_do(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weft.db"
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"weft\.db is damaged .*: restore it from a backup, or move it away"):
+        SqliteStore(path)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("")
+    with pytest.raises(StoreError, match="cannot be used"):
+        SqliteStore(tmp_path / "folder" / "weft.db")
+
+
+def test_the_file_is_for_root_only(database: Path) -> None:
+    assert database.stat().st_mode & 0o777 == 0o600
