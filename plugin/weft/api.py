@@ -32,11 +32,12 @@ Call = Callable[[Body], Reply]
 
 def create_app(driver: Driver, ipam: Ipam) -> Flask:
     """The WSGI application; it holds no state of its own."""
-    app = Flask("weft")
+    app = Flask("weft", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.url_map.merge_slashes = False
     calls = {**_plugin_calls(), **_network_calls(driver), **_ipam_calls(driver, ipam)}
 
-    @app.post("/<name>")
+    @app.post("/<name>", provide_automatic_options=False)
     def call(name: str) -> Response | tuple[Response, int]:
         g.began = perf_counter()
         if name not in calls:

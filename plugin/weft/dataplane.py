@@ -86,10 +86,15 @@ class Fdb(NamedTuple):
 
 
 class Station(NamedTuple):
-    """Bridge forwarding entry (`bridge fdb ... master static`): `mac` is behind the port `device`."""
+    """Bridge forwarding entry (`bridge fdb ... master static`): `mac` is behind the port `device`.
+
+    `local` entries (`permanent`) make the MAC the bridge's own, so its frames end here. They are never wanted, but
+    somebody may have put one.
+    """
 
     device: str
     mac: bytes
+    local: bool = False
 
     @property
     def key(self) -> Hashable:

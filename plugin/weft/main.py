@@ -28,7 +28,7 @@ from weft.collector import Collector
 from weft.config import SETTINGS, Settings
 from weft.driver import Driver
 from weft.engine import DockerEngine
-from weft.errors import ConfigError, WeftError
+from weft.errors import ConfigError, KernelError, WeftError
 from weft.identity import host_id
 from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
@@ -84,11 +84,20 @@ def build(settings: Settings) -> Weft:
         collector = Collector(
             store, host, agent.cluster, driver, ipam, engine, driver_name=settings.driver, grace=settings.gc_grace
         )
+    _check_kernel(attachments)
     agent.start()
     if collector:
         collector.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, host.name, host.id[:12], host.underlay)
     return Weft(create_app(driver, ipam), store, kernel, agent, collector)
+
+
+def _check_kernel(attachments: Attachments) -> None:
+    """Say at once what would otherwise come up with the first network; until then weft can do all else."""
+    try:
+        attachments.check()
+    except KernelError as error:
+        log.error("no network can be made on this host: %s", error)
 
 
 def _register(store: Store, host: Host) -> None:

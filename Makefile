@@ -1,0 +1,47 @@
+# Every target sets up what it needs by itself; a second run finds it in place.
+PY := .venv/bin/python
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+
+.PHONY: help setup demo lab lab-down test test-unit test-netns test-engine lint types bench plugin clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## install what is missing: Debian/Ubuntu packages and a virtualenv
+	@lab/setup.sh
+
+demo: setup ## two Docker Engines, one network, a ping across, and what it looks like on the wire
+	@$(SUDO) $(PY) -m lab.demo
+
+lab: setup ## start two Docker Engines with weft and leave them running
+	@$(SUDO) $(PY) -m lab up
+
+lab-down: ## remove the lab
+	@$(SUDO) $(PY) -m lab down
+
+test: test-unit test-netns test-engine ## all tiers
+
+test-unit: setup ## the pure core and the API over fakes: seconds, no root
+	@$(PY) -m pytest tests/unit
+
+test-netns: setup ## the real kernel, in namespaces made for the purpose (root)
+	@$(SUDO) $(PY) -m pytest tests/netns
+
+test-engine: setup ## real Docker Engines (root)
+	@$(SUDO) $(PY) -m pytest tests/engine
+
+lint: setup ## ruff
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: setup ## mypy, strict
+	@$(PY) -m mypy
+
+bench: setup ## weft against Docker's overlay, bridge and the raw underlay, in one run
+	@$(SUDO) $(PY) -m bench
+
+plugin: setup ## build the managed plugin's image, rootfs and config.json into build/plugin
+	@$(SUDO) deploy/build-plugin.sh
+
+clean: ## forget what was built
+	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

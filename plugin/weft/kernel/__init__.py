@@ -1,0 +1,108 @@
+"""This host's kernel: the `Kernel` port of `weft.reconcile`. Nothing else in weft speaks netlink or imports pyroute2.
+
+    namespace     the data-plane namespace, and a thread for each namespace
+    netlink       plain rtnetlink: batches, dumps, looking up a link
+    rows          the bulk tables, over netlink
+    monitor       events, over netlink
+    connection    pyroute2, in a namespace's thread
+    links         devices, over connections to both namespaces
+    underlay      the host's addresses and routes, over a connection
+
+Links, row writes, row dumps and lookups have a socket each and no lock in common: a bulk write of seconds delays the
+creation of a veth by no more than the kernel's own lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+
+from weft.dataplane import Row
+from weft.errors import KernelError
+from weft.kernel.connection import Connection
+from weft.kernel.links import Links
+from weft.kernel.monitor import Monitor, open_events
+from weft.kernel.namespace import NamespaceThread, ensure_namespace, spare_netfilter
+from weft.kernel.netlink import Rtnetlink, open_socket
+from weft.kernel.rows import Rows
+from weft.kernel.underlay import Underlay
+from weft.model import IPNetwork
+from weft.reconcile import ObservedLink, RowPlan, Step
+
+__all__ = ["LinuxKernel", "Monitor"]
+
+_RECEIVE_BUFFER = 4 << 20
+"""Room for an error to each message of a batch, several times over."""
+
+
+class LinuxKernel:
+    """The data-plane namespace at `run`/dp and the host's namespace beside it. Any thread may call, between `open()`
+    and `close()`; the namespace with all that is in it outlives both.
+
+    :param run: the folder of weft below /run.
+    :param host: the namespace that is the host's; by default that of this process.
+    """
+
+    def __init__(self, run: Path, host: Path = Path("/proc/self/ns/net")) -> None:
+        self._path = run / "dp"
+        self._host_path = host
+        self._resources = ExitStack()
+
+    def open(self) -> None:
+        with ExitStack() as resources:
+            dp_fd = ensure_namespace(self._path)
+            resources.callback(os.close, dp_fd)
+            host_fd = os.open(self._host_path, os.O_RDONLY | os.O_CLOEXEC)
+            resources.callback(os.close, host_fd)
+            self._dp = resources.enter_context(closing(NamespaceThread("weft-dp", dp_fd)))
+            host = resources.enter_context(closing(NamespaceThread("weft-host", host_fd)))
+            self._dp.run(spare_netfilter)
+            opened = partial(self._dp.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
+            self._lookup = resources.enter_context(closing(Rtnetlink(opened)))
+            self._rows = resources.enter_context(closing(Rows(opened, self._lookup.find)))
+            in_dp = resources.enter_context(closing(Connection(self._dp)))
+            in_host = resources.enter_context(closing(Connection(host)))
+            self._links = Links(in_dp, in_host, self._lookup.find, dp_fd=dp_fd, host_fd=host_fd)
+            self._underlay = Underlay(in_host)
+            self._resources = resources.pop_all()
+
+    def close(self) -> None:
+        self._resources.close()
+
+    def monitor(self) -> Monitor:
+        """Events from now on. It is closed on its own."""
+        try:
+            return Monitor(self._dp.run(open_events), self._lookup.find)
+        except OSError as error:
+            raise KernelError("follow kernel events", error.errno or 0) from error
+
+    def check(self) -> None:
+        self._links.check()
+
+    def observe_links(self, names: Iterable[str] | None = None) -> dict[str, ObservedLink]:
+        return self._links.observe(names)
+
+    def perform(self, step: Step) -> None:
+        self._links.perform(step)
+
+    def has_links(self, names: Iterable[str]) -> bool:
+        return all(self._lookup.find(name=name) for name in names)
+
+    def observe_rows(self, devices: Iterable[str]) -> set[Row]:
+        return self._rows.observe(devices)
+
+    def write_rows(self, plan: RowPlan) -> None:
+        self._rows.write(plan)
+
+    def routes(self) -> list[IPNetwork]:
+        return self._underlay.routes()
+
+    def underlay_mtu(self, address: str) -> int:
+        return self._underlay.mtu(address)
+
+    def underlay_address(self, spec: str) -> str:
+        """The address that the setting WEFT_UNDERLAY means; `ConfigError` names the candidates if it means none."""
+        return self._underlay.address(spec)

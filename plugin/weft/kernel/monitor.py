@@ -1,0 +1,143 @@
+"""Kernel events of the data-plane namespace, as they happen.
+
+Row events are parsed by the reader of the tables (`rows.py`). Our own writes come back as events, too, and look like
+anybody's: whoever listens compares with what is wanted. What is not told:
+
+- rows on other devices than bridges and VXLAN devices, and what bridges learn by themselves;
+- the MAC of a deleted `Neighbour`, for the kernel forgets it first: it is b"" then. Compare by `key`.
+
+A row that is replaced by a short-lived one counts as deleted. If we are too slow, the kernel drops events and says so
+once: `Overflow`. The receive buffer is large, since a bulk write of ours makes 300,000 events within a second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import threading
+from collections.abc import Iterator
+from errno import ENOBUFS
+
+from weft.dataplane import KernelEvent, LinkEvent, Overflow, RowEvent, Station
+from weft.errors import KernelError
+from weft.kernel.netlink import (
+    HEADER,
+    IFLA_IFNAME,
+    LINK,
+    RTM_DELLINK,
+    RTM_NEWLINK,
+    Find,
+    attributes,
+    messages,
+    open_socket,
+)
+from weft.kernel.rows import RTM_DELNEIGH, RTM_NEWNEIGH, Form, own_row
+
+_AF_BRIDGE = 7
+_GROUPS = 1 << 0 | 1 << 2
+"""RTNLGRP_LINK and RTNLGRP_NEIGH."""
+_RECEIVE_BUFFER = 64 << 20
+_CHUNK = 1 << 16
+_SHARED_DEVICE = re.compile(r"(br|vx)\d+")
+
+
+def open_events() -> socket.socket:
+    """The socket for a `Monitor`, in the calling thread's namespace."""
+    return open_socket(receive_buffer=_RECEIVE_BUFFER, groups=_GROUPS)
+
+
+class Monitor:
+    """Iterating blocks for events; `close()` from any thread ends it.
+
+    :param sock: from `open_events`; belongs to the monitor.
+    :param find: looks up a device of the namespace.
+    """
+
+    def __init__(self, sock: socket.socket, find: Find) -> None:
+        self._socket = sock
+        self._find = find
+        self._names: dict[int, str] = {}
+        self._closed = False
+        self._iterating = False
+        self._lock = threading.Lock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._poll.register(self._wake, select.POLLIN)
+
+    def __iter__(self) -> Iterator[KernelEvent]:
+        with self._lock:
+            if self._closed:
+                return
+            self._iterating = True
+        try:
+            while not self._closed:
+                yield from self._receive()
+        finally:
+            with self._lock:
+                self._release()
+
+    def close(self) -> None:
+        """Whoever iterates releases the socket; it must not be pulled from under them."""
+        with self._lock:
+            if self._iterating:
+                os.eventfd_write(self._wake, 1)
+                self._closed = True
+            elif not self._closed:
+                self._release()
+
+    def _release(self) -> None:
+        self._closed, self._iterating = True, False
+        self._socket.close()
+        os.close(self._wake)
+
+    def _receive(self) -> Iterator[KernelEvent]:
+        try:
+            chunk = self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._poll.poll()
+        except OSError as error:
+            if error.errno != ENOBUFS:
+                raise KernelError("follow kernel events", error.errno or 0) from error
+            self._names.clear()
+            yield Overflow()
+        else:
+            for start in messages(chunk):
+                size, kind, *_ = HEADER.unpack_from(chunk, start)
+                if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
+                    yield from self._row_event(Form.of(chunk, start), chunk)
+                elif kind in (RTM_NEWLINK, RTM_DELLINK):
+                    yield from self._link_event(chunk, start, start + size)
+
+    def _row_event(self, form: Form, chunk: bytes) -> Iterator[RowEvent]:
+        device = self._name(form.ifindex)
+        if not _SHARED_DEVICE.fullmatch(device) or (form.of_bridge and not form.lasting):
+            return
+        row = form.row(chunk, device)
+        if row is None or (isinstance(row, Station) and row.local and self._is_own(row)):
+            return
+        yield RowEvent(row, form.kind == RTM_NEWNEIGH and form.lasting)
+
+    def _link_event(self, chunk: bytes, start: int, end: int) -> Iterator[LinkEvent]:
+        _, kind, _, _, _, family, _, index, *_ = LINK.unpack_from(chunk, start)
+        name = chunk[attributes(chunk, start + LINK.size, end)[IFLA_IFNAME]].rstrip(b"\0").decode()
+        # A bridge (AF_BRIDGE) says "deleted" of a port that merely leaves it.
+        present = kind == RTM_NEWLINK or family == _AF_BRIDGE
+        before = self._names.pop(index, name)
+        if present:
+            self._names[index] = name
+        if before != name:
+            yield LinkEvent(before, False)
+        yield LinkEvent(name, present)
+
+    def _name(self, index: int) -> str:
+        if index not in self._names:
+            device = self._find(index=index)
+            self._names[index] = device.name if device else ""
+        return self._names[index]
+
+    def _is_own(self, row: Station) -> bool:
+        device = self._find(name=row.device)
+        return device is not None and row == own_row(device)

@@ -1,0 +1,112 @@
+"""The data-plane network namespace, and threads that live in one namespace.
+
+The namespace is a bind mount of itself: it stays, with all its devices and rows, when we end, and is found again when
+we start. Mounts do not survive a reboot but the file under them may, so a path is a namespace only if the kernel says
+so; otherwise a new one is mounted over it.
+
+A namespace belongs to a thread, not to a process. A thread that wanders between namespaces is one forgotten return
+away from doing its work in the wrong place, and pyroute2 forks to open a socket elsewhere, which is unsafe beside
+threads. So there is one thread per namespace which enters it once and never leaves. Its sockets and its view of
+/proc/sys/net are the namespace's. A socket made there may be used by any thread: it stays in its namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fcntl import ioctl
+from pathlib import Path
+from typing import TypeVar
+
+from weft.errors import KernelError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CLONE_NEWNET = 0x40000000
+_MS_BIND = 0x1000
+_NS_GET_NSTYPE = 0xB703
+
+_CAPABILITY = "weft needs the capability CAP_SYS_ADMIN"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def ensure_namespace(path: Path) -> int:
+    """A file descriptor of the network namespace mounted at `path`, which is made if it is not there."""
+    fd = find_namespace(path)
+    if fd is None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_mount_new, path).result()
+        fd = find_namespace(path)
+    if fd is None:
+        raise KernelError(f"mount a network namespace at {path}", 0, "the mount is not visible: see the host's mounts")
+    return fd
+
+
+def find_namespace(path: Path) -> int | None:
+    """A file descriptor of the network namespace at `path`; None if that is something else or nothing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        if ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:
+            return fd
+    except OSError:
+        log.debug("%s is a plain file, left from before a reboot", path)
+    os.close(fd)
+    return None
+
+
+def _mount_new(path: Path) -> None:
+    """Runs in a thread that ends afterwards, for it has left the host's namespace."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    _call("make a network namespace", _libc.unshare(_CLONE_NEWNET))
+    source = b"/proc/thread-self/ns/net"
+    _call(f"mount a network namespace at {path}", _libc.mount(source, os.fsencode(path), None, _MS_BIND, None))
+
+
+def _call(what: str, result: int) -> None:
+    if result < 0:
+        errno = ctypes.get_errno()
+        raise KernelError(what, errno, _CAPABILITY if errno == 1 else "")
+
+
+class NamespaceThread:
+    """Runs callables, one at a time, in a thread that lives in the network namespace of a file descriptor."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+        try:
+            self.run(lambda: _call("enter a network namespace", _libc.setns(fd, _CLONE_NEWNET)))
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do `work` there and wait for its result or error."""
+        return self._pool.submit(work).result()
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def spare_netfilter() -> None:
+    """Keep br_netfilter off the calling thread's namespace, where a new bridge would otherwise pay for it.
+
+    The switches are 1 in a new namespace, and exist only while the module is loaded. In a managed plugin /proc/sys
+    may be read-only: slower, but right.
+    """
+    for table in ("iptables", "ip6tables", "arptables"):
+        switch = Path(f"/proc/sys/net/bridge/bridge-nf-call-{table}")
+        try:
+            if switch.exists() and switch.read_text().strip() != "0":
+                switch.write_text("0")
+        except OSError as error:
+            log.warning("cannot turn %s off in the data plane, it will be slower: %s", switch.name, error.strerror)

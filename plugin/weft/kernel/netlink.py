@@ -1,0 +1,221 @@
+"""rtnetlink without an interpreter in between: a socket, batches of requests, dumps, and looking up a link.
+
+Two things make tables of 100,000 rows quick. A batch is one `send` of many messages, of which only the last asks for
+an acknowledgement; the kernel still reports every message that it refuses, by its sequence number. And a dump is taken
+as it comes, in chunks of up to 32 kB.
+
+The kernel works inside our `send`: all answers to a batch are in the receive buffer when it returns. If they are not,
+the buffer was too small for so many errors, and the batch is done again in halves: every request here may be repeated.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from errno import EAGAIN, EINTR, ENOBUFS, ENODEV
+from struct import Struct
+from typing import NamedTuple, Protocol, TypeVar
+
+from weft.errors import KernelError
+
+T = TypeVar("T")
+
+NLM_F_REQUEST = 0x1
+NLM_F_DUMP = 0x300
+NLM_F_REPLACE = 0x100
+NLM_F_CREATE = 0x400
+NLM_F_APPEND = 0x800
+_NLM_F_ACK = 0x4
+_NLM_F_DUMP_INTR = 0x10
+_NLMSG_ERROR = 2
+_NLMSG_DONE = 3
+
+RTM_NEWLINK = 16
+RTM_DELLINK = 17
+_RTM_GETLINK = 18
+
+IFLA_IFNAME = 3
+_IFLA_ADDRESS = 1
+_IFLA_MTU = 4
+_IFLA_EXT_MASK = 29
+_RTEXT_FILTER_SKIP_STATS = 8
+
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+_NETLINK_GET_STRICT_CHK = 12
+_SO_RCVBUFFORCE = 33
+
+HEADER = Struct("=IHHII")
+"""nlmsghdr: length, type, flags, sequence number, port."""
+LINK = Struct("=IHHII BxHiII")
+"""nlmsghdr, then ifinfomsg: family, type, index, flags, change."""
+_ATTRIBUTE = Struct("=HH")
+_FLAGS = Struct("=H")
+_ERROR = Struct("=i")
+_NUMBER = Struct("=I")
+_NO_STATISTICS = Struct("=HHI").pack(8, _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+
+_CHUNK = 1 << 16
+_ATTEMPTS = 10
+
+
+class Device(NamedTuple):
+    """What there is to look up of a link."""
+
+    ifindex: int
+    name: str
+    mac: bytes
+    mtu: int
+
+
+class Find(Protocol):
+    """Looks up a device of one namespace by its name or index."""
+
+    def __call__(self, *, name: str = "", index: int = 0) -> Device | None: ...
+
+
+def open_socket(*, receive_buffer: int, groups: int = 0) -> socket.socket:
+    """An rtnetlink socket in the calling thread's namespace."""
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    try:
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        sock.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer)
+        except PermissionError:  # root of a user namespace only
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        sock.bind((0, groups))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def messages(buffer: bytes) -> Iterator[int]:
+    """Where each message of a received chunk begins."""
+    start = 0
+    while start < len(buffer):
+        yield start
+        start += (HEADER.unpack_from(buffer, start)[0] + 3) & ~3
+
+
+def attributes(buffer: bytes, start: int, end: int) -> dict[int, slice]:
+    """Where the value of each attribute is."""
+    found = {}
+    while start < end:
+        length, kind = _ATTRIBUTE.unpack_from(buffer, start)
+        found[kind] = slice(start + 4, start + length)
+        start += (length + 3) & ~3
+    return found
+
+
+class Rtnetlink:
+    """A socket that any thread may use, one request at a time. A broken one is replaced at the next use.
+
+    :param opened: makes the socket, in its namespace.
+    """
+
+    def __init__(self, opened: Callable[[], socket.socket]) -> None:
+        self._open = opened
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def send(self, batch: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Send requests; return sequence number and errno of each that the kernel refused."""
+        data = bytearray().join(batch)
+        last = len(data) - len(batch[-1])
+        _FLAGS.pack_into(data, last + 6, _FLAGS.unpack_from(data, last + 6)[0] | _NLM_F_ACK)
+        try:
+            return self._exchange("write rows", lambda sock: _refused(sock, data, HEADER.unpack_from(data, last)[3]))
+        except KernelError as error:
+            if error.errno not in (ENOBUFS, EAGAIN) or len(batch) == 1:
+                raise
+        half = len(batch) // 2
+        return self.send(batch[:half]) + self.send(batch[half:])
+
+    def dump(self, request: bytes) -> list[bytes]:
+        """All chunks of the answer; asked again if the table changed so that the answer is inconsistent."""
+        for _ in range(_ATTEMPTS):
+            chunks, interrupted = self._exchange("read a table", lambda sock: _dump(sock, request))
+            if not interrupted:
+                return chunks
+        raise KernelError("read a table", EINTR, "it changes all the time")
+
+    def find(self, *, name: str = "", index: int = 0) -> Device | None:
+        """See `Find`. The older ioctl will not do: for a name that does not exist it starts modprobe."""
+        tail = _NO_STATISTICS
+        if name:
+            tail += _ATTRIBUTE.pack(4 + len(name) + 1, IFLA_IFNAME) + name.encode() + bytes(4 - len(name) % 4)
+        head = LINK.pack(LINK.size + len(tail), _RTM_GETLINK, NLM_F_REQUEST, 0, 0, 0, 0, index, 0, 0)
+        return self._exchange(f"look up link {name or index}", lambda sock: _find(sock, head + tail))
+
+    def _exchange(self, what: str, work: Callable[[socket.socket], T]) -> T:
+        with self._lock:
+            try:
+                if self._socket is None:
+                    self._socket = self._open()
+                return work(self._socket)
+            except OSError as error:
+                self._drop()  # answers left in it would be taken for those to the next request
+                raise KernelError(what, error.errno or 0) from error
+
+    def _drop(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _refused(sock: socket.socket, data: bytearray, last: int) -> list[tuple[int, int]]:
+    sock.send(data)
+    refused = []
+    sequence = -1
+    while sequence != last:
+        reply = sock.recv(_CHUNK, socket.MSG_DONTWAIT)
+        sequence = HEADER.unpack_from(reply)[3]
+        if errno := -_ERROR.unpack_from(reply, HEADER.size)[0]:
+            refused.append((sequence, errno))
+    return refused
+
+
+def _dump(sock: socket.socket, request: bytes) -> tuple[list[bytes], bool]:
+    """Chunks of messages, and whether the kernel says that they do not fit together."""
+    sock.send(request)
+    chunks: list[bytes] = []
+    interrupted = done = False
+    while not done:
+        chunk = sock.recv(_CHUNK)
+        _raise_error(chunk)
+        # The last message may come alone or behind others; it has 20 bytes, no attribute looks like it.
+        _, kind, flags, _, _ = HEADER.unpack_from(chunk, len(chunk) - 20)
+        done = kind == _NLMSG_DONE and _NUMBER.unpack_from(chunk, len(chunk) - 20)[0] == 20
+        interrupted |= bool((flags if done else 0) | HEADER.unpack_from(chunk)[2] & _NLM_F_DUMP_INTR)
+        chunks.append(chunk[:-20] if done else chunk)
+    return chunks, interrupted
+
+
+def _find(sock: socket.socket, request: bytes) -> Device | None:
+    sock.send(request)
+    reply = sock.recv(_CHUNK)
+    try:
+        _raise_error(reply)
+    except OSError as error:
+        if error.errno == ENODEV:
+            return None
+        raise
+    at = attributes(reply, LINK.size, len(reply))
+    return Device(
+        ifindex=LINK.unpack_from(reply)[7],
+        name=reply[at[IFLA_IFNAME]].rstrip(b"\0").decode(),
+        mac=reply[at[_IFLA_ADDRESS]] if _IFLA_ADDRESS in at else b"",
+        mtu=_NUMBER.unpack(reply[at[_IFLA_MTU]])[0],
+    )
+
+
+def _raise_error(reply: bytes) -> None:
+    if HEADER.unpack_from(reply)[1] == _NLMSG_ERROR and (errno := -_ERROR.unpack_from(reply, HEADER.size)[0]):
+        raise OSError(errno, "refused")

@@ -1,0 +1,158 @@
+"""What we have to know of the host's own network: its addresses, their MTU, and where its routes go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from errno import EADDRNOTAVAIL
+from ipaddress import ip_address, ip_interface, ip_network
+from socket import AF_INET, AF_INET6
+from typing import Any
+
+from weft.errors import ConfigError, KernelError
+from weft.kernel.connection import Connection
+from weft.model import IPAddress, IPInterface, IPNetwork
+
+_VERSION = {AF_INET: 4, AF_INET6: 6}
+_RT_TABLE_MAIN = 254
+_RT_TABLE_LOCAL = 255
+_RTM_F_CLONED = 0x200
+_ROUTE_TYPES = {1, 6, 7, 8}
+"""unicast, blackhole, unreachable, prohibit: what else there is concerns no container."""
+_RTN_UNICAST = 1
+_RT_SCOPE_UNIVERSE = 0
+_IFA_F_UNFIT = 0x01 | 0x08 | 0x20
+"""secondary (IPv6: temporary), failed, deprecated."""
+_IFF_LOOPBACK = 0x8
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """An address of the host, and the interface that holds it."""
+
+    interface: IPInterface
+    index: int
+    device: str
+    fit: bool
+
+    @property
+    def ip(self) -> IPAddress:
+        return self.interface.ip
+
+    def __str__(self) -> str:
+        return f"{self.ip} ({self.device})"
+
+
+class Underlay:
+    """:param host: the host's own namespace."""
+
+    def __init__(self, host: Connection) -> None:
+        self._host = host
+
+    def routes(self) -> list[IPNetwork]:
+        """Destinations of all routes in all tables but the default routes."""
+        networks = {_destination(route) for route in self._routes() if route["dst_len"]}
+        return sorted((net for net in networks if not net.is_link_local), key=lambda net: (net.version, net))
+
+    def mtu(self, address: str) -> int:
+        """MTU of the interface with that address. Packets to an address on the loopback take the default route."""
+        holder = next((a for a in self._addresses() if a.ip == ip_address(address)), None)
+        if holder is None:
+            raise KernelError(f"find the interface with the underlay address {address}", EADDRNOTAVAIL)
+        link = self._link(holder.index)
+        if link["flags"] & _IFF_LOOPBACK and (route := self._default_route(holder.ip.version)):
+            link = self._link(_output(route))
+        return int(link.get_attr("IFLA_MTU"))
+
+    def address(self, spec: str) -> str:
+        """The address that is meant by an interface, an address, a CIDR, or "" for the default route's source.
+
+        IPv4 comes before IPv6, lasting addresses before others.
+        """
+        candidates = sorted(self._addresses(), key=lambda a: (a.ip.version, not a.fit))
+        chosen = [a for a in candidates if _matches(a, spec)] if spec else self._of_default_route(candidates)
+        if chosen:
+            return str(chosen[0].ip)
+        problem = f"WEFT_UNDERLAY={spec} is none of this host's" if spec else "this host has no default route"
+        known = ", ".join(map(str, candidates)) or "none at all"
+        raise ConfigError(f"{problem}; set WEFT_UNDERLAY to an interface, an address or a CIDR of: {known}")
+
+    def _of_default_route(self, candidates: list[_Address]) -> list[_Address]:
+        """What the kernel would take as source, first choice first."""
+        chosen: list[_Address] = []
+        for version in (4, 6):
+            if route := self._default_route(version):
+                source, gateway = route.get_attr("RTA_PREFSRC"), route.get_attr("RTA_GATEWAY")
+                here = [a for a in candidates if a.ip.version == version and a.index == _output(route)]
+                if source:
+                    here = [a for a in candidates if a.ip == ip_address(source)]
+                elif gateway:
+                    here.sort(key=lambda a: ip_address(gateway) not in a.interface.network)
+                chosen += here
+        return chosen
+
+    def _default_route(self, version: int) -> Any:
+        """The preferred one; None if there is none."""
+        routes = [
+            route
+            for route in self._routes()
+            if not route["dst_len"]
+            and _VERSION[route["family"]] == version
+            and route["type"] == _RTN_UNICAST
+            and route.get_attr("RTA_TABLE") == _RT_TABLE_MAIN
+        ]
+        return min(routes, key=lambda route: route.get_attr("RTA_PRIORITY") or 0, default=None)
+
+    def _routes(self) -> list[Any]:
+        routes = self._host.dump("read the host's routes", lambda route: route.route("dump", family=0))
+        return [
+            route
+            for route in routes
+            if route["family"] in _VERSION
+            and route["type"] in _ROUTE_TYPES
+            and route.get_attr("RTA_TABLE") != _RT_TABLE_LOCAL
+            and not route["flags"] & _RTM_F_CLONED
+        ]
+
+    def _addresses(self) -> list[_Address]:
+        found = self._host.dump("read the host's addresses", lambda route: route.addr("dump"))
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in self._links()}
+        return [
+            _Address(
+                interface=ip_interface(f"{_local(address)}/{address['prefixlen']}"),
+                index=address["index"],
+                device=names.get(address["index"], "?"),
+                fit=not address.get_attr("IFA_FLAGS") & _IFA_F_UNFIT,
+            )
+            for address in found
+            if address["family"] in _VERSION and address["scope"] == _RT_SCOPE_UNIVERSE
+        ]
+
+    def _links(self) -> list[Any]:
+        return self._host.dump("read the host's links", lambda route: route.link("dump"))
+
+    def _link(self, index: int) -> Any:
+        return self._host.call("read the underlay link", lambda route: route.link("get", index=index)[0])
+
+
+def _matches(address: _Address, spec: str) -> bool:
+    if address.device == spec:
+        return True
+    try:
+        return address.ip in ip_network(spec)
+    except ValueError:
+        return False
+
+
+def _local(address: Any) -> str:
+    """Our own address: on a point-to-point link IFA_ADDRESS is the other side's."""
+    return str(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
+
+
+def _destination(route: Any) -> IPNetwork:
+    return ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}")
+
+
+def _output(route: Any) -> int:
+    """Index of the link by which a route leaves; of several, the first."""
+    paths = route.get_attr("RTA_MULTIPATH")
+    return int(paths[0]["oif"] if paths else route.get_attr("RTA_OIF"))

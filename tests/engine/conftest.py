@@ -1,0 +1,86 @@
+"""Two real Docker Engines with weft, shared by the tests of a module; each test cleans up what it made."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+
+from lab import Host, Lab
+from lab.process import wait_until
+
+IMAGE = "weft-lab"
+
+
+class Cluster:
+    """The two hosts, and short words for what tests do on them."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.h1, self.h2 = lab.hosts
+
+    def network(self, name: str, *options: str, subnet: str, hosts: list[Host] | None = None) -> None:
+        """The same network on the hosts (default: both)."""
+        create = ["network", "create", "-d", "weft", "--ipam-driver", "weft", "--subnet", subnet, *options, name]
+        for host in hosts or self.lab.hosts:
+            host.docker(*create)
+
+    def run(self, host: Host, name: str, network: str, *options: str) -> str:
+        """Start a container; return its IPv4 address on the network."""
+        host.docker("run", "-d", "--name", name, "--network", network, *options, IMAGE)
+        return self.address(host, name, network)
+
+    def address(self, host: Host, name: str, network: str, *, field: str = "IPAddress") -> str:
+        template = f'{{{{(index .NetworkSettings.Networks "{network}").{field}}}}}'
+        return host.docker("inspect", "--format", template, name)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """The store's keys, read past weft."""
+        with closing(sqlite3.connect(f"file:{self.lab.plan.data}/store.db?mode=ro", uri=True)) as database:
+            query = "SELECT key FROM entries WHERE key >= ? AND key < ? ORDER BY key"
+            return [key for (key,) in database.execute(query, (prefix, prefix + "\U0010ffff"))]
+
+    def links(self, host: Host) -> list[str]:
+        """Names of the links in a host's data plane."""
+        shown = host.dataplane("ip", "-o", "link")
+        return sorted(name for name in re.findall(r"^\d+: ([^:@]+)", shown, re.MULTILINE) if name != "lo")
+
+    def clean(self) -> None:
+        """Remove all containers and weft networks."""
+        for host in self.lab.hosts:
+            if containers := host.docker("ps", "-aq").split():
+                host.docker("rm", "-f", *containers)
+            for network in host.docker("network", "ls", "-q", "--filter", "driver=weft").split():
+                host.docker("network", "rm", network)
+
+
+def reaches(host: Host, container: str, address: str, *options: str) -> bool:
+    """One ping, one second."""
+    command = ["exec", container, "ping", "-c", "1", "-W", "1", *options, address]
+    return "1 packets received" in host.docker(*command, check=False)
+
+
+def eventually(condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
+    wait_until(condition, what, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def engines(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A lab per module; `ENGINE_OPTIONS` and `SETTINGS` of the module are daemon.json's and weft's."""
+    options = getattr(request.module, "ENGINE_OPTIONS", None)
+    settings = {"WEFT_GC_GRACE": "1", **getattr(request.module, "SETTINGS", {})}
+    with Lab(hosts=2, name="engines", engine_options=options, settings=settings) as lab:
+        cluster = Cluster(lab)
+        yield cluster
+        if request.session.testsfailed:
+            for host in lab.hosts:
+                print(f"--- weft on {host.name}\n{host.log('weft')[-6000:]}")
+
+
+@pytest.fixture
+def cluster(engines: Cluster) -> Iterator[Cluster]:
+    yield engines
+    engines.clean()
