@@ -22,6 +22,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from errno import EEXIST
 from time import monotonic
 from typing import Protocol
 
@@ -281,13 +282,25 @@ class Agent:
     def _perform(self, steps: list[Step]) -> None:
         for step in steps:
             with self._attachments.step_lock:
-                if isinstance(step, Remove) and step.name in self._pinned_names():
+                if self._is_a_handlers(step):
                     continue
                 log.info("%s", step)
                 try:
                     self._kernel.perform(step)
                 except KernelError as error:
-                    self._failures.append(error)
+                    # What a handler has made since we looked is looked at again when its event comes.
+                    made = isinstance(step, Create) and error.errno == EEXIST
+                    if not (made and self._kernel.has_links([step.link.name])):  # type: ignore[union-attr]
+                        self._failures.append(error)
+
+    def _is_a_handlers(self, step: Step) -> bool:
+        """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
+        match step:
+            case Remove(name):
+                return name in self._pinned_names()
+            case Create(link):
+                return self._kernel.has_links([link.name])
+        return False
 
     def _pinned_names(self) -> set[str]:
         return {

@@ -9,7 +9,7 @@ What can fail is done in `create_endpoint`: from Engine 29 on, a failing Join co
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Protocol
@@ -25,6 +25,7 @@ from weft.model import (
     Binding,
     Endpoint,
     Host,
+    IPNetwork,
     Member,
     Network,
     Pool,
@@ -230,6 +231,7 @@ class Driver:
                     f"--subnet {one.pool.cidr} NAME"
                 )
             self._check_pool(one.pool)
+        self._check_disjoint([ip_network(one.pool.cidr) for one in request.pools])
         largest = self._attachments.largest_mtu()
         if request.options.mtu and request.options.mtu > largest:
             raise InvalidRequest(
@@ -241,6 +243,12 @@ class Driver:
         for address in (pool.gateway, *pool.auxiliary.values()):
             if address:
                 check_usable(cidr, ip_address(address))
+
+    def _check_disjoint(self, pools: Sequence[IPNetwork]) -> None:
+        for index, pool in enumerate(pools):
+            for other in pools[:index]:
+                if pool.version == other.version and pool.overlaps(other):
+                    raise InvalidRequest(f"subnets {other} and {pool} of one network overlap: leave one out")
 
     def _owner(self, request: NetworkRequest, pools: Listing) -> Entry | None:
         """The network that the request means: by option, by VNI, or by the pools; `Conflict` if those differ."""
@@ -357,7 +365,7 @@ class Driver:
         if not request.addresses:
             raise InvalidRequest(f"endpoint {request.endpoint_id[:12]} has no address: weft's IPAM must give it one")
         for address in request.addresses:
-            self._cidr_of(network, address)
+            check_usable(ip_network(self._cidr_of(network, address)), ip_address(address))
         return Endpoint(
             id=request.endpoint_id,
             vni=network.vni,

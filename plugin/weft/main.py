@@ -192,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = config.from_environment(os.environ)
-        logging.basicConfig(level=settings.log.upper(), format="%(levelname)s %(name)s: %(message)s", force=True)
+        logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", force=True)
+        log.setLevel(settings.log.upper())  # of weft alone: pyroute2 writes pages per request
         serve(settings)
     except WeftError as error:
         print(f"weft {options.command}: {error}", file=sys.stderr)

@@ -83,14 +83,14 @@ class Body:
     def network(self, name: str) -> IPNetwork | None:
         text = self.text(name)
         try:
-            return ip_network(text) if text else None
+            return ip_network(_without_zone(text)) if text else None
         except ValueError as error:
             raise InvalidRequest(f"{self._path}{name} {text!r} is not a subnet: {error}") from None
 
     def address(self, name: str) -> IPAddress | None:
         text = self.text(name)
         try:
-            return ip_address(text) if text else None
+            return ip_address(_without_zone(text)) if text else None
         except ValueError:
             raise InvalidRequest(f"{self._path}{name} {text!r} is not an IP address") from None
 
@@ -98,7 +98,7 @@ class Body:
         """An address with its prefix length."""
         text = self.text(name)
         try:
-            return ip_interface(text) if text else None
+            return ip_interface(_without_zone(text)) if text else None
         except ValueError:
             raise InvalidRequest(f"{self._path}{name} {text!r} is not an address with a prefix length") from None
 
@@ -107,6 +107,13 @@ class Body:
         if value is not None and not isinstance(value, kind):
             raise Malformed(f"field {self._path}{name} must be {what}")
         return value
+
+
+def _without_zone(text: str) -> str:
+    """An IPv6 address with a zone (`fe80::1%eth0`) would be the same address under another name."""
+    if "%" in text:
+        raise ValueError("it has a zone")
+    return text
 
 
 def network_request(body: Body) -> NetworkRequest:

@@ -58,7 +58,7 @@ def test_a_packet_on_the_underlay_has_the_networks_vni(cluster: Cluster) -> None
 def test_arp_for_known_containers_never_crosses_the_underlay(cluster: Cluster) -> None:
     first, second = two_containers(cluster)
     assert reaches(cluster.h1, "web1", second)
-    cluster.h1.docker("exec", "web1", "ip", "neigh", "flush", "dev", "eth0")
+    cluster.h1.exec_in_container_netns("web1", "ip", "neigh", "flush", "dev", "eth0")
     with cluster.h2.capture("udp port 4789") as lines:
         assert reaches(cluster.h1, "web1", second)
         assert reaches(cluster.h2, "web2", first)

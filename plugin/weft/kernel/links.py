@@ -159,16 +159,16 @@ class Links:
         settings: dict[str, Any] = {"mtu": link.mtu}
         if link.mtu >= _IPV6_MIN_MTU and os.path.exists("/proc/sys/net/ipv6"):
             settings["IFLA_AF_SPEC"] = _NO_IPV6_ADDRESS
-        if isinstance(link, Bridge):
-            settings |= {"kind": "bridge", **_BRIDGE}
-        else:
+        if not isinstance(link, Bridge):
             settings["master"] = self._index(what, link.bridge)
-        if isinstance(link, Vxlan):
-            settings |= {"kind": "vxlan", **_VXLAN}
 
         def configure(route: Any) -> None:
+            # The fixed flags in a request of their own: with an MTU beside them the kernel refuses it.
+            if isinstance(link, Bridge):
+                route.link("set", index=index, kind="bridge", **_BRIDGE)
             route.link("set", index=index, **settings)
             if isinstance(link, Vxlan):
+                route.link("set", index=index, kind="vxlan", **_VXLAN)
                 route.brport("set", index=index, **_VXLAN_PORT)
             route.link("set", index=index, state="up")
 

@@ -193,7 +193,8 @@ def _dump(sock: socket.socket, request: bytes) -> tuple[list[bytes], bool]:
         # The last message may come alone or behind others; it has 20 bytes, no attribute looks like it.
         _, kind, flags, _, _ = HEADER.unpack_from(chunk, len(chunk) - 20)
         done = kind == _NLMSG_DONE and _NUMBER.unpack_from(chunk, len(chunk) - 20)[0] == 20
-        interrupted |= bool((flags if done else 0) | HEADER.unpack_from(chunk)[2] & _NLM_F_DUMP_INTR)
+        flags = HEADER.unpack_from(chunk)[2] | (flags if done else 0)
+        interrupted |= bool(flags & _NLM_F_DUMP_INTR)
         chunks.append(chunk[:-20] if done else chunk)
     return chunks, interrupted
 
