@@ -128,7 +128,7 @@ def test_cut_link_cuts_and_restore_link_restores(h1: Host, h2: Host) -> None:
     assert not reaches(h1, h2)
     assert "NO-CARRIER" in h1.run("ip", "link", "show", "eth0")
     h1.restore_link()
-    assert reaches(h1, h2)
+    wait_until(lambda: reaches(h1, h2), "h2 after the ARP question that got no answer", timeout=5)
 
 
 def test_set_mtu_changes_interface_and_path(h1: Host, h2: Host) -> None:

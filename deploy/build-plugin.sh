@@ -1,0 +1,16 @@
+#!/bin/sh
+# Builds build/plugin (rootfs and config.json), as `docker plugin create NAME build/plugin` wants it.
+# BASE names the base image; DOCKER_HOST the engine that builds.
+set -eu
+cd "$(dirname "$0")/.."
+base=${BASE:-python:3.11-slim-bookworm}
+rm -rf build/plugin
+mkdir -p build/wheels build/plugin/rootfs
+.venv/bin/python -m pip wheel --quiet --wheel-dir build/wheels .
+docker build --quiet --network none --build-arg "BASE=$base" --tag weft-rootfs . >/dev/null
+container=$(docker create weft-rootfs)
+docker export "$container" | tar -x -C build/plugin/rootfs
+docker rm "$container" >/dev/null
+cp config.json build/plugin/
+du -sh build/plugin/rootfs | sed 's/\t.*/ unpacked/'
+echo "next: docker plugin create weft:latest build/plugin && docker plugin enable weft:latest"

@@ -1,0 +1,244 @@
+"""One machine of the lab: network, mounts, /run, /etc and processes of its own, a Docker Engine and weft."""
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from lab import image
+from lab.capture import tcpdump
+from lab.daemon import Daemon, answers
+from lab.namespaces import Namespaces
+from lab.plan import PROJECT, Plan
+from lab.process import Environment, LabError, run
+from lab.underlay import Underlay
+
+DATAPLANE = "/run/docker/weft/dp"
+RESOLVER = "169.254.77.53"
+_PLUGIN_SOCKET = "/run/docker/plugins/weft.sock"
+
+# What a machine has to itself. The new /sys shows its own links, but lacks the cgroups: they are moved over.
+# /etc is a layer above the machine's: Docker's configuration and identity, names and resolvers are its own.
+# /run is empty at each boot, but for the folder with the Engine's socket for callers outside. /run/docker
+# is shared, as on a systemd machine: what a plugin in a container mounts there must appear outside of it.
+_MACHINE = """
+echo "$NAME" > /proc/sys/kernel/hostname
+mount -n -t proc proc /proc
+mkdir -p "$RUNTIME/mnt" "$DATA/etc" "$DATA/etc.work"
+mount -n --rbind /sys/fs/cgroup "$RUNTIME/mnt"
+mount -n -t sysfs sysfs /sys
+mount -n --move "$RUNTIME/mnt" /sys/fs/cgroup
+mount -n -t overlay overlay -o "lowerdir=/etc,upperdir=$DATA/etc,workdir=$DATA/etc.work" /etc
+mount -n -t tmpfs -o mode=755 tmpfs "$RUNTIME/mnt"
+mkdir -p "$RUNTIME/mnt/docker" "$RUNTIME/mnt/lock" "$RUNTIME/mnt/${RUNTIME#/run/}"
+mount -n --bind "$RUNTIME" "$RUNTIME/mnt/${RUNTIME#/run/}"
+mount -n --move "$RUNTIME/mnt" /run
+mount -n --bind /run/docker /run/docker
+mount -n --make-rshared /run/docker
+"""
+
+
+class Host:
+    """`settings` (of weft) and `engine_options` (of daemon.json) may be changed; the next start uses them."""
+
+    def __init__(self, plan: Plan, index: int, underlay: Underlay) -> None:
+        self.name = f"h{index}"
+        self.address = plan.address(index)
+        self.runtime = plan.runtime / self.name
+        self.data = plan.data / self.name
+        self.docker_host = f"unix://{self.runtime}/docker.sock"
+        self.settings = {**self._weft_defaults(plan), **(plan.settings or {})}
+        self.engine_options = {**self._engine_defaults(plan), **(plan.engine_options or {})}
+        self._plan = plan
+        self._index = index
+        self._underlay = underlay
+        self._namespaces = Namespaces(f"{plan.name}/{self.name}", plan.runtime / f"{self.name}.holder")
+        self.engine = Daemon("dockerd", self._namespaces, self.data / "dockerd.log")
+        self.weft = Daemon("weft", self._namespaces, self.data / "weft.log")
+
+    def _weft_defaults(self, plan: Plan) -> dict[str, str]:
+        return {
+            "WEFT_SOCKET": _PLUGIN_SOCKET,
+            "WEFT_RUN": "/run/docker/weft",
+            "WEFT_STATE": str(self.data / "weft"),
+            "WEFT_STORE": f"sqlite://{plan.data}/store.db",
+            "WEFT_HOSTNAME": self.name,
+            "WEFT_UNDERLAY": "eth0",
+            "WEFT_DOCKER": "unix:///var/run/docker.sock",
+        }
+
+    def _engine_defaults(self, plan: Plan) -> dict[str, object]:
+        return {
+            "hosts": ["unix:///var/run/docker.sock", self.docker_host],
+            "data-root": str(self.data / "docker"),
+            "cgroup-parent": f"/weft-lab/{plan.name}/{self.name}",
+            "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            "dns": [RESOLVER, plan.gateway] if plan.weft else [plan.gateway],
+        }
+
+    # The machine
+
+    @property
+    def daemons(self) -> list[Daemon]:
+        return [self.weft, self.engine] if self._plan.weft else [self.engine]
+
+    @property
+    def up(self) -> bool:
+        return self._namespaces.holder is not None
+
+    def boot(self) -> None:
+        """weft is there before the engine, which would wait up to 15 s a call for a plugin it knows of."""
+        self.runtime.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
+        self._namespaces.create()
+        folders = {"NAME": self.name, "RUNTIME": str(self.runtime), "DATA": str(self.data)}
+        self.run("sh", "-ec", _MACHINE, env=folders)
+        self._write_names()
+        self._underlay.plug_in(self._namespaces, self._index)
+        if self._plan.weft:
+            self.start_weft()
+        self.start_engine()
+        self._import_image()
+
+    def crash(self) -> None:
+        """As if the power failed: nobody can say goodbye. The data folder is what a disk would keep."""
+        self._underlay.unplug(self._index)
+        self._namespaces.destroy()
+
+    def run(self, *argv: str, check: bool = True, timeout: float = 60, env: Environment = None) -> str:
+        environment = {**self._environment(), **(env or {})}
+        return self._namespaces.run(argv, check=check, timeout=timeout, env=environment)
+
+    def enter(self, argv: Sequence[str]) -> list[str]:
+        """The command line which runs argv inside, for callers who start processes themselves."""
+        return self._namespaces.enter(argv)
+
+    def dataplane(self, *argv: str, check: bool = True, timeout: float = 60) -> str:
+        if self.run("stat", "--file-system", "--format=%T", DATAPLANE, check=False) != "nsfs":
+            raise LabError(f"{self.name} has no data plane: no network namespace is mounted at {DATAPLANE}")
+        return self.run("nsenter", f"--net={DATAPLANE}", "--", *argv, check=check, timeout=timeout)
+
+    def log(self, daemon: str) -> str:
+        """Of "dockerd" or "weft", over all their starts."""
+        return (self.data / f"{daemon}.log").read_text(errors="replace")
+
+    # Docker
+
+    def docker(self, *args: str, check: bool = True, timeout: float = 60) -> str:
+        docker = shutil.which("docker", path=self._plan.path) or "docker"
+        env = {**self._environment(), "DOCKER_CONFIG": str(self.runtime)}
+        shown = f"{self.name}$ {shlex.join(['docker', *args])}"
+        argv = [docker, "--host", self.docker_host, *args]
+        return run(argv, shown=shown, check=check, timeout=timeout, env=env)
+
+    def exec_in_container_netns(
+        self,
+        container: str,
+        *argv: str,
+        check: bool = True,
+        timeout: float = 60,
+    ) -> str:
+        """A program of the host, such as Python, with the container's network."""
+        pid = self.docker("inspect", "--format", "{{.State.Pid}}", container)
+        if pid == "0":
+            raise LabError(f"{container} on {self.name} is not running")
+        return self.run("nsenter", "-t", pid, "-n", "--", *argv, check=check, timeout=timeout)
+
+    def start_engine(self, *options: str, timeout: float = 60) -> None:
+        """With further options of dockerd; what daemon.json has already belongs into `engine_options`."""
+        self._write("etc/docker/daemon.json", json.dumps(self.engine_options, indent=2))
+        self.engine.start(
+            ["dockerd", *options],
+            env=self._environment(),
+            ready=lambda: answers(self.runtime / "docker.sock", "GET /_ping"),
+            timeout=timeout,
+        )
+
+    def stop_engine(self, *, timeout: float = 60) -> None:
+        self.engine.signal("TERM", timeout=timeout)
+
+    def kill_engine(self) -> None:
+        self.engine.signal("KILL", timeout=10)
+
+    # weft
+
+    def start_weft(self, settings: Environment = None, *, timeout: float = 30) -> None:
+        """With further settings for this start only."""
+        venv = PROJECT / ".venv/bin/python"
+        python = str(venv) if venv.exists() else sys.executable
+        project = {"PYTHONPATH": str(PROJECT / "plugin"), "PYTHONUNBUFFERED": "1"}
+        self.weft.start(
+            [python, "-m", "weft", "serve"],
+            env={**self._environment(), **project, **self.settings, **(settings or {})},
+            ready=lambda: answers(self._namespaces.root / _PLUGIN_SOCKET[1:], "POST /Plugin.Activate"),
+            timeout=timeout,
+        )
+
+    def stop_weft(self, *, timeout: float = 30) -> None:
+        self.weft.signal("TERM", timeout=timeout)
+
+    def kill_weft(self) -> None:
+        """With its workers, which would go on answering for a while."""
+        self.weft.signal("KILL", timeout=10, group=True)
+
+    def restart_weft(self) -> None:
+        self.stop_weft()
+        self.start_weft()
+
+    # The underlay
+
+    def cut_link(self) -> None:
+        """Pulls the cable: eth0 keeps its address and routes, but has no carrier."""
+        self._underlay.connect(self._namespaces, self._index, False)
+
+    def restore_link(self) -> None:
+        self._underlay.connect(self._namespaces, self._index, True)
+
+    def set_mtu(self, mtu: int) -> None:
+        self.run("ip", "link", "set", "eth0", "mtu", str(mtu))
+        self.narrow_path(mtu)
+
+    def narrow_path(self, mtu: int) -> None:
+        """Larger packets get lost whatever eth0 says, but for the kernel's TCP bundles, cut up behind it."""
+        self._underlay.set_port(self._index, "mtu", str(mtu))
+
+    def drop_udp(self, port: int) -> None:
+        """As a firewall on this host, for what comes in."""
+        table = f"inet lab_{port}"
+        chain = f"add chain {table} input {{ type filter hook input priority -300; }}"
+        self.allow_udp(port)
+        self.run("nft", f"add table {table}; {chain}; add rule {table} input udp dport {port} drop")
+
+    def allow_udp(self, port: int) -> None:
+        self.run("nft", f"add table inet lab_{port}; delete table inet lab_{port}")
+
+    def capture(self, expression: str, *options: str) -> AbstractContextManager[list[str]]:
+        """Yields a list that holds tcpdump's lines about eth0 once the block has ended."""
+        return tcpdump(
+            ["-i", "eth0", *options, expression],
+            enter=self.enter,
+            stop=lambda pid: self.run("sh", "-c", f"kill -INT {pid}", check=False),
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """Not the caller's, whose proxies and DOCKER_* variables have no meaning in here."""
+        return {"PATH": self._plan.path, "HOME": str(self.data), "LANG": "C.UTF-8"}
+
+    def _write_names(self) -> None:
+        hosts = [f"{self._plan.address(i)} h{i}" for i in range(1, self._plan.hosts + 1)]
+        self._write("etc/hostname", f"{self.name}\n")
+        self._write("etc/hosts", "\n".join(["127.0.0.1 localhost", *hosts, ""]))
+        self._write("etc/resolv.conf", f"nameserver {self._plan.gateway}\n")
+
+    def _write(self, path: str, text: str) -> None:
+        file = self._namespaces.root / path
+        file.parent.mkdir(exist_ok=True)
+        file.unlink(missing_ok=True)  # it may be a link of the machine's, such as systemd's resolv.conf
+        file.write_text(text)
+
+    def _import_image(self) -> None:
+        if not self.docker("images", "--quiet", image.NAME):
+            command = f"CMD {json.dumps(image.COMMAND)}"
+            self.docker("import", "--change", command, str(self._plan.data / "image.tar"), image.NAME)

@@ -1,0 +1,130 @@
+"""N Docker Engines on one machine, each in namespaces of its own, joined by a switch, each with its own weft.
+
+    with Lab(hosts=2) as lab:
+        h1, h2 = lab.hosts
+        h1.docker("network", "create", "-d", "weft", "--ipam-driver", "weft", "app")
+
+Labs of different names do not meet. All there is of one lives in its namespaces (see namespaces.py), in
+/run/weft-lab/NAME, in /var/lib/weft-lab/NAME and in cgroups below weft-lab/NAME; nothing else is touched.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from lab import image
+from lab.host import Host
+from lab.namespaces import Namespaces
+from lab.plan import PROJECT, Plan
+from lab.process import LabError, wait_until
+from lab.underlay import Underlay
+
+T = TypeVar("T")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Lab:
+    def __init__(
+        self,
+        hosts: int = 2,
+        name: str = "lab",
+        *,
+        subnet: str = "192.168.78.0/24",
+        mtu: int = 1500,
+        weft: bool = True,
+        settings: Mapping[str, str] | None = None,
+        engine_options: Mapping[str, object] | None = None,
+        binaries: str = "",
+        data_root: str = Plan.data_root,
+    ) -> None:
+        """`settings`: further variables for weft. `engine_options`: further keys of daemon.json.
+        `binaries`: a folder with another Docker than the machine's. `data_root`: where hosts' disks are."""
+        self.plan = Plan(hosts, name, subnet, mtu, weft, settings, engine_options, binaries, data_root)
+        self.underlay = Underlay(self.plan)
+        self.hosts = [Host(self.plan, index, self.underlay) for index in range(1, hosts + 1)]
+
+    @classmethod
+    def load(cls, name: str) -> "Lab":
+        """The lab of that name as it was started, by whomever."""
+        plan = Plan.load(name)
+        return cls(**{field: getattr(plan, field) for field in plan.__dataclass_fields__})
+
+    def __enter__(self) -> "Lab":
+        self.up()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    def host(self, name: str) -> Host:
+        for host in self.hosts:
+            if host.name == name:
+                return host
+        raise LabError(f"there is no host {name}: this lab has {', '.join(h.name for h in self.hosts)}")
+
+    def up(self) -> None:
+        """What an earlier lab of this name left behind goes first. After a failure nothing is left either."""
+        self._check_machine()
+        self.down()
+        try:
+            self.plan.save()
+            self.plan.data.mkdir(parents=True)
+            image.build(self.plan.data / "image.tar")
+            self.underlay.create()
+            _all_at_once(Host.boot, self.hosts)
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> None:
+        """By what is on disk: thus it ends a lab of another size as well, or one that crashed half-way."""
+        records = [*self.plan.runtime.glob("*.holder"), self.plan.runtime / "switch"]
+        _all_at_once(Namespaces.destroy, [Namespaces(f"{self.plan.name}/{r.stem}", r) for r in records])
+        for controller in (CGROUPS, *CGROUPS.glob("*/")):
+            _remove(controller / "weft-lab" / self.plan.name, _remove_cgroup)
+        for folder in (self.plan.runtime, self.plan.data):
+            _remove(folder, shutil.rmtree)
+
+    def _check_machine(self) -> None:
+        problems = {
+            "it needs root, for the namespaces": os.geteuid() == 0,
+            "there is no dockerd (lab/setup.sh installs it)": shutil.which("dockerd", path=self.plan.path),
+            "no cgroups are mounted at /sys/fs/cgroup": CGROUPS.exists() and any(CGROUPS.iterdir()),
+            "plugin/weft is not there": not self.plan.weft or (PROJECT / "plugin/weft/__main__.py").exists(),
+        }
+        if missing := [problem for problem, fine in problems.items() if not fine]:
+            raise LabError(f"the lab cannot start here: {'; '.join(missing)}")
+
+
+def _all_at_once(action: Callable[[T], None], targets: Iterable[T]) -> None:
+    """Waits for all, then raises the first error."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for done in [pool.submit(action, target) for target in targets]:
+            done.result()
+
+
+def _remove(folder: Path, how: Callable[[Path], None]) -> None:
+    """And the folder above it, if that held nothing but this lab."""
+    if folder.exists():
+        how(folder)
+        with suppress(OSError):
+            folder.parent.rmdir()
+
+
+def _remove_cgroup(cgroup: Path) -> None:
+    """The kernel lets go of a cgroup a moment after the end of the last process in it."""
+
+    def is_gone() -> bool:
+        for folder, _, _ in os.walk(cgroup, topdown=False):
+            with suppress(OSError):
+                os.rmdir(folder)
+        return not cgroup.exists()
+
+    wait_until(is_gone, f"removal of {cgroup}")

@@ -1,0 +1,70 @@
+"""What a lab consists of: numbers, addresses and folders. Nothing here starts anything."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+
+from lab.process import LabError
+
+PROJECT = Path(__file__).resolve().parent.parent
+RUNTIME = Path("/run/weft-lab")
+# The distribution's Docker comes before one that happens to be first in the caller's PATH.
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
+
+
+@dataclass(frozen=True)
+class Plan:
+    hosts: int = 2
+    name: str = "lab"
+    subnet: str = "192.168.78.0/24"
+    mtu: int = 1500
+    weft: bool = True
+    settings: Mapping[str, str] | None = None
+    engine_options: Mapping[str, object] | None = None
+    binaries: str = ""
+    data_root: str = "/var/lib/weft-lab"
+
+    def __post_init__(self) -> None:
+        # The name becomes part of folders which are deleted at the end.
+        if not re.fullmatch(r"[a-z][a-z0-9-]{0,23}", self.name):
+            raise LabError(f"{self.name!r} cannot be a lab's name: at most 24 of a-z, 0-9 and -")
+        if not 1 <= self.hosts <= 250:
+            raise LabError(f"a lab has 1 to 250 hosts, not {self.hosts}")
+
+    @property
+    def runtime(self) -> Path:
+        return RUNTIME / self.name
+
+    @property
+    def data(self) -> Path:
+        return Path(self.data_root) / self.name
+
+    @property
+    def network(self) -> IPv4Network | IPv6Network:
+        return ip_network(self.subnet)
+
+    @property
+    def gateway(self) -> str:
+        return str(self.network[254])
+
+    @property
+    def path(self) -> str:
+        return f"{self.binaries}:{PATH}" if self.binaries else PATH
+
+    def address(self, index: int) -> str:
+        return str(self.network[index])
+
+    def save(self) -> None:
+        self.runtime.mkdir(parents=True)
+        (self.runtime / "plan.json").write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def load(cls, name: str) -> "Plan":
+        """The plan of a lab that is up; the defaults if there is none, which find nothing but leftovers."""
+        try:
+            return cls(**json.loads((cls(name=name).runtime / "plan.json").read_text()))
+        except (FileNotFoundError, ValueError):
+            return cls(name=name)

@@ -1,0 +1,86 @@
+#!/bin/sh
+# Installs what weft and its lab need on Debian or Ubuntu, and only what is missing. It may be run at any time.
+# PYTHON=python3.12 chooses the Python that .venv is made with.
+set -eu
+cd "$(dirname "$0")/.."
+PATH=$PATH:/usr/sbin:/sbin
+python=${PYTHON:-python3}
+stamp=.venv/.setup-done
+policy=/usr/sbin/policy-rc.d
+
+say() { printf '%s\n' "setup: $*"; }
+die() { say "$*" >&2; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"
+    elif has sudo; then sudo "$@"
+    else die "this needs root, and there is no sudo: $*"
+    fi
+}
+
+# The table is "program package".
+missing_packages() {
+    while read -r program package; do has "$program" || echo "$package"; done <<-PROGRAMS
+		dockerd docker.io
+		ip iproute2
+		iptables iptables
+		nft nftables
+		iperf3 iperf3
+		tcpdump tcpdump
+		nsenter util-linux
+		make make
+		$python $(basename "$python")
+	PROGRAMS
+    busybox --list 2>/dev/null | grep -qx httpd || echo busybox-static
+    [ -x .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null || echo "$(basename "$python")-venv"
+}
+
+apt_install() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
+}
+
+# Of Docker only the programs are wanted. Its service must not start, neither now nor at the next boot: it would
+# change the machine's own network.
+forbid_services() {
+    trap allow_services EXIT
+    trap 'exit 130' INT TERM
+    as_root sh -c "[ ! -e $policy ] || mv $policy $policy.before-weft
+        printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy"
+}
+
+allow_services() {
+    as_root sh -c "rm -f $policy; [ ! -e $policy.before-weft ] || mv $policy.before-weft $policy"
+}
+
+install_docker() {
+    forbid_services
+    apt_install docker.io
+    has docker || apt_install docker-cli # a package of its own since Debian 13
+    if has systemctl; then as_root systemctl --quiet disable docker.service docker.socket containerd.service; fi
+}
+
+install_packages() {
+    has apt-get || die "please install these yourself, this is no Debian or Ubuntu: $*"
+    say "installing $*"
+    as_root apt-get update -qq
+    case " $* " in *" docker.io "*) install_docker ;; esac
+    apt_install "$@"
+}
+
+check_python() {
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "weft needs Python 3.11 or newer, and $python is $("$python" -V); name another: PYTHON=python3.12 $0"
+}
+
+[ ! "$stamp" -nt setup.cfg ] || exit 0
+! has "$python" || check_python
+packages=$(missing_packages)
+# shellcheck disable=SC2086 # one argument for each package
+[ -z "$packages" ] || install_packages $packages
+check_python
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+say "installing weft and its tests' libraries into .venv"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+touch "$stamp"
+say "done"

@@ -1,0 +1,77 @@
+"""The IP network under the hosts: a switch in a network namespace of its own, one cable to each host.
+
+The switch is not in the machine's own namespace, where the iptables rules of a Docker (FORWARD DROP, with
+br_netfilter) would filter it. Its address is the hosts' default gateway and resolver. Behind it is
+nothing, and it says so at once.
+"""
+
+import sys
+
+from lab import resolver
+from lab.namespaces import Namespaces
+from lab.plan import Plan
+from lab.process import run, spawn, wait_until
+
+_SWITCH = """
+ip link set lo up
+ip link add switch type bridge
+ip addr add "$0" dev switch
+ip link set switch up
+echo 1 > /proc/sys/net/ipv4/ip_forward
+for call in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$call" ] || echo 0 > "$call"; done
+"""
+# An address that is still being checked for duplicates (IPv6) cannot be used yet.
+_CABLE = """
+ip link set lo up
+echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad || true
+ip addr add "$0" dev eth0
+ip link set eth0 up
+ip route add default via "$1"
+"""
+
+
+class Underlay(Namespaces):
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(f"{plan.name}/switch", plan.runtime / "switch")
+        self._plan = plan
+
+    def create(self) -> None:
+        super().create()
+        self.run(["sh", "-ec", _SWITCH, self._with_prefix(self._plan.gateway)])
+        server = [sys.executable, resolver.__file__, self._plan.gateway]
+        spawn(self.enter(["setsid", "--fork", *server]), log=self._plan.runtime / "resolver.log")
+
+    def plug_in(self, host: Namespaces, index: int) -> None:
+        """The card's own address never changes, so that a host is no stranger when it comes back."""
+        self.unplug(index)
+        mtu = ["mtu", str(self._plan.mtu)]
+        card = ["name", "eth0", "address", f"02:78:00:00:00:{index:02x}", *mtu, "netns", str(host.pid)]
+        self._ip_link("add", f"port{index}", *mtu, "type", "veth", "peer", *card)
+        self.set_port(index, "master", "switch")
+        host.run(["sh", "-ec", _CABLE, self._with_prefix(self._plan.address(index)), self._plan.gateway])
+        self.connect(host, index, True)
+
+    def unplug(self, index: int) -> None:
+        """At once, both ends: the kernel removes those of a dead namespace only some time later."""
+        self._ip_link("del", f"port{index}", check=False)
+
+    def connect(self, host: Namespaces, index: int, connected: bool) -> None:
+        """Returns when both ends have noticed, for which the kernel takes up to a second."""
+        self.set_port(index, "up" if connected else "down")
+        show_port = self._in_switch("bridge", "link", "show", "dev", f"port{index}")
+        card = host.root / "sys/class/net/eth0/operstate"
+        wait_until(lambda: ("state forwarding" in run(show_port)) == connected, f"port{index} of the switch")
+        wait_until(lambda: (card.read_text() == "up\n") == connected, f"carrier of eth0 on {host.name}")
+
+    def set_port(self, index: int, *settings: str) -> None:
+        self._ip_link("set", f"port{index}", *settings)
+
+    def _ip_link(self, *args: str, check: bool = True) -> None:
+        run(self._in_switch("ip", "link", *args), check=check)
+
+    def _in_switch(self, *argv: str) -> list[str]:
+        """In its network namespace alone: a host's pid means nothing in the switch's PID namespace."""
+        return ["nsenter", "-t", str(self.pid), "-n", "--", *argv]
+
+    def _with_prefix(self, address: str) -> str:
+        return f"{address}/{self._plan.network.prefixlen}"
