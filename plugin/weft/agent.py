@@ -22,14 +22,24 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from errno import EEXIST
 from time import monotonic
 from typing import Protocol
 
 from weft import topology
 from weft.attachments import Attachments
 from weft.cluster import Cluster, Touched
-from weft.dataplane import KernelEvent, Link, LinkEvent, Overflow, Port, Row, RowEvent, bridge_name, vxlan_name
+from weft.dataplane import (
+    KernelEvent,
+    Link,
+    LinkEvent,
+    Neighbour,
+    Overflow,
+    Port,
+    Row,
+    RowEvent,
+    bridge_name,
+    vxlan_name,
+)
 from weft.errors import KernelError, WeftError
 from weft.model import TOPOLOGY, Host
 from weft.reconcile import Create, Kernel, Remove, RowPlan, Step, plan_links, plan_rows
@@ -68,6 +78,28 @@ class _Batch:
     rows: dict[Row, bool] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class _Wanted:
+    """The rows of one network. `neighbours` finds one by address: the event of a deleted one lacks the MAC."""
+
+    rows: set[Row] = field(default_factory=set)
+    neighbours: dict[bytes, Neighbour] = field(default_factory=dict)
+
+    def change(self, old: set[Row], new: set[Row]) -> None:
+        self.rows -= old
+        self.rows |= new
+        for row in old:
+            if isinstance(row, Neighbour):
+                self.neighbours.pop(row.address, None)
+        self.neighbours.update((row.address, row) for row in new if isinstance(row, Neighbour))
+
+    def complete(self, row: Row) -> Row:
+        """The row that an event means."""
+        if isinstance(row, Neighbour) and not row.mac:
+            return self.neighbours.get(row.address, row)
+        return row
+
+
 class Agent:
     """One per host.
 
@@ -97,8 +129,8 @@ class Agent:
         self._threads: list[threading.Thread] = []
         self._sources: dict[str, Watch | Monitor] = {}
         self._loaded = False
-        self._rows: dict[int, set[Row]] = {}
-        """What is wanted, by the VNI of each network that has devices here."""
+        self._wanted: dict[int, _Wanted] = {}
+        """By the VNI of each network that has devices here."""
         self._failures: list[KernelError] = []
         self._retry_seconds = _RETRY_SECONDS
         self._next_resync = monotonic()
@@ -212,8 +244,8 @@ class Agent:
         began = monotonic()
         self._attachments.refresh_mtu()
         active = self._active()
-        for vni in self._rows.keys() - active:
-            del self._rows[vni]
+        for vni in self._wanted.keys() - active:
+            del self._wanted[vni]
         self._sync_links(None)
         self._sync_rows(active)
         if not self._failures:
@@ -232,15 +264,15 @@ class Agent:
 
     def _follow_changes(self, touched: Touched) -> None:
         active = self._active()
-        moved = {vni for vni in self._rows if touched.hosts & self.cluster.hosts_of(vni)}
-        fresh = active - self._rows.keys()
-        gone = {vni for vni in touched.networks & self._rows.keys() - active if not self._keeps(vni)}
+        moved = {vni for vni in self._wanted if touched.hosts & self.cluster.hosts_of(vni)}
+        fresh = active - self._wanted.keys()
+        gone = {vni for vni in touched.networks & self._wanted.keys() - active if not self._keeps(vni)}
         for vni in gone:
-            del self._rows[vni]
-        if fresh or gone or touched.networks & self._rows.keys():
+            del self._wanted[vni]
+        if fresh or gone or touched.networks & self._wanted.keys():
             self._sync_links({name for vni in fresh | gone | touched.networks for name in self._names(vni)})
         self._sync_rows(fresh | moved)
-        for vni in touched.endpoints.keys() & self._rows.keys() - fresh - moved:
+        for vni in touched.endpoints.keys() & self._wanted.keys() - fresh - moved:
             self._apply_delta(vni, touched)
 
     def _keeps(self, vni: int) -> bool:
@@ -256,7 +288,7 @@ class Agent:
     def _wanted_links(self) -> dict[str, Link]:
         wanted: dict[str, Link] = {}
         pinned = self._attachments.pinned()
-        for vni in self._rows.keys() | self._active():
+        for vni in self._wanted.keys() | self._active():
             local = self.cluster.local_endpoints(vni, self._me.id)
             endpoints = [*local, *(e for e in pinned if e.vni == vni)]
             wanted.update((link.name, link) for link in self._attachments.links(self.cluster.networks[vni], endpoints))
@@ -288,10 +320,7 @@ class Agent:
                 try:
                     self._kernel.perform(step)
                 except KernelError as error:
-                    # What a handler has made since we looked is looked at again when its event comes.
-                    made = isinstance(step, Create) and error.errno == EEXIST
-                    if not (made and self._kernel.has_links([step.link.name])):  # type: ignore[union-attr]
-                        self._failures.append(error)
+                    self._failures.append(error)
 
     def _is_a_handlers(self, step: Step) -> bool:
         """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
@@ -312,7 +341,7 @@ class Agent:
     def _repair_links(self, names: set[str]) -> None:
         """Look at links that changed. A remade device has lost its rows, a remade bridge its ports as well."""
         if names and self._sync_links(names):
-            vnis = {vni for vni in self._rows if names & {bridge_name(vni), vxlan_name(vni)}}
+            vnis = {vni for vni in self._wanted if names & {bridge_name(vni), vxlan_name(vni)}}
             log.warning("devices of %s were missing and are made again", ", ".join(f"VNI {vni}" for vni in vnis))
             self._sync_links({name for vni in vnis for name in self._names(vni)})
             self._sync_rows(vnis)
@@ -322,13 +351,15 @@ class Agent:
     def _sync_rows(self, vnis: set[int]) -> None:
         """Compute the rows of these networks anew and compare them with a dump."""
         for vni in vnis:
-            self._rows[vni] = topology.network_rows(self.cluster, vni, self._me)
+            self._wanted[vni] = _Wanted()
+            self._wanted[vni].change(set(), topology.network_rows(self.cluster, vni, self._me))
         # A device that could not be made is among the failures already.
         ready = [vni for vni in vnis if self._kernel.has_links((bridge_name(vni), vxlan_name(vni)))]
         if not ready:
             return
         observed = self._kernel.observe_rows([name for vni in ready for name in (bridge_name(vni), vxlan_name(vni))])
-        wanted = self._rows[ready[0]] if len(ready) == 1 else set[Row]().union(*(self._rows[vni] for vni in ready))
+        rows = [self._wanted[vni].rows for vni in ready]
+        wanted = rows[0] if len(rows) == 1 else set[Row]().union(*rows)
         self._write(plan_rows(wanted, observed))
 
     def _apply_delta(self, vni: int, touched: Touched) -> None:
@@ -338,19 +369,19 @@ class Agent:
         old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me)
         new = topology.endpoint_rows(self.cluster, (now[i] for i in before if i in now), self._me)
         new |= topology.flood_rows(self.cluster, vni, self.cluster.hosts_of(vni), self._me)
-        self._rows[vni] -= old
-        self._rows[vni] |= new
+        self._wanted[vni].change(old, new)
         self._write(plan_rows(new, old))
 
-    def _repair_rows(self, seen: dict[Row, bool]) -> None:
+    def _repair_rows(self, events: dict[Row, bool]) -> None:
         """Put right what somebody else changed. Most events are echoes of our own writes, which match."""
-        drift = {row for row, present in seen.items() if present != (row in self._rows.get(_vni(row), ()))}
-        drift = {row for row in drift if _vni(row) in self._rows}
-        if not drift:
+        by_network = ((self._wanted.get(_vni(row)), row, present) for row, present in events.items())
+        seen = [(wanted, wanted.complete(row), present) for wanted, row, present in by_network if wanted]
+        keys = {row.key for wanted, row, present in seen if present != (row in wanted.rows)}
+        if not keys:
             return
-        keys = {row.key for row in drift}
-        wanted = {row for vni in set(map(_vni, drift)) for row in self._rows[vni] if row.key in keys}
-        plan = plan_rows(wanted, {row for row, present in seen.items() if present and row.key in keys})
+        networks = {id(wanted): wanted for wanted, row, _ in seen if row.key in keys}
+        wanted_rows = {row for wanted in networks.values() for row in wanted.rows if row.key in keys}
+        plan = plan_rows(wanted_rows, {row for _, row, present in seen if present and row.key in keys})
         for row in plan.put:
             log.warning("drift repaired: put back %s", row)
         for row in plan.delete:

@@ -44,6 +44,10 @@ _LOCK_SECONDS = 10.0
 """A killed gunicorn's worker notices within two seconds and leaves."""
 _BOOT_FAILED = 3
 """gunicorn's exit status for a worker that could not start: it does not try again (gunicorn arbiter.py)."""
+_SAID = (f"exited with code {_BOOT_FAILED}.", "Shutting down: Master", "Worker failed to boot.")
+"""Ends of what gunicorn then says, when the worker has already said why."""
+_SOCKET_PATH_BYTES = 107
+"""The most that fits into a sockaddr_un (unix(7))."""
 
 
 @dataclass(slots=True)
@@ -137,7 +141,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         try:
             self._weft = build(self._settings)
         except WeftError as error:
-            log.error("weft cannot start: %s", error)
+            log.error("weft cannot start: %s", " ".join(str(error).split()))  # SQLite's diagnoses have many lines
             sys.exit(_BOOT_FAILED)
         return self._weft.app
 
@@ -148,8 +152,10 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
 def serve(settings: Settings) -> None:
     """Serve this host until told to stop."""
+    _check_socket(settings.socket)
     for folder in (settings.run, settings.socket.parent):
         _make_folder(folder)
+    logging.getLogger("gunicorn.error").addFilter(lambda record: not record.getMessage().endswith(_SAID))
     lock = _lock(settings.run / "lock")
     try:
         _Server(settings).run()
@@ -162,6 +168,18 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"folder {folder} cannot be made: {error.strerror}; weft must run as root") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"folder {folder} cannot be written: weft must run as root, and not on a read-only disk")
+
+
+def _check_socket(path: Path) -> None:
+    """What gunicorn would not explain."""
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"the socket's path {path} is longer than {_SOCKET_PATH_BYTES} bytes: choose another WEFT_SOCKET"
+        )
+    if path.exists() and not path.is_socket():
+        raise ConfigError(f"{path} is not a socket: move it away, or choose another WEFT_SOCKET")
 
 
 def _lock(path: Path) -> Any:
@@ -188,7 +206,7 @@ def _lock(path: Path) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The `weft` command. Exit codes: 0 done, 1 it failed, 2 the command line is wrong."""
+    """The `weft` command. Exit codes: 0 done, 1 it failed, 2 the command line is wrong, 3 the server did not start."""
     options = _parser().parse_args(arguments)
     try:
         settings = config.from_environment(os.environ)

@@ -126,7 +126,8 @@ def test_a_row_that_somebody_changed_is_put_right(pair: tuple[FakeHost, FakeHost
     wanted = rows_of(there, "192.168.78.2")
     for row in wanted:
         one.kernel.rows.discard(row)
-        one.monitor.events.put(RowEvent(row, False))
+        told = row._replace(mac=b"") if isinstance(row, Neighbour) else row
+        one.monitor.events.put(RowEvent(told, False))
     foreign: list[Row] = [
         Fdb(f"vx{here.vni}", pack_mac("02:00:00:00:00:99"), pack_address("192.168.78.9")),
         Fdb(f"vx{here.vni}", pack_mac(there.mac), pack_address("192.168.78.9")),

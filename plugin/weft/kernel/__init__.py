@@ -25,7 +25,7 @@ from weft.errors import KernelError
 from weft.kernel.connection import Connection
 from weft.kernel.links import Links
 from weft.kernel.monitor import Monitor, open_events
-from weft.kernel.namespace import NamespaceThread, ensure_namespace, spare_netfilter
+from weft.kernel.namespace import NamespaceThread, ensure_namespace, open_namespace, spare_netfilter
 from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.rows import Rows
 from weft.kernel.underlay import Underlay
@@ -53,10 +53,10 @@ class LinuxKernel:
 
     def open(self) -> None:
         with ExitStack() as resources:
+            host_fd = open_namespace(self._host_path)
+            resources.callback(os.close, host_fd)
             dp_fd = ensure_namespace(self._path)
             resources.callback(os.close, dp_fd)
-            host_fd = os.open(self._host_path, os.O_RDONLY | os.O_CLOEXEC)
-            resources.callback(os.close, host_fd)
             self._dp = resources.enter_context(closing(NamespaceThread("weft-dp", dp_fd)))
             host = resources.enter_context(closing(NamespaceThread("weft-host", host_fd)))
             self._dp.run(spare_netfilter)

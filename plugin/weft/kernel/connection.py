@@ -7,6 +7,7 @@ pyroute2's sockets belong to threads, so all requests run in the thread that liv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from errno import EBADF, ECOMM, ECONNRESET, EINTR
 from typing import Any, TypeVar
 
@@ -68,6 +69,7 @@ class Connection:
             raise
 
     def _drop(self) -> None:
-        if self._route is not None:
-            self._route.close()
-            self._route = None
+        route, self._route = self._route, None
+        if route is not None:
+            with suppress(OSError):  # it may be broken
+                route.close()

@@ -31,7 +31,7 @@ from weft.kernel.netlink import Find
 from weft.model import VNI_MAX
 from weft.reconcile import Create, ObservedLink, Remove, Step, Update, describe
 
-_BRIDGE = {"br_mcast_snooping": 0, "br_stp_state": 0, "br_forward_delay": 0}
+_BRIDGE = {"br_mcast_snooping": 0, "br_stp_state": 0}
 _VXLAN = {"vxlan_learning": 0}
 _VXLAN_PORT = {"learning": 0, "neigh_suppress": 1}
 _ADDR_GEN_MODE_NONE = 1
@@ -225,7 +225,7 @@ def _faults(wanted: Mapping[str, int], prefix: str, attributes: Any) -> Iterator
     for key, value in wanted.items():
         has = attributes.get_attr(prefix + key.upper()) if attributes else value
         if has not in (None, value):
-            yield f"{key.removeprefix('br_')} {('off', 'on')[has] if has in (0, 1) else has}"
+            yield f"{key.removeprefix('br_')} {'on' if has else 'off'}"
 
 
 def _is_like_ours(link: Any, data: Any) -> bool:

@@ -13,7 +13,6 @@ once: `Overflow`. The receive buffer is large, since a bulk write of ours makes 
 from __future__ import annotations
 
 import os
-import re
 import select
 import socket
 import threading
@@ -40,7 +39,8 @@ _GROUPS = 1 << 0 | 1 << 2
 """RTNLGRP_LINK and RTNLGRP_NEIGH."""
 _RECEIVE_BUFFER = 64 << 20
 _CHUNK = 1 << 16
-_SHARED_DEVICE = re.compile(r"(br|vx)\d+")
+_SHARED = ("br", "vx")
+"""Begin of the names of devices with rows; a VNI follows."""
 
 
 def open_events() -> socket.socket:
@@ -93,44 +93,61 @@ class Monitor:
         self._socket.close()
         os.close(self._wake)
 
-    def _receive(self) -> Iterator[KernelEvent]:
+    def _receive(self) -> list[KernelEvent]:
+        """What has come, or nothing after waiting for it."""
         try:
             chunk = self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
         except BlockingIOError:
             self._poll.poll()
+            return []
         except OSError as error:
             if error.errno != ENOBUFS:
                 raise KernelError("follow kernel events", error.errno or 0) from error
+            self._drain()
             self._names.clear()
-            yield Overflow()
-        else:
-            for start in messages(chunk):
-                size, kind, *_ = HEADER.unpack_from(chunk, start)
-                if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-                    yield from self._row_event(Form.of(chunk, start), chunk)
-                elif kind in (RTM_NEWLINK, RTM_DELLINK):
-                    yield from self._link_event(chunk, start, start + size)
+            return [Overflow()]
+        events: list[KernelEvent] = []
+        for start in messages(chunk):
+            kind = HEADER.unpack_from(chunk, start)[1]
+            if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
+                if event := self._row_event(chunk, start):
+                    events.append(event)
+            elif kind in (RTM_NEWLINK, RTM_DELLINK):
+                events += self._link_events(chunk, start)
+        return events
 
-    def _row_event(self, form: Form, chunk: bytes) -> Iterator[RowEvent]:
+    def _drain(self) -> None:
+        """Skip what is in the buffer: it is older than what whoever hears of the overflow looks up next."""
+        while True:
+            try:
+                self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != ENOBUFS:
+                    raise
+
+    def _row_event(self, chunk: bytes, start: int) -> RowEvent | None:
+        form = Form.of(chunk, start)
         device = self._name(form.ifindex)
-        if not _SHARED_DEVICE.fullmatch(device) or (form.of_bridge and not form.lasting):
-            return
+        if device[:2] not in _SHARED or not device[2:].isdecimal() or (form.of_bridge and not form.lasting):
+            return None
         row = form.row(chunk, device)
         if row is None or (isinstance(row, Station) and row.local and self._is_own(row)):
-            return
-        yield RowEvent(row, form.kind == RTM_NEWNEIGH and form.lasting)
+            return None
+        return RowEvent(row, form.kind == RTM_NEWNEIGH and form.lasting)
 
-    def _link_event(self, chunk: bytes, start: int, end: int) -> Iterator[LinkEvent]:
-        _, kind, _, _, _, family, _, index, *_ = LINK.unpack_from(chunk, start)
-        name = chunk[attributes(chunk, start + LINK.size, end)[IFLA_IFNAME]].rstrip(b"\0").decode()
+    def _link_events(self, chunk: bytes, start: int) -> list[LinkEvent]:
+        size, kind, _, _, _, family, _, index, *_ = LINK.unpack_from(chunk, start)
+        name = chunk[attributes(chunk, start + LINK.size, start + size)[IFLA_IFNAME]].rstrip(b"\0").decode()
         # A bridge (AF_BRIDGE) says "deleted" of a port that merely leaves it.
         present = kind == RTM_NEWLINK or family == _AF_BRIDGE
-        before = self._names.pop(index, name)
+        events = [LinkEvent(name, present)]
+        if (before := self._names.pop(index, name)) != name:
+            events.insert(0, LinkEvent(before, False))
         if present:
             self._names[index] = name
-        if before != name:
-            yield LinkEvent(before, False)
-        yield LinkEvent(name, present)
+        return events
 
     def _name(self, index: int) -> str:
         if index not in self._names:

@@ -17,6 +17,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from errno import EPERM
 from fcntl import ioctl
 from pathlib import Path
 from typing import TypeVar
@@ -38,14 +39,26 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def ensure_namespace(path: Path) -> int:
     """A file descriptor of the network namespace mounted at `path`, which is made if it is not there."""
-    fd = find_namespace(path)
-    if fd is None:
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(_mount_new, path).result()
+    what = f"mount a network namespace at {path}"
+    try:
         fd = find_namespace(path)
+        if fd is None:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(_mount_new, what, path).result()
+            fd = find_namespace(path)
+    except OSError as error:
+        raise KernelError(what, error.errno or 0) from error
     if fd is None:
-        raise KernelError(f"mount a network namespace at {path}", 0, "the mount is not visible: see the host's mounts")
+        raise KernelError(what, 0, "it is not visible afterwards: look at the mounts of this path")
     return fd
+
+
+def open_namespace(path: Path) -> int:
+    """A file descriptor of a namespace that has to be there."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(f"open the network namespace {path}", error.errno or 0) from error
 
 
 def find_namespace(path: Path) -> int | None:
@@ -63,19 +76,18 @@ def find_namespace(path: Path) -> int | None:
     return None
 
 
-def _mount_new(path: Path) -> None:
+def _mount_new(what: str, path: Path) -> None:
     """Runs in a thread that ends afterwards, for it has left the host's namespace."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
-    _call("make a network namespace", _libc.unshare(_CLONE_NEWNET))
-    source = b"/proc/thread-self/ns/net"
-    _call(f"mount a network namespace at {path}", _libc.mount(source, os.fsencode(path), None, _MS_BIND, None))
+    _call(what, _libc.unshare(_CLONE_NEWNET))
+    _call(what, _libc.mount(b"/proc/thread-self/ns/net", os.fsencode(path), None, _MS_BIND, None))
 
 
 def _call(what: str, result: int) -> None:
     if result < 0:
         errno = ctypes.get_errno()
-        raise KernelError(what, errno, _CAPABILITY if errno == 1 else "")
+        raise KernelError(what, errno, _CAPABILITY if errno == EPERM else "")
 
 
 class NamespaceThread:

@@ -68,7 +68,7 @@ class Underlay:
 
         IPv4 comes before IPv6, lasting addresses before others.
         """
-        candidates = sorted(self._addresses(), key=lambda a: (a.ip.version, not a.fit))
+        candidates = sorted(self._addresses(), key=lambda a: (a.ip.version, not a.fit, a.index))
         chosen = [a for a in candidates if _matches(a, spec)] if spec else self._of_default_route(candidates)
         if chosen:
             return str(chosen[0].ip)
