@@ -3,8 +3,9 @@
 # BASE names the base image; DOCKER_HOST the engine that builds.
 set -eu
 cd "$(dirname "$0")/.."
-base=${BASE:-python:3.11-slim-bookworm}
-rm -rf build/plugin
+python=$(.venv/bin/python -c "import sys; print('%d.%d' % sys.version_info[:2])")  # the wheels are made for this one
+base=${BASE:-python:$python-slim}
+rm -rf build/plugin build/wheels
 mkdir -p build/wheels build/plugin/rootfs
 .venv/bin/python -m pip wheel --quiet --wheel-dir build/wheels .
 docker build --quiet --network none --build-arg "BASE=$base" --tag weft-rootfs . >/dev/null

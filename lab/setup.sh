@@ -23,6 +23,7 @@ as_root() {
 missing_packages() {
     while read -r program package; do has "$program" || echo "$package"; done <<-PROGRAMS
 		dockerd docker.io
+		debootstrap debootstrap
 		ip iproute2
 		iptables iptables
 		nft nftables
