@@ -37,9 +37,12 @@ def create_app(driver: Driver, ipam: Ipam) -> Flask:
     app.url_map.merge_slashes = False
     calls = {**_plugin_calls(), **_network_calls(driver), **_ipam_calls(driver, ipam)}
 
+    @app.before_request
+    def begin() -> None:
+        g.began = perf_counter()
+
     @app.post("/<name>", provide_automatic_options=False)
     def call(name: str) -> Response | tuple[Response, int]:
-        g.began = perf_counter()
         if name not in calls:
             return _refuse(f"weft does not know the call {name}", 404)
         body = Body.parse(request.get_data())
@@ -57,7 +60,7 @@ def create_app(driver: Driver, ipam: Ipam) -> Flask:
 
     @app.after_request
     def note(response: Response) -> Response:
-        milliseconds = (perf_counter() - g.get("began", perf_counter())) * 1000
+        milliseconds = (perf_counter() - g.began) * 1000
         outcome = g.get("refusal") or "ok"
         level = logging.INFO if outcome == "ok" else logging.WARNING
         log.log(level, "%s %s%s, %.2f ms", request.path[1:], g.get("objects", ""), outcome, milliseconds)

@@ -5,7 +5,8 @@
     rows          the bulk tables, over netlink
     monitor       events, over netlink
     connection    pyroute2, in a namespace's thread
-    links         devices, over connections to both namespaces
+    links         doing link steps, over connections to both namespaces
+    observe       reading links, over netlink
     underlay      the host's addresses and routes, over a connection
 
 Links, row writes, row dumps and lookups have a socket each and no lock in common: a bulk write of seconds delays the
@@ -27,6 +28,7 @@ from weft.kernel.links import Links
 from weft.kernel.monitor import Monitor, open_events
 from weft.kernel.namespace import NamespaceThread, ensure_namespace, open_namespace, spare_netfilter
 from weft.kernel.netlink import Rtnetlink, open_socket
+from weft.kernel.observe import observe_links
 from weft.kernel.rows import Rows
 from weft.kernel.underlay import Underlay
 from weft.model import IPNetwork
@@ -62,6 +64,7 @@ class LinuxKernel:
             self._dp.run(spare_netfilter)
             opened = partial(self._dp.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
             self._lookup = resources.enter_context(closing(Rtnetlink(opened)))
+            self._reader = resources.enter_context(closing(Rtnetlink(opened)))
             self._rows = resources.enter_context(closing(Rows(opened, self._lookup.find)))
             in_dp = resources.enter_context(closing(Connection(self._dp)))
             in_host = resources.enter_context(closing(Connection(host)))
@@ -83,7 +86,7 @@ class LinuxKernel:
         self._links.check()
 
     def observe_links(self, names: Iterable[str] | None = None) -> dict[str, ObservedLink]:
-        return self._links.observe(names)
+        return observe_links(self._reader, names)
 
     def perform(self, step: Step) -> None:
         self._links.perform(step)

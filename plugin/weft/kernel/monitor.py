@@ -31,11 +31,12 @@ from weft.kernel.netlink import (
     attributes,
     messages,
     open_socket,
+    text,
 )
 from weft.kernel.rows import RTM_DELNEIGH, RTM_NEWNEIGH, Form, own_row
 
 _AF_BRIDGE = 7
-_GROUPS = 1 << 0 | 1 << 2
+GROUPS = 1 << 0 | 1 << 2
 """RTNLGRP_LINK and RTNLGRP_NEIGH."""
 _RECEIVE_BUFFER = 64 << 20
 _CHUNK = 1 << 16
@@ -45,7 +46,7 @@ _SHARED = ("br", "vx")
 
 def open_events() -> socket.socket:
     """The socket for a `Monitor`, in the calling thread's namespace."""
-    return open_socket(receive_buffer=_RECEIVE_BUFFER, groups=_GROUPS)
+    return open_socket(receive_buffer=_RECEIVE_BUFFER, groups=GROUPS)
 
 
 class Monitor:
@@ -75,6 +76,8 @@ class Monitor:
         try:
             while not self._closed:
                 yield from self._receive()
+        except OSError as error:
+            raise KernelError("follow kernel events", error.errno or 0) from error
         finally:
             with self._lock:
                 self._release()
@@ -102,7 +105,7 @@ class Monitor:
             return []
         except OSError as error:
             if error.errno != ENOBUFS:
-                raise KernelError("follow kernel events", error.errno or 0) from error
+                raise
             self._drain()
             self._names.clear()
             return [Overflow()]
@@ -139,7 +142,7 @@ class Monitor:
 
     def _link_events(self, chunk: bytes, start: int) -> list[LinkEvent]:
         size, kind, _, _, _, family, _, index, *_ = LINK.unpack_from(chunk, start)
-        name = chunk[attributes(chunk, start + LINK.size, start + size)[IFLA_IFNAME]].rstrip(b"\0").decode()
+        name = text(chunk, attributes(chunk, start + LINK.size, start + size)[IFLA_IFNAME])
         # A bridge (AF_BRIDGE) says "deleted" of a port that merely leaves it.
         present = kind == RTM_NEWLINK or family == _AF_BRIDGE
         events = [LinkEvent(name, present)]

@@ -11,6 +11,7 @@ the buffer was too small for so many errors, and the batch is done again in halv
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from errno import EAGAIN, EINTR, ENOBUFS, ENODEV
@@ -35,9 +36,11 @@ RTM_NEWLINK = 16
 RTM_DELLINK = 17
 _RTM_GETLINK = 18
 
+_NLA_TYPE_MASK = 0x3FFF
+
 IFLA_IFNAME = 3
+IFLA_MTU = 4
 _IFLA_ADDRESS = 1
-_IFLA_MTU = 4
 _IFLA_EXT_MASK = 29
 _RTEXT_FILTER_SKIP_STATS = 8
 
@@ -53,7 +56,6 @@ LINK = Struct("=IHHII BxHiII")
 _ATTRIBUTE = Struct("=HH")
 _FLAGS = Struct("=H")
 _ERROR = Struct("=i")
-_NUMBER = Struct("=I")
 _NO_STATISTICS = Struct("=HHI").pack(8, _IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
 
 _CHUNK = 1 << 16
@@ -105,9 +107,18 @@ def attributes(buffer: bytes, start: int, end: int) -> dict[int, slice]:
     found = {}
     while start < end:
         length, kind = _ATTRIBUTE.unpack_from(buffer, start)
-        found[kind] = slice(start + 4, start + length)
+        found[kind & _NLA_TYPE_MASK] = slice(start + 4, start + length)
         start += (length + 3) & ~3
     return found
+
+
+def number(buffer: bytes, at: slice) -> int:
+    """An integer of any size in the machine's byte order."""
+    return int.from_bytes(buffer[at], sys.byteorder)
+
+
+def text(buffer: bytes, at: slice) -> str:
+    return buffer[at].rstrip(b"\0").decode()
 
 
 class Rtnetlink:
@@ -146,13 +157,29 @@ class Rtnetlink:
                 return chunks
         raise KernelError("read a table", EINTR, "it changes all the time")
 
+    def links(self) -> list[bytes]:
+        """Chunks of a dump of all links, without statistics."""
+        return self.dump(_link_request(NLM_F_REQUEST | NLM_F_DUMP))
+
+    def link(self, *, name: str = "", index: int = 0) -> bytes:
+        """The message of the link with that name or index; b"" if there is none.
+
+        The older ioctl will not do: for a name that does not exist it starts modprobe.
+        """
+        request = _link_request(NLM_F_REQUEST, name, index)
+        return self._exchange(f"look up link {name or index}", lambda sock: _ask(sock, request))
+
     def find(self, *, name: str = "", index: int = 0) -> Device | None:
-        """See `Find`. The older ioctl will not do: for a name that does not exist it starts modprobe."""
-        tail = _NO_STATISTICS
-        if name:
-            tail += _ATTRIBUTE.pack(4 + len(name) + 1, IFLA_IFNAME) + name.encode() + bytes(4 - len(name) % 4)
-        head = LINK.pack(LINK.size + len(tail), _RTM_GETLINK, NLM_F_REQUEST, 0, 0, 0, 0, index, 0, 0)
-        return self._exchange(f"look up link {name or index}", lambda sock: _find(sock, head + tail))
+        """See `Find`."""
+        if not (reply := self.link(name=name, index=index)):
+            return None
+        at = attributes(reply, LINK.size, len(reply))
+        return Device(
+            ifindex=LINK.unpack_from(reply)[7],
+            name=text(reply, at[IFLA_IFNAME]),
+            mac=reply[at[_IFLA_ADDRESS]] if _IFLA_ADDRESS in at else b"",
+            mtu=number(reply, at[IFLA_MTU]),
+        )
 
     def _exchange(self, what: str, work: Callable[[socket.socket], T]) -> T:
         with self._lock:
@@ -191,30 +218,32 @@ def _dump(sock: socket.socket, request: bytes) -> tuple[list[bytes], bool]:
         chunk = sock.recv(_CHUNK)
         _raise_error(chunk)
         # The last message may come alone or behind others; it has 20 bytes, no attribute looks like it.
-        _, kind, flags, _, _ = HEADER.unpack_from(chunk, len(chunk) - 20)
-        done = kind == _NLMSG_DONE and _NUMBER.unpack_from(chunk, len(chunk) - 20)[0] == 20
+        size, kind, flags, _, _ = HEADER.unpack_from(chunk, len(chunk) - 20)
+        done = kind == _NLMSG_DONE and size == 20
         flags = HEADER.unpack_from(chunk)[2] | (flags if done else 0)
         interrupted |= bool(flags & _NLM_F_DUMP_INTR)
         chunks.append(chunk[:-20] if done else chunk)
     return chunks, interrupted
 
 
-def _find(sock: socket.socket, request: bytes) -> Device | None:
+def _link_request(flags: int, name: str = "", index: int = 0) -> bytes:
+    tail = _NO_STATISTICS
+    if name:
+        tail += _ATTRIBUTE.pack(4 + len(name) + 1, IFLA_IFNAME) + name.encode() + bytes(4 - len(name) % 4)
+    return LINK.pack(LINK.size + len(tail), _RTM_GETLINK, flags, 0, 0, 0, 0, index, 0, 0) + tail
+
+
+def _ask(sock: socket.socket, request: bytes) -> bytes:
+    """The one message that answers; b"" if it is that there is no such device."""
     sock.send(request)
     reply = sock.recv(_CHUNK)
     try:
         _raise_error(reply)
     except OSError as error:
         if error.errno == ENODEV:
-            return None
+            return b""
         raise
-    at = attributes(reply, LINK.size, len(reply))
-    return Device(
-        ifindex=LINK.unpack_from(reply)[7],
-        name=reply[at[IFLA_IFNAME]].rstrip(b"\0").decode(),
-        mac=reply[at[_IFLA_ADDRESS]] if _IFLA_ADDRESS in at else b"",
-        mtu=_NUMBER.unpack(reply[at[_IFLA_MTU]])[0],
-    )
+    return reply
 
 
 def _raise_error(reply: bytes) -> None:

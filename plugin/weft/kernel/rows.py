@@ -14,9 +14,9 @@ itself: each device's own MAC, multicast addresses, what a bridge learned, and r
 have. An `Fdb` entry with more than a VTEP (another port, VNI, interface or a nexthop group) is seen with the VTEP
 0.0.0.0, which no wish contains and which, as the kernel reads it, deletes the MAC with all its VTEPs.
 
-In a large table the messages of a chunk differ in nothing but addresses. Then the columns are cut out of the whole
-chunk at once, which is several times faster than message by message. The first message teaches the form, so that
-this does not depend on the order in which a kernel puts the attributes.
+In a large table most messages differ from the one before in nothing but device and addresses. The columns of such a run
+are cut out at once, several times faster than message by message. The first message teaches the form, so this does not
+depend on the order in which a kernel puts the attributes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ from weft.kernel.netlink import (
     Find,
     Rtnetlink,
     attributes,
-    messages,
 )
 from weft.reconcile import RowPlan
 
@@ -65,13 +64,15 @@ _MORE_THAN_VTEP = {6, 7, _NDA_IFINDEX, 13}
 
 _HEAD = "=IHHII BxxxiHBB"
 """nlmsghdr, then ndmsg: family, index, state, flags, type."""
-_FORM_BYTES = (*range(6), 16, *range(20, 27))
-"""Of those, what two messages of one form share: length, type, family, index, state, flags."""
+_FORM_BYTES = (*range(6), 16, *range(24, 27))
+"""Of those, what two messages of one form share: length, type, family, state, flags."""
+_IFINDEX = 20
 _MESSAGE = Struct(_HEAD)
 _FDB = {4: Struct(_HEAD + "HH6s2x HH4s"), 16: Struct(_HEAD + "HH6s2x HH16s")}
 _STATION = Struct(_HEAD + "HH6s2x")
 _NEIGHBOUR = {4: Struct(_HEAD + "HH4s HH6s2x"), 16: Struct(_HEAD + "HH16s HH6s2x")}
 _FILTER = Struct("=HHI")
+_INDEX = Struct("=i")
 
 UNKNOWN_VTEP = bytes(4)
 
@@ -105,21 +106,21 @@ class Rows:
 
     def observe(self, names: Iterable[str]) -> set[Row]:
         devices = [device for name in names if (device := self._find(name=name))]
-        wanted = {device.ifindex: device.name for device in devices}
-        rows: set[Row | None] = set()
-        for index in wanted if len(wanted) <= _FEW else [0]:
+        wanted = {_INDEX.pack(device.ifindex): device.name for device in devices}
+        rows: set[Row] = set()
+        for index in [device.ifindex for device in devices] if len(devices) <= _FEW else [0]:
             for request in (_dump_forwarding(index), _dump_neighbours(index)):
                 for chunk in self._reader.dump(request):
                     rows.update(parse(chunk, wanted))
-        rows.difference_update(map(own_row, devices), [None])
-        return rows  # type: ignore[return-value]
+        rows.difference_update(map(own_row, devices))
+        return rows
 
     def write(self, plan: RowPlan) -> None:
         """Put, then delete; only entries of unknown VTEP go first, since with them goes all that their MAC has."""
-        unknown = [row for row in plan.delete if isinstance(row, Fdb) and row.vtep == UNKNOWN_VTEP]
+        unknown = {row for row in plan.delete if isinstance(row, Fdb) and row.vtep == UNKNOWN_VTEP}
         delete = [row for row in plan.delete if row not in unknown] if unknown else plan.delete
         failures = [
-            *self._send(RTM_DELNEIGH, unknown),
+            *self._send(RTM_DELNEIGH, [*unknown]),
             *self._send(RTM_NEWNEIGH, plan.put),
             *self._send(RTM_DELNEIGH, delete),
         ]
@@ -187,6 +188,13 @@ class Form(NamedTuple):
         """Whether it is of a bridge's own table, where addresses come and go by learning."""
         return self.family == _AF_BRIDGE and not self.flags & _NTF_SELF
 
+    def run(self, chunk: bytes, start: int) -> int:
+        """How many messages from `start` on are of this form: those whose bytes that make the form are all equal."""
+        places = [start + place for place in _FORM_BYTES]
+        places += [place for at in self.at.values() for place in range(at.start - 4, at.start)]
+        columns = [chunk[place :: self.size] for place in places]
+        return min(len(column) - len(column.lstrip(column[:1])) for column in columns)
+
     def row(self, chunk: bytes, device: str) -> Row | None:
         """The row, lasting or not; None if it is of a kind that we do not care for."""
         mac = chunk[self.at[_NDA_LLADDR]] if _NDA_LLADDR in self.at else b""
@@ -200,15 +208,17 @@ class Form(NamedTuple):
         return Fdb(device, mac, address) if address else None
 
 
-def parse(chunk: bytes, devices: Mapping[int, str]) -> Iterable[Row | None]:
-    """The lasting rows of a dump's chunk that are on these devices, by index; None for others."""
-    if not chunk:
-        return ()
-    first = Form.of(chunk, 0)
-    sample = _wanted(first, chunk, devices)
-    if sample and _is_uniform(chunk, first):
-        return _cut(chunk, first, sample)
-    return (_wanted(Form.of(chunk, start), chunk, devices) for start in messages(chunk))
+def parse(chunk: bytes, devices: Mapping[bytes, str]) -> Iterator[Row]:
+    """The lasting rows in a dump's chunk that are on these devices, by index as the kernel packs it."""
+    start = 0
+    while start < len(chunk):
+        form = Form.of(chunk, start)
+        count = form.run(chunk, start)
+        end = start + form.size * count
+        if form.lasting and _NDA_LLADDR in form.at and (sample := form.row(chunk, "")):
+            names = [devices.get(chunk[place : place + 4], "") for place in range(start + _IFINDEX, end, form.size)]
+            yield from (row for row in _cut(chunk, form, names, sample) if row[0])
+        start = end
 
 
 def own_row(device: Device) -> Station:
@@ -216,34 +226,23 @@ def own_row(device: Device) -> Station:
     return Station(device.name, device.mac, True)
 
 
-def _wanted(form: Form, chunk: bytes, devices: Mapping[int, str]) -> Row | None:
-    return form.row(chunk, devices[form.ifindex]) if form.ifindex in devices and form.lasting else None
-
-
-def _is_uniform(chunk: bytes, first: Form) -> bool:
-    """True if all messages of the chunk are of the first one's form: bytes that make the form are all equal."""
-    count, rest = divmod(len(chunk), first.size)
-    fixed = [*_FORM_BYTES, *(place for at in first.at.values() for place in range(at.start - 4, at.start))]
-    return not rest and all(chunk[place :: first.size] == chunk[place : place + 1] * count for place in fixed)
-
-
-def _cut(chunk: bytes, first: Form, sample: Row) -> Iterable[Row]:
-    """Rows from the columns of a uniform chunk."""
+def _cut(chunk: bytes, first: Form, devices: list[str], sample: Row) -> Iterable[Row]:
+    """The rows of a run of messages on these devices; `sample` is like the first."""
 
     def column(attribute: int) -> list[bytes]:
-        at = first.at[attribute]
+        at, size = first.at[attribute], first.size
         width = at.stop - at.start
-        return [chunk[start : start + width] for start in range(at.start, len(chunk), first.size)]
+        return [chunk[place : place + width] for place in range(at.start, at.start + len(devices) * size, size)]
 
-    devices = repeat(sample.device)
+    macs = column(_NDA_LLADDR)
     match sample:
         case Neighbour():
-            return map(Neighbour._make, zip(devices, column(_NDA_DST), column(_NDA_LLADDR), strict=False))
+            return map(Neighbour._make, zip(devices, column(_NDA_DST), macs, strict=True))
         case Station():
-            return map(Station._make, zip(devices, column(_NDA_LLADDR), repeat(sample.local), strict=False))
+            return map(Station._make, zip(devices, macs, repeat(sample.local), strict=False))
         case Fdb():
             vteps = repeat(UNKNOWN_VTEP) if sample.vtep == UNKNOWN_VTEP else column(_NDA_DST)
-            return map(Fdb._make, zip(devices, column(_NDA_LLADDR), vteps, strict=False))
+            return map(Fdb._make, zip(devices, macs, vteps, strict=False))
 
 
 def _dump_forwarding(index: int) -> bytes:

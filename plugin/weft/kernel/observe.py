@@ -1,0 +1,119 @@
+"""Links as they are: from rtnetlink's messages to `ObservedLink`.
+
+Parsed like the tables, since a host with many networks has a thousand links and pyroute2 takes 2 ms for each.
+
+Properties that never differ between links of a kind are in tables, which serve both ways: pyroute2 sets them by name
+(`links.py`), and what is read back by number and is otherwise becomes a fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import NamedTuple
+
+from weft.dataplane import Bridge, Port, Vxlan
+from weft.kernel.netlink import IFLA_IFNAME, IFLA_MTU, LINK, Rtnetlink, attributes, messages, number, text
+from weft.reconcile import ObservedLink
+
+
+class Fixed(NamedTuple):
+    """A property that all links of a kind share: pyroute2's name, the kernel's number, the value."""
+
+    name: str
+    attribute: int
+    value: int
+
+
+BRIDGE = (Fixed("br_stp_state", 5, 0), Fixed("br_mcast_snooping", 23, 0))
+VXLAN = (Fixed("vxlan_learning", 7, 0),)
+VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("neigh_suppress", 32, 1))
+ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)
+"""1 is none: the link makes no IPv6 address by itself."""
+
+_IFLA_MASTER = 10
+_IFLA_LINKINFO = 18
+_IFLA_AF_SPEC = 26
+_IFLA_LINK_NETNSID = 37
+_IFLA_INFO_KIND = 1
+_IFLA_INFO_DATA = 2
+_IFLA_INFO_SLAVE_DATA = 5
+_IFLA_VXLAN_ID = 1
+_IFLA_VXLAN_LOCAL = 4
+_IFLA_VXLAN_PROXY = 12
+_IFLA_VXLAN_PORT = 15
+_IFLA_VXLAN_LOCAL6 = 17
+_IFF_UP = 1
+
+_NOT_OURS = {"lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
+"""What the kernel puts into each namespace by itself, and nobody can remove."""
+
+
+def observe_links(reader: Rtnetlink, names: Iterable[str] | None) -> dict[str, ObservedLink]:
+    """All links of the namespace, or those of these names that exist."""
+    if names is None:
+        links = [_Link(chunk, start) for chunk in reader.links() for start in messages(chunk)]
+    else:
+        links = [_Link(reply, 0) for name in names if (reply := reader.link(name=name))]
+    known = {link.index: link.name for link in links}
+
+    def name_of(index: int) -> str:
+        if index not in known:
+            device = reader.find(index=index)
+            known[index] = device.name if device else ""
+        return known[index]
+
+    return {link.name: link.observed(name_of) for link in links if link.name not in _NOT_OURS}
+
+
+class _Link:
+    """One message of a chunk; nested attributes are looked at when they are asked for."""
+
+    def __init__(self, chunk: bytes, start: int) -> None:
+        size, _, _, _, _, _, _, self.index, self._flags, _ = LINK.unpack_from(chunk, start)
+        self._chunk = chunk
+        self._at = attributes(chunk, start + LINK.size, start + size)
+        self.name = text(chunk, self._at[IFLA_IFNAME])
+
+    def observed(self, name_of: Callable[[int], str]) -> ObservedLink:
+        info = self._nested(self._at, _IFLA_LINKINFO)
+        data = self._nested(info, _IFLA_INFO_DATA)
+        mtu = number(self._chunk, self._at[IFLA_MTU])
+        master = name_of(number(self._chunk, self._at[_IFLA_MASTER])) if _IFLA_MASTER in self._at else ""
+        faults = list(self._common_faults())
+        match text(self._chunk, info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else "":
+            case "bridge":
+                return ObservedLink(Bridge(self.name, mtu), (*faults, *self._faults(BRIDGE, data)))
+            case "vxlan" if self._is_like_ours(data):
+                faults += self._faults(VXLAN, data)
+                faults += self._faults(VXLAN_PORT, self._nested(info, _IFLA_INFO_SLAVE_DATA))
+                return ObservedLink(self._vxlan(data, mtu, master), tuple(faults))
+        return ObservedLink(Port(self.name, master, mtu), tuple(faults))
+
+    def _nested(self, at: Mapping[int, slice], attribute: int) -> dict[int, slice]:
+        return attributes(self._chunk, at[attribute].start, at[attribute].stop) if attribute in at else {}
+
+    def _common_faults(self) -> Iterator[str]:
+        if not self._flags & _IFF_UP:
+            yield "down"
+        if any(self._faults(ADDRESSES, self._nested(self._nested(self._at, _IFLA_AF_SPEC), AF_INET6))):
+            yield "makes IPv6 addresses"
+
+    def _faults(self, wanted: Iterable[Fixed], at: Mapping[int, slice]) -> Iterator[str]:
+        """What this kernel does not tell is no fault."""
+        for name, attribute, value in wanted:
+            if attribute in at and (has := number(self._chunk, at[attribute])) != value:
+                yield f"{name.removeprefix('br_')} {'on' if has else 'off'}"
+
+    def _is_like_ours(self, data: Mapping[int, slice]) -> bool:
+        """Its socket is in another namespace, and it is no proxy: one that swallows the ARP it cannot answer."""
+        return _IFLA_LINK_NETNSID in self._at and not number(self._chunk, data[_IFLA_VXLAN_PROXY])
+
+    def _vxlan(self, data: Mapping[int, slice], mtu: int, bridge: str) -> Vxlan:
+        local = ""
+        if _IFLA_VXLAN_LOCAL in data:
+            local = inet_ntop(AF_INET, self._chunk[data[_IFLA_VXLAN_LOCAL]])
+        elif _IFLA_VXLAN_LOCAL6 in data:
+            local = inet_ntop(AF_INET6, self._chunk[data[_IFLA_VXLAN_LOCAL6]])
+        port = int.from_bytes(self._chunk[data[_IFLA_VXLAN_PORT]], "big")
+        return Vxlan(self.name, number(self._chunk, data[_IFLA_VXLAN_ID]), local, port, mtu, bridge)

@@ -1,0 +1,73 @@
+"""The data-plane namespace itself, and the threads that live in namespaces."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.netns.world import Host, World
+from weft.errors import KernelError
+from weft.kernel import LinuxKernel
+from weft.kernel.namespace import find_namespace
+from weft.reconcile import Create
+
+OWN = Path("/proc/self/ns/net")
+
+
+def test_data_plane_survives_close_and_is_found_again(host: Host) -> None:
+    bridge, vxlan = host.network(7)
+    host.apply(bridge, vxlan)
+    before = host.dp.path.stat()
+
+    host.kernel.close()
+    assert host.dp.links() == {"br7", "vx7"}
+    host.kernel.open()
+
+    assert host.dp.path.stat() == before
+    assert not host.plan(bridge, vxlan)
+
+
+def test_plain_file_left_from_before_a_reboot_is_mounted_over(world: World, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "dp").touch()
+
+    host = world.host(run=run)
+
+    assert host.apply(*host.network(7))
+    assert host.dp.links() == {"br7", "vx7"}
+
+
+def test_plain_file_and_no_file_are_no_namespaces(tmp_path: Path) -> None:
+    assert find_namespace(tmp_path / "nothing") is None
+    (tmp_path / "file").touch()
+    assert find_namespace(tmp_path / "file") is None
+
+
+def test_other_threads_stay_where_they_are(host: Host) -> None:
+    before = OWN.stat()
+    host.apply(*host.network(7))
+    assert OWN.stat() == before
+    assert "br7" not in {name for _, name in socket.if_nameindex()}
+
+
+def test_bridges_are_spared_netfilter(host: Host) -> None:
+    switches = list(Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"))
+    for switch in switches:
+        host.dp.do(lambda switch=switch: switch.write_text("1"))  # type: ignore[misc]
+
+    host.kernel.perform(Create(host.network(7)[0]))
+
+    for switch in switches:
+        assert host.dp.do(switch.read_text) == "0\n"
+
+
+def test_missing_host_namespace_is_an_error_and_leaves_nothing_open(tmp_path: Path) -> None:
+    open_files = set(os.listdir("/proc/self/fd"))
+    kernel = LinuxKernel(tmp_path, host=tmp_path / "nothing")
+    with pytest.raises(KernelError, match="nothing: No such file"):
+        kernel.open()
+    assert set(os.listdir("/proc/self/fd")) == open_files
