@@ -117,6 +117,7 @@ class Ipam:
             raise InvalidRequest(f"address space {space!r} is not one of weft's ({', '.join(SPACES)})")
         if pool is None:
             return PoolId(space, self._reserve_any(6 if v6 else 4))
+        _check_pool(pool)
         self._reserve(pool)
         return PoolId(space, pool, sub)
 
@@ -364,6 +365,14 @@ class _Cooling:
 
     def __contains__(self, address: IPAddress) -> bool:
         return monotonic() - self._released.get(address, -_COOLING_SECONDS) < _COOLING_SECONDS
+
+
+def _check_pool(pool: IPNetwork) -> None:
+    """Raise `InvalidRequest` for a subnet that containers cannot live in."""
+    if pool.prefixlen > pool.max_prefixlen - 2:
+        raise InvalidRequest(f"subnet {pool} is too small: give at least a /{pool.max_prefixlen - 2}")
+    if pool.prefixlen < 8 or pool.is_multicast or pool.is_loopback or pool.is_unspecified:
+        raise InvalidRequest(f"subnet {pool} is not one that containers can have addresses of: choose a private one")
 
 
 def usable_bounds(pool: IPNetwork) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Protocol
 
-from weft.dataplane import Bridge, Fdb, Link, Port, Row, Vxlan
+from weft.dataplane import Bridge, Fdb, Link, Neighbour, Port, Row, Station, Vxlan
 from weft.model import IPNetwork
 
 
@@ -141,13 +141,13 @@ def plan_rows(desired: Set[Row], observed: Set[Row]) -> RowPlan:
     A VXLAN entry that is not wanted is always deleted, since deleting one names its VTEP: a MAC to which somebody
     added a second VTEP loses just that one.
     """
+    if desired == observed:
+        return RowPlan()
     missing = desired - observed
     surplus = observed - desired
-    if not missing and not surplus:
-        return RowPlan()
     kept = {row.key for row in missing} if surplus else set()
-    delete = sorted((row for row in surplus if isinstance(row, Fdb) or row.key not in kept), key=_row_order)
-    return RowPlan(put=tuple(sorted(missing, key=_row_order)), delete=tuple(delete))
+    delete = (row for row in surplus if isinstance(row, Fdb) or row.key not in kept)
+    return RowPlan(put=_in_order(missing), delete=_in_order(delete))
 
 
 def describe(link: Link) -> str:
@@ -164,8 +164,12 @@ def _order(link: Link) -> tuple[int, str]:
     return (isinstance(link, Port) + (not isinstance(link, Bridge)), link.name)
 
 
-def _row_order(row: Row) -> tuple[bool, Row]:
-    return (not isinstance(row, Fdb), row)
+def _in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Kind by kind: rows of one kind compare as plain tuples, which is what makes 300,000 of them quick to sort."""
+    kinds: dict[type[Row], list[Row]] = {Fdb: [], Station: [], Neighbour: []}
+    for row in rows:
+        kinds[type(row)].append(row)
+    return tuple(row for kind in kinds.values() for row in sorted(kind))
 
 
 def _incompatible(wanted: Link, seen: Link) -> str:

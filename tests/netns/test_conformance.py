@@ -477,7 +477,7 @@ def e4(s: Scene) -> None:
 def e5(s: Scene) -> None:
     """CreateEndpoint twice is the same; with another address it is refused, without damage."""
     network = s.plugin.network()
-    endpoint = s.plugin.endpoint(network)
+    endpoint = s.plugin.endpoint(network, network.address(76))
     before = s.plugin.stored()
     again = s.plugin.ok("CreateEndpoint", **replace(endpoint, mac="").request())
     assert again["Interface"]["MacAddress"] == endpoint.mac

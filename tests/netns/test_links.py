@@ -7,12 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from tests.netns.world import MTU, UDP_PORT, Host, World
-from weft.dataplane import Bridge, Link, Port, Vxlan
+from weft.dataplane import Bridge, Link, Port, Station, Vxlan
 from weft.errors import KernelError
 from weft.reconcile import Create, Remove, Update
 
@@ -255,6 +256,21 @@ def test_links_are_found_by_name(host: Host, links: tuple[Link, ...]) -> None:
 
 def test_kernel_that_can_is_approved_without_a_trace(host: Host, links: tuple[Link, ...]) -> None:
     host.kernel.check()
+    assert not host.plan(*links)
+
+
+def test_any_thread_may_call(host: Host, links: tuple[Link, ...]) -> None:
+    def come_and_go(number: int) -> bool:
+        name = f"wp{number}"
+        host.kernel.perform(Create(port(name)))
+        row = Station("vx7", bytes([2, 0, 0, 0, 0, number]))
+        host.put(row)
+        seen = row in host.observe("vx7") and name in host.kernel.observe_links() and host.kernel.has_links([name])
+        host.kernel.perform(Remove(name, "not wanted"))
+        return seen and not host.kernel.has_links([name])
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(come_and_go, range(100, 140)))
     assert not host.plan(*links)
 
 

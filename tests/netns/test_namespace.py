@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.netns.world import Host, World
+from weft.dataplane import Neighbour, pack_address
 from weft.errors import KernelError
 from weft.kernel import LinuxKernel
 from weft.kernel.namespace import find_namespace
@@ -20,13 +21,13 @@ OWN = Path("/proc/self/ns/net")
 def test_data_plane_survives_close_and_is_found_again(host: Host) -> None:
     bridge, vxlan = host.network(7)
     host.apply(bridge, vxlan)
-    before = host.dp.path.stat()
+    before = host.dp.path.stat().st_ino
 
     host.kernel.close()
     assert host.dp.links() == {"br7", "vx7"}
     host.kernel.open()
 
-    assert host.dp.path.stat() == before
+    assert host.dp.path.stat().st_ino == before
     assert not host.plan(bridge, vxlan)
 
 
@@ -48,9 +49,9 @@ def test_plain_file_and_no_file_are_no_namespaces(tmp_path: Path) -> None:
 
 
 def test_other_threads_stay_where_they_are(host: Host) -> None:
-    before = OWN.stat()
+    before = OWN.stat().st_ino
     host.apply(*host.network(7))
-    assert OWN.stat() == before
+    assert OWN.stat().st_ino == before
     assert "br7" not in {name for _, name in socket.if_nameindex()}
 
 
@@ -63,6 +64,17 @@ def test_bridges_are_spared_netfilter(host: Host) -> None:
 
     for switch in switches:
         assert host.dp.do(switch.read_text) == "0\n"
+
+
+def test_ipv6_neighbours_are_taken_where_ipv6_is_off_by_default(host: Host) -> None:
+    default = Path("/proc/sys/net/ipv6/conf/default/disable_ipv6")
+    host.dp.do(lambda: default.write_text("1"))
+
+    host.kernel.perform(Create(host.network(7)[0]))
+
+    row = Neighbour("br7", pack_address("fd00::2"), bytes(6))
+    host.put(row)
+    assert host.observe("br7") == {row}
 
 
 def test_missing_host_namespace_is_an_error_and_leaves_nothing_open(tmp_path: Path) -> None:

@@ -253,6 +253,13 @@ def test_failed_row_is_named_and_the_rest_is_done(network: Host) -> None:
     assert network.observe(*DEVICES) == rows
 
 
+def test_ipv6_on_too_small_an_mtu_is_explained(host: Host) -> None:
+    host.apply(*host.network(7, mtu=1000))
+    with pytest.raises(KernelError, match=r"put br7 fd00::2 is at .*: Invalid argument; IPv6 needs an MTU of 1280"):
+        host.put(neighbour("10.0.0.2", MAC), neighbour("fd00::2", MAC))
+    assert host.observe("br7") == {neighbour("10.0.0.2", MAC)}
+
+
 def test_rows_of_a_missing_device_are_deleted_already(network: Host) -> None:
     network.kernel.write_rows(RowPlan(delete=(Station("vx99", pack_mac(MAC)),)))
     assert not network.observe("vx99")

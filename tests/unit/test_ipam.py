@@ -52,6 +52,12 @@ def test_a_pool_asked_for_twice_is_the_same(host: Hosts) -> None:
     assert reserve(host(1).ipam, "10.1.0.0/16") == reserve(host(2).ipam, "10.1.0.0/16")
 
 
+@pytest.mark.parametrize("cidr", ["0.0.0.0/0", "127.0.0.0/8", "224.0.0.0/8", "10.0.0.0/31", "10.0.0.0/32", "ff02::/64"])
+def test_a_subnet_that_containers_cannot_have_is_refused(host: Hosts, cidr: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"subnet {cidr} is"):
+        reserve(host(1).ipam, cidr)
+
+
 def test_overlapping_pools_are_refused_with_the_owner(host: Hosts) -> None:
     one = host(1)
     one.create_network("n1", "10.1.0.0/16")

@@ -1,4 +1,4 @@
-"""The store's contract, and what is SQLite's own."""
+"""The store's contract, kept by SQLite and by a real etcd of one member; and what is SQLite's own."""
 
 from __future__ import annotations
 
@@ -6,14 +6,40 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from tests.etcd import MISSING, Cluster
 from weft.errors import StoreError
 from weft.store import Changes, Delete, DeleteAll, KeyIs, NoneNewer, Put, Snapshot, Store
 from weft.store import sqlite as sqlite_store
+from weft.store.etcd import EtcdStore
 from weft.store.sqlite import SqliteStore
+
+_numbers = count()
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if MISSING:
+        pytest.skip(MISSING)
+    cluster = Cluster(tmp_path_factory.mktemp("etcd"))
+    yield cluster
+    cluster.kill()
+
+
+@pytest.fixture(params=["sqlite", "etcd"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "sqlite":
+        opened: Store = SqliteStore(tmp_path / "weft.db")
+    else:
+        opened = EtcdStore(request.getfixturevalue("etcd").endpoints, root=f"/test/{next(_numbers)}/")
+    with closing(opened):
+        yield opened
 
 
 def put(store: Store, key: str, value: str = "x") -> int:
@@ -101,7 +127,9 @@ def test_deleting_what_is_not_there_is_no_event(store: Store) -> None:
     watch.close()
 
 
-def test_a_watch_that_fell_behind_gets_a_snapshot(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watch_that_fell_behind_gets_a_snapshot(
+    store: Store, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_store, "HISTORY", 20)
     put(store, "gone")
     watch = store.watch("")
@@ -110,10 +138,40 @@ def test_a_watch_that_fell_behind_gets_a_snapshot(store: Store, monkeypatch: pyt
     store.transact([], [Delete("gone")])
     for number in range(50):
         put(store, f"k{number % 3}", str(number))
+    if isinstance(store, EtcdStore):
+        request.getfixturevalue("etcd").forget_history()
     caught_up = next(news)
     assert isinstance(caught_up, Snapshot)
     assert {entry.key for entry in caught_up.entries} == {"k0", "k1", "k2"}
+    put(store, "k4")
+    change = next(news)
+    assert isinstance(change, Changes)
+    assert change.events == (("k4", "x"),)
     watch.close()
+
+
+def test_a_closed_watch_ends_its_reader_at_once(store: Store) -> None:
+    watch = store.watch("")
+    arrived = threading.Event()
+
+    def read() -> None:
+        for _ in watch:
+            arrived.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert arrived.wait(5)
+    watch.close()
+    reader.join(timeout=2)
+    assert not reader.is_alive()
+
+
+def test_values_and_keys_are_any_text(store: Store) -> None:
+    text = 'ä "quoted"\n\0 \U0001f9f6'
+    put(store, "p/é:1/10.0.0.0/24", text)
+    entry = store.list("p/é").entries[0]
+    assert (entry.key, entry.value) == ("p/é:1/10.0.0.0/24", text)
+    assert store.get(entry.key) == entry
 
 
 def test_only_one_of_many_threads_wins_a_key(store: Store) -> None:

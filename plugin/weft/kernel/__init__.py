@@ -26,7 +26,7 @@ from weft.errors import KernelError
 from weft.kernel.connection import Connection
 from weft.kernel.links import Links
 from weft.kernel.monitor import Monitor, open_events
-from weft.kernel.namespace import NamespaceThread, ensure_namespace, open_namespace, spare_netfilter
+from weft.kernel.namespace import NamespaceThread, ensure_namespace, open_namespace, set_switches
 from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.observe import observe_links
 from weft.kernel.rows import Rows
@@ -61,7 +61,7 @@ class LinuxKernel:
             resources.callback(os.close, dp_fd)
             self._dp = resources.enter_context(closing(NamespaceThread("weft-dp", dp_fd)))
             host = resources.enter_context(closing(NamespaceThread("weft-host", host_fd)))
-            self._dp.run(spare_netfilter)
+            self._dp.run(set_switches)
             opened = partial(self._dp.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
             self._lookup = resources.enter_context(closing(Rtnetlink(opened)))
             self._reader = resources.enter_context(closing(Rtnetlink(opened)))

@@ -27,7 +27,7 @@ from weft.dataplane import Bridge, Link, Port, Vxlan
 from weft.errors import KernelError
 from weft.kernel import observe
 from weft.kernel.connection import Connection
-from weft.kernel.namespace import spare_netfilter
+from weft.kernel.namespace import set_switches
 from weft.kernel.netlink import Find
 from weft.model import VNI_MAX
 from weft.reconcile import Create, Remove, Step, Update, describe
@@ -90,7 +90,7 @@ class Links:
         creator = self._host if isinstance(link, Vxlan) else self._dp
         settings = self._description(link)
         if isinstance(link, Bridge):
-            self._dp.call("prepare for a bridge", lambda _: spare_netfilter())
+            self._dp.call("prepare for a bridge", lambda _: set_switches())
         creator.call(
             f"create {describe(link)}",
             lambda route: route.link("add", ifname=link.name, **settings),

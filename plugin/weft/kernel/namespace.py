@@ -31,6 +31,7 @@ T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 0x1000
 _NS_GET_NSTYPE = 0xB703
+_PROC = Path("/proc/sys/net")
 
 _CAPABILITY = "weft needs the capability CAP_SYS_ADMIN"
 
@@ -109,16 +110,16 @@ class NamespaceThread:
         self._pool.shutdown()
 
 
-def spare_netfilter() -> None:
-    """Keep br_netfilter off the calling thread's namespace, where a new bridge would otherwise pay for it.
+def set_switches() -> None:
+    """Set what a namespace has to have otherwise than the kernel gives it, in the calling thread's namespace.
 
-    The switches are 1 in a new namespace, and exist only while the module is loaded. In a managed plugin /proc/sys
-    may be read-only: slower, but right.
+    br_netfilter would have each frame pass iptables and conntrack; its switches exist only while it is loaded. Where
+    IPv6 is off by default, a bridge would not take the neighbours of an IPv6 network. In a managed plugin /proc/sys may
+    be read-only: slower, or without IPv6, but right.
     """
-    for table in ("iptables", "ip6tables", "arptables"):
-        switch = Path(f"/proc/sys/net/bridge/bridge-nf-call-{table}")
+    for switch in (*_PROC.glob("bridge/bridge-nf-call-*"), _PROC / "ipv6/conf/default/disable_ipv6"):
         try:
             if switch.exists() and switch.read_text().strip() != "0":
                 switch.write_text("0")
         except OSError as error:
-            log.warning("cannot turn %s off in the data plane, it will be slower: %s", switch.name, error.strerror)
+            log.warning("cannot write 0 to %s in the data plane: %s", switch, error.strerror)

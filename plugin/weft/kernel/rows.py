@@ -21,8 +21,10 @@ depend on the order in which a kernel puts the attributes.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from errno import EEXIST, ENODEV, ENOENT, ESRCH
+from contextlib import contextmanager
+from errno import EEXIST, EINVAL, ENODEV, ENOENT, ESRCH
 from itertools import repeat
 from socket import AF_INET, AF_INET6, socket
 from struct import Struct
@@ -107,9 +109,11 @@ class Rows:
     def observe(self, names: Iterable[str]) -> set[Row]:
         devices = [device for name in names if (device := self._find(name=name))]
         wanted = {_INDEX.pack(device.ifindex): device.name for device in devices}
+        indexes = [device.ifindex for device in devices] if len(devices) <= _FEW else [0]
+        requests = [ask(index) for index in indexes for ask in (_dump_forwarding, _dump_neighbours)]
         rows: set[Row] = set()
-        for index in [device.ifindex for device in devices] if len(devices) <= _FEW else [0]:
-            for request in (_dump_forwarding(index), _dump_neighbours(index)):
+        with _no_garbage():
+            for request in requests:
                 for chunk in self._reader.dump(request):
                     rows.update(parse(chunk, wanted))
         rows.difference_update(map(own_row, devices))
@@ -125,12 +129,12 @@ class Rows:
             *self._send(RTM_DELNEIGH, delete),
         ]
         if failures:
-            what, errno = failures[0]
+            verb, row, errno = failures[0]
             others = f" and {len(failures) - 1} other rows" if len(failures) > 1 else ""
-            raise KernelError(what + others, errno)
+            raise KernelError(f"{_VERB[verb]} {row}{others}", errno, _hint(row, errno))
 
-    def _send(self, verb: int, rows: Sequence[Row]) -> Iterator[tuple[str, int]]:
-        """Yields what failed, in words, and the errno."""
+    def _send(self, verb: int, rows: Sequence[Row]) -> Iterator[tuple[int, Row, int]]:
+        """Yields what failed: verb, row, errno."""
         indexes: dict[str, int] = {}
         for start in range(0, len(rows), _BATCH):
             batch = rows[start : start + _BATCH]
@@ -140,7 +144,25 @@ class Rows:
             packed = [pack(verb, row, indexes[row.device], place) for place, row in enumerate(batch)]
             for place, errno in self._writer.send(packed):
                 if errno not in _ALREADY_SO[verb]:
-                    yield f"{_VERB[verb]} {batch[place]}", errno
+                    yield verb, batch[place], errno
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Rows are in no cycles; looking for some among 300,000 new ones takes as long as making them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _hint(row: Row, errno: int) -> str:
+    if isinstance(row, Neighbour) and len(row.address) == 16 and errno == EINVAL:
+        return "IPv6 needs an MTU of 1280 at least, and must not be off in the data plane"
+    return ""
 
 
 def pack(verb: int, row: Row, index: int, number: int) -> bytes:

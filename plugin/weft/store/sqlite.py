@@ -144,7 +144,9 @@ class SqliteStore:
                 "to begin with an empty store"
             ) from error
         except OSError as error:
-            raise StoreError(f"store {self.path} cannot be used: {error.strerror} ({error.filename})") from error
+            raise StoreError(
+                f"store {self.path} cannot be used: {error.strerror} ({error.filename}): name another in WEFT_STORE"
+            ) from error
 
 
 class SqliteWatch:

@@ -1,0 +1,1 @@
+"""weft measured against Docker's overlay, Docker's bridge and the bare underlay. See docs/benchmarks.md."""

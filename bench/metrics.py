@@ -1,0 +1,74 @@
+"""What is measured, in which unit, and what it should come to."""
+
+from dataclasses import dataclass
+
+from bench.measure import Results
+
+RAW = "raw"
+OVERLAY = "docker_overlay"
+BRIDGE = "docker_bridge"
+WEFT = "weft"
+VARIANTS = {RAW: "raw", BRIDGE: "bridge", OVERLAY: "overlay", WEFT: "weft"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound on weft's median, or on its ratio to another variant."""
+
+    bound: float
+    at_least: bool = False
+    against: str = ""
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        return f"{sign} {self.bound:.2f}×" if self.against else f"{sign} {self.bound:g}"
+
+    def met_by(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+@dataclass(frozen=True)
+class Metric:
+    name: str
+    part: str
+    title: str
+    unit: str
+    target: Target | None = None
+
+    def value(self, results: Results) -> float | None:
+        """What the target speaks of."""
+        if self.target and self.target.against:
+            ratio = results.ratio(self.name, WEFT, self.target.against)
+            return ratio.median if ratio else None
+        series = results.get(self.name, WEFT)
+        return series.spread.median if series else None
+
+    def verdict(self, results: Results) -> bool | None:
+        """Whether the target was met; None without a target or a figure."""
+        value = self.value(results)
+        return None if self.target is None or value is None else self.target.met_by(value)
+
+
+def _ratio(bound: float, *, at_least: bool = False) -> Target:
+    return Target(bound, at_least, OVERLAY)
+
+
+PARTS = {
+    "a": "Traffic between two hosts",
+    "b": "Starting a container",
+    "c": "weft's share of a start",
+    "d": "Large networks",
+}
+METRICS = [
+    Metric("tcp_1stream_gbps", "a", "TCP, 1 stream", "Gbit/s", _ratio(1.05, at_least=True)),
+    Metric("tcp_4stream_gbps", "a", "TCP, 4 streams", "Gbit/s", _ratio(1.05, at_least=True)),
+    Metric("udp64_kpps", "a", "UDP, 64 bytes", "kpackets/s", _ratio(1.1, at_least=True)),
+    Metric("rtt_us", "a", "UDP round trip", "µs", _ratio(0.95)),
+    Metric("run_to_started_s", "b", "docker run -d", "s", _ratio(1.0)),
+    Metric("run_to_first_ping_s", "b", "… to the first answered ping", "s", _ratio(1.0)),
+    Metric("handlers_ms_per_start", "c", "in weft's handlers", "ms", Target(15)),
+    Metric("program_10k_s", "d", "program 10,000 remote endpoints", "s", Target(0.3)),
+    Metric("program_100k_s", "d", "program 100,000 remote endpoints", "s", Target(3)),
+    Metric("idle_reconcile_100k_s", "d", "compare 100,000, nothing to do", "s", Target(3)),
+    Metric("rss_mb_100k", "d", "memory of weft with 100,000", "MB"),
+]

@@ -1,0 +1,85 @@
+"""Where results go: the terminal, build/bench.json, and the tables in docs/benchmarks.md."""
+
+import json
+import re
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+from bench.measure import Results, percentile
+from bench.metrics import METRICS
+from bench.tabular import Table, aligned, misses, number
+from lab.plan import PROJECT
+from lab.process import LabError
+from lab.terminal import Terminal
+
+JSON = PROJECT / "build/bench.json"
+DOCUMENT = PROJECT / "docs/benchmarks.md"
+
+_BEGIN, _END = "<!-- bench: begin -->", "<!-- bench: end -->"
+_MARKS = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "dim")}
+
+
+def show(terminal: Terminal, tables: Iterable[Table], results: Results) -> None:
+    for table in tables:
+        header, *lines = aligned(table)
+        terminal.say()
+        terminal.title(table.title)
+        terminal.say(terminal.paint("dim", header))
+        for line, verdict in zip(lines, table.verdicts, strict=True):
+            mark, colour = _MARKS[verdict]
+            terminal.say(f"{line} {terminal.paint(colour, mark)}".rstrip())
+    terminal.say()
+    terminal.say("Median of the rounds (middle half of them); ratios are taken within a round.")
+    (terminal.failure if misses(results) else terminal.success)(summary(results))
+
+
+def summary(results: Results) -> str:
+    judged = [metric for metric in METRICS if metric.verdict(results) is not None]
+    missed = [
+        f"{metric.title}: {number(metric.value(results) or 0)} instead of {metric.target}" for metric in misses(results)
+    ]
+    text = f"{len(judged) - len(missed)} of {len(judged)} targets met"
+    return f"{text}; missed: {'; '.join(missed)}" if missed else text
+
+
+def write_json(results: Results, path: Path = JSON) -> None:
+    found = {
+        metric.name: {
+            variant: {
+                "median": median(series.samples),
+                "p99": percentile(series.samples, 99),
+                "n": len(series.samples),
+                "unit": metric.unit,
+            }
+            for variant, series in results.series[metric.name].items()
+        }
+        for metric in METRICS
+        if metric.name in results.series
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_document(results: Results, tables: Iterable[Table], machine: str, path: Path = DOCUMENT) -> None:
+    """Replaces what is between the markers; the prose around them is a person's."""
+    parts = [f"Measured on {date.today():%d %B %Y}: {machine}.", *map(_markdown, tables), f"{summary(results)}."]
+    text = path.read_text()
+    if not re.search(f"{_BEGIN}.*{_END}", text, re.DOTALL):
+        raise LabError(f"{path.relative_to(PROJECT)} lacks the markers {_BEGIN} and {_END} for the tables")
+    before, rest = text.split(_BEGIN, 1)
+    after = rest.split(_END, 1)[1]
+    path.write_text("\n\n".join([before + _BEGIN, *parts, _END + after]))
+
+
+def _markdown(table: Table) -> str:
+    verdicts = any(verdict is not None for verdict in table.verdicts)
+    header = [*table.header, "met"] if verdicts else table.header
+    rows = [
+        [*row, {True: "yes", False: "**no**", None: ""}[verdict]] if verdicts else row
+        for row, verdict in zip(table.rows, table.verdicts, strict=True)
+    ]
+    rule = ["---", *("---:" for _ in header[1:])]
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, rule, *rows)]
+    return "\n".join([f"### {table.title}", "", *lines])

@@ -1,0 +1,205 @@
+"""A real etcd cluster on this machine, whose members a test can kill, freeze and restart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MISSING = "" if shutil.which("etcd") else "etcd is not installed: run lab/setup.sh"
+"""Why there can be no etcd here."""
+_READY_SECONDS = 15.0
+
+
+class Certificates:
+    """A CA, a certificate for etcd and one for its clients, without CN as etcd's gateway wants it."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.ca = folder / "ca.crt"
+        self._make("ca", "-addext", "basicConstraints=critical,CA:TRUE")
+        signed = ["-CA", str(self.ca), "-CAkey", str(folder / "ca.key"), "-addext", "basicConstraints=CA:FALSE"]
+        both = "extendedKeyUsage=serverAuth,clientAuth"
+        self.server = self._make("server", *signed, "-addext", "subjectAltName=IP:127.0.0.1", "-addext", both)
+        self.client = self._make("client", *signed, "-addext", "extendedKeyUsage=clientAuth")
+
+    def _make(self, name: str, *options: str) -> tuple[Path, Path]:
+        crt, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
+        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/O=weft {name}"]
+        command = ["openssl", "req", "-x509", *kind, "-days", "2", "-out", str(crt), "-keyout", str(key), *options]
+        subprocess.run(command, check=True, capture_output=True, timeout=10)
+        return crt, key
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member runs: its address, and the command that leads into its namespace."""
+
+    address: str = "127.0.0.1"
+    enter: tuple[str, ...] = ()
+
+
+class Member:
+    """One etcd process with its data."""
+
+    def __init__(self, number: int, place: Place, folder: Path, tls: Certificates | None) -> None:
+        self.name = f"m{number}"
+        self.tls = tls
+        ports = _free_ports(2) if not place.enter else (2379, 2380)
+        self.endpoint = f"{'https' if tls else 'http'}://{place.address}:{ports[0]}"
+        self.peer = f"http://{place.address}:{ports[1]}"
+        self._enter = place.enter
+        self._folder = folder / self.name
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, members: Sequence[Member], options: Sequence[str] = ()) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "name": self.name,
+            "data-dir": self._folder / "data",
+            "listen-client-urls": self.endpoint,
+            "advertise-client-urls": self.endpoint,
+            "listen-peer-urls": self.peer,
+            "initial-advertise-peer-urls": self.peer,
+            "initial-cluster": ",".join(f"{member.name}={member.peer}" for member in members),
+        }
+        if self.tls:
+            certificate, key = self.tls.server
+            settings |= {"cert-file": certificate, "key-file": key, "trusted-ca-file": self.tls.ca}
+            settings["client-cert-auth"] = "true"
+        argv = [*self._enter, "etcd", *(f"--{name}={value}" for name, value in settings.items()), *options]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.wait(timeout=10)
+            self._process = None
+
+    def call(self, path: str, body: dict[str, Any], token: str = "") -> dict[str, Any]:
+        """This member's own answer, by another HTTP client than weft's."""
+        request = urllib.request.Request(f"{self.endpoint}/v3/{path}", json.dumps(body).encode())
+        request.add_header("Grpc-Metadata-hasleader", "true")
+        if token:
+            request.add_header("Authorization", token)
+        with urllib.request.urlopen(request, timeout=2, context=self._context()) as response:
+            answer: dict[str, Any] = json.load(response)
+            return answer
+
+    def answers(self) -> bool:
+        """Whether it serves, with a leader."""
+        try:
+            self.call("kv/range", {"key": base64("x")})
+        except urllib.error.HTTPError as error:
+            return error.code not in (503, 504)
+        except (OSError, ValueError):
+            return False
+        return True
+
+    def leads(self) -> bool:
+        status = self.call("maintenance/status", {})
+        return bool(status["leader"] == status["header"]["member_id"])
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process
+        self._process.send_signal(number)
+
+    def _context(self) -> ssl.SSLContext | None:
+        if self.tls is None:
+            return None
+        context = ssl.create_default_context(cafile=str(self.tls.ca))
+        context.load_cert_chain(*self.tls.client)
+        return context
+
+
+class Cluster:
+    """Members that are up when this returns.
+
+    :param folder: where their data and logs are.
+    :param options: more of etcd's command line.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        places: Sequence[Place] = (Place(),),
+        tls: Certificates | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
+        self.members = [Member(number, place, folder, tls) for number, place in enumerate(places)]
+        self._options = options
+        self.start()
+
+    @property
+    def endpoints(self) -> list[str]:
+        return [member.endpoint for member in self.members]
+
+    @property
+    def leader(self) -> Member:
+        return next(member for member in self.members if member.leads())
+
+    def start(self, *only: Member) -> None:
+        """Start these members or all, and wait until they serve."""
+        for member in only or self.members:
+            member.start(self.members, self._options)
+        self.wait(*only)
+
+    def wait(self, *only: Member) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        for member in only or self.members:
+            while not member.answers():
+                assert time.monotonic() < deadline, f"{member.name} does not serve"
+                time.sleep(0.02)
+
+    def kill(self) -> None:
+        for member in self.members:
+            member.kill()
+
+    def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self.members[0].call(path, body)
+
+    def forget_history(self) -> None:
+        """Compact everything up to now."""
+        revision = self.call("kv/range", {"key": base64("x")})["header"]["revision"]
+        self.call("kv/compaction", {"revision": revision})
+
+    def want_passwords(self, **users: str) -> None:
+        """Turn authentication on. Every user may do everything, as root does."""
+        for user, password in {"root": "of all", **users}.items():
+            self.call("auth/user/add", {"name": user, "password": password})
+            if user == "root":
+                self.call("auth/role/add", {"name": "root"})
+            self.call("auth/user/grant", {"user": user, "role": "root"})
+        self.call("auth/enable", {})
+
+
+def base64(text: str) -> str:
+    return b64encode(text.encode()).decode()
+
+
+def _free_ports(number: int) -> tuple[int, ...]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = tuple(sock.getsockname()[1] for sock in sockets)
+    for sock in sockets:
+        sock.close()
+    return ports
