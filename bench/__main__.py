@@ -10,13 +10,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
+from types import FrameType
 
 from bench import report, starts, tables, traffic
 from bench.calls import CallTable
 from bench.machine import busy, describe
 from bench.measure import Results
 from bench.metrics import PARTS
-from bench.rig import Rig, rig
+from bench.rig import ENDINGS, Rig, rig
 from bench.tabular import Table, tabulate
 from lab.process import LabError
 from lab.terminal import Terminal
@@ -38,6 +39,14 @@ QUICK = Effort(traffic_rounds=3, seconds=1, trips=5_000, start_rounds=3, table_r
 
 
 _QUIET = 0.1
+
+
+class Interrupted(BaseException):
+    """As KeyboardInterrupt, by any signal: all that was begun is ended and removed on its way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
 
 
 class Bench:
@@ -126,17 +135,22 @@ def _run(args: argparse.Namespace, terminal: Terminal) -> int:
     return int(bench.failed)
 
 
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
 def main() -> int:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the lab is removed
+    for number in ENDINGS:
+        signal.signal(number, _interrupt)
     args, terminal = _arguments(), Terminal()
     try:
         return _run(args, terminal)
     except LabError as error:
         terminal.failure(str(error))
         return 1
-    except KeyboardInterrupt:
+    except Interrupted as ending:
         terminal.failure("interrupted")
-        return 130
+        return 128 + ending.number
 
 
 if __name__ == "__main__":

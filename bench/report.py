@@ -9,7 +9,7 @@ from statistics import median
 
 from bench.measure import Results, percentile
 from bench.metrics import METRICS
-from bench.tabular import Table, aligned, misses, number
+from bench.tabular import Table, aligned, misses
 from lab.plan import PROJECT
 from lab.process import LabError
 from lab.terminal import Terminal
@@ -37,9 +37,7 @@ def show(terminal: Terminal, tables: Iterable[Table], results: Results) -> None:
 
 def summary(results: Results) -> str:
     judged = [metric for metric in METRICS if metric.verdict(results) is not None]
-    missed = [
-        f"{metric.title}: {number(metric.value(results) or 0)} instead of {metric.target}" for metric in misses(results)
-    ]
+    missed = [f"{metric.title}: {metric.value(results):.3f} instead of {metric.target}" for metric in misses(results)]
     text = f"{len(judged) - len(missed)} of {len(judged)} targets met"
     return f"{text}; missed: {'; '.join(missed)}" if missed else text
 

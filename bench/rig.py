@@ -25,6 +25,8 @@ _OPTIONS = {
 _FREE_ADDRESSES = range(100, 250)
 _RESIDENT_ADDRESS = 50
 _SWARM_PORT = 2377
+ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""How somebody makes a program end that should clean up before."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,16 @@ def rig(variants: Collection[str], terminal: Terminal) -> Iterator[Rig]:
             place.prepare(variants)
         yield place
     finally:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # impatience would leave half a lab behind
-        with terminal.step("the lab is removed"):
+        with _undisturbed(), terminal.step("the lab is removed"):
             lab.down()
-        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Impatience would leave half a lab behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

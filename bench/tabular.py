@@ -88,7 +88,7 @@ def _figure(series: Series | None) -> str:
 
 
 def _ratio(spread: Spread | None) -> str:
-    return f"{spread.median:.2f} ({spread.low:.2f}–{spread.high:.2f})" if spread else ""
+    return f"{spread.median:.3f} ({spread.low:.2f}–{spread.high:.2f})" if spread else ""
 
 
 def number(value: float) -> str:

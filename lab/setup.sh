@@ -23,6 +23,7 @@ as_root() {
 missing_packages() {
     while read -r program package; do has "$program" || echo "$package"; done <<-PROGRAMS
 		dockerd docker.io
+		etcd etcd-server
 		debootstrap debootstrap
 		ip iproute2
 		iptables iptables
@@ -41,8 +42,8 @@ apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
-# Of Docker only the programs are wanted. Its service must not start, neither now nor at the next boot: it would
-# change the machine's own network.
+# Of Docker and etcd only the programs are wanted. Their services must not start, neither now nor at the next boot:
+# Docker's would change the machine's own network.
 forbid_services() {
     trap allow_services EXIT
     trap 'exit 130' INT TERM
@@ -54,18 +55,28 @@ allow_services() {
     as_root sh -c "rm -f $policy; [ ! -e $policy.before-weft ] || mv $policy.before-weft $policy"
 }
 
+disable() {
+    if has systemctl; then as_root systemctl --quiet disable "$@"; fi
+}
+
 install_docker() {
-    forbid_services
     apt_install docker.io
     has docker || apt_install docker-cli # a package of its own since Debian 13
-    if has systemctl; then as_root systemctl --quiet disable docker.service docker.socket containerd.service; fi
+    disable docker.service docker.socket containerd.service
+}
+
+install_etcd() {
+    apt_install etcd-server
+    disable etcd.service
 }
 
 install_packages() {
     has apt-get || die "please install these yourself, this is no Debian or Ubuntu: $*"
     say "installing $*"
     as_root apt-get update -qq
+    forbid_services
     case " $* " in *" docker.io "*) install_docker ;; esac
+    case " $* " in *" etcd-server "*) install_etcd ;; esac
     apt_install "$@"
 }
 
@@ -74,7 +85,7 @@ check_python() {
         die "weft needs Python 3.11 or newer, and $python is $("$python" -V); name another: PYTHON=python3.12 $0"
 }
 
-[ ! "$stamp" -nt setup.cfg ] || exit 0
+[ ! "$stamp" -nt setup.cfg ] || [ ! "$stamp" -nt lab/setup.sh ] || exit 0
 ! has "$python" || check_python
 packages=$(missing_packages)
 # shellcheck disable=SC2086 # one argument for each package

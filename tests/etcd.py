@@ -183,13 +183,15 @@ class Cluster:
         revision = self.call("kv/range", {"key": base64("x")})["header"]["revision"]
         self.call("kv/compaction", {"revision": revision})
 
-    def want_passwords(self, **users: str) -> None:
-        """Turn authentication on. Every user may do everything, as root does."""
-        for user, password in {"root": "of all", **users}.items():
-            self.call("auth/user/add", {"name": user, "password": password})
-            if user == "root":
-                self.call("auth/role/add", {"name": "root"})
-            self.call("auth/user/grant", {"user": user, "role": "root"})
+    def want_passwords(self, user: str, password: str, prefix: str) -> None:
+        """Turn authentication on. This user may do everything under a prefix, and nothing else."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        permission = {"permType": "READWRITE", "key": base64(prefix), "range_end": base64(end)}
+        for name, role in (("root", "root"), (user, "part")):
+            self.call("auth/role/add", {"name": role})
+            self.call("auth/user/add", {"name": name, "password": password})
+            self.call("auth/user/grant", {"user": name, "role": role})
+        self.call("auth/role/grant", {"name": "part", "perm": permission})
         self.call("auth/enable", {})
 
 

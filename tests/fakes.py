@@ -25,6 +25,8 @@ class FakeKernel:
         self.route_list = [ip_network(route) for route in routes]
         self.steps: list[Step] = []
         self.vxlan_error = 0
+        self.carrier: set[str] = set()
+        """Names of ports that a running container uses."""
         self.broken: set[str] = set()
         """Names of links that cannot be made."""
         self._failing: Counter[str] = Counter()
@@ -41,7 +43,8 @@ class FakeKernel:
     def observe_links(self, names: Iterable[str] | None = None) -> dict[str, ObservedLink]:
         self._maybe_fail("observe_links")
         wanted = self.links.keys() if names is None else set(names)
-        return {name: ObservedLink(link) for name, link in sorted(self.links.items()) if name in wanted}
+        found = {name: link for name, link in sorted(self.links.items()) if name in wanted}
+        return {name: ObservedLink(link, carrier=name in self.carrier) for name, link in found.items()}
 
     def perform(self, step: Step) -> None:
         self._maybe_fail("perform")
@@ -137,10 +140,10 @@ class FakeEngine:
         network = self.present[network_id] = FakeDockerNetwork(network_id, name, set(subnets), set(), set())
         return network
 
-    def networks(self, driver: str, ids: Collection[str]) -> list[FakeDockerNetwork]:
+    def networks(self, ids: Collection[str], subnets: Collection[str]) -> list[FakeDockerNetwork]:
         if not self.answers:
             raise EngineError("the Docker Engine does not answer")
-        return list(self.present.values())
+        return [n for n in self.present.values() if n.id in ids or not n.subnets.isdisjoint(subnets)]
 
     def follow(self, changed: Callable[[], None]) -> None:
         changed()

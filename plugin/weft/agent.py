@@ -75,6 +75,7 @@ class _Batch:
     resync: bool = False
     touched: Touched = field(default_factory=Touched)
     links: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
     rows: dict[Row, bool] = field(default_factory=dict)
 
 
@@ -132,6 +133,8 @@ class Agent:
         self._wanted: dict[int, _Wanted] = {}
         """By the VNI of each network that has devices here."""
         self._failures: list[KernelError] = []
+        self._kept: set[str] = set()
+        """Ports that are in use but not in the store, and were reported."""
         self._retry_seconds = _RETRY_SECONDS
         self._next_resync = monotonic()
 
@@ -173,6 +176,8 @@ class Agent:
                 if not failing:
                     log.error("no %s events: %s; the data plane stays as it is, trying again", name, error)
                 failing = True
+            except Exception:
+                log.exception("following %s events met a bug; trying again", name)
             self._stopping.wait(_RETRY_SECONDS)
 
     def _collect(self) -> _Batch:
@@ -189,8 +194,8 @@ class Agent:
                         events.clear()
                     case Changes():
                         events.extend(trigger.events)
-                    case LinkEvent():
-                        batch.links.add(trigger.name)
+                    case LinkEvent(name, present):
+                        (batch.links if present else batch.lost).add(name)
                     case RowEvent():
                         batch.rows[trigger.row] = trigger.present
                     case Overflow():
@@ -207,7 +212,11 @@ class Agent:
 
     def _loop(self) -> None:
         while True:
-            batch = self._collect()
+            try:
+                batch = self._collect()
+            except Exception:
+                log.exception("the agent met a bug in what the store sent; comparing everything")
+                batch = _Batch(resync=True)
             if batch.stop:
                 return
             if self._loaded:
@@ -219,8 +228,7 @@ class Agent:
             if batch.resync or monotonic() >= self._next_resync:
                 self.resync()
             else:
-                self._follow_changes(batch.touched)
-                self._repair_links(batch.links)
+                self._follow_changes(batch)
                 self._repair_rows(batch.rows)
         except KernelError as error:
             self._failures.append(error)
@@ -242,7 +250,10 @@ class Agent:
     def resync(self) -> None:
         """Compare everything with the kernel and correct it."""
         began = monotonic()
-        self._attachments.refresh_mtu()
+        try:
+            self._attachments.refresh_mtu()
+        except KernelError as error:
+            self._failures.append(error)
         active = self._active()
         for vni in self._wanted.keys() - active:
             del self._wanted[vni]
@@ -262,17 +273,25 @@ class Agent:
             if endpoint.id in self.cluster.endpoints.get(endpoint.vni, ()):
                 self._attachments.unpin(endpoint.id)
 
-    def _follow_changes(self, touched: Touched) -> None:
-        active = self._active()
-        moved = {vni for vni in self._wanted if touched.hosts & self.cluster.hosts_of(vni)}
+    def _follow_changes(self, batch: _Batch) -> None:
+        """Links first: networks that came or went, and what kernel events named. Then the rows of what changed."""
+        touched, active = batch.touched, self._active()
         fresh = active - self._wanted.keys()
         gone = {vni for vni in touched.networks & self._wanted.keys() - active if not self._keeps(vni)}
         for vni in gone:
             del self._wanted[vni]
-        if fresh or gone or touched.networks & self._wanted.keys():
-            self._sync_links({name for vni in fresh | gone | touched.networks for name in self._names(vni)})
-        self._sync_rows(fresh | moved)
-        for vni in touched.endpoints.keys() & self._wanted.keys() - fresh - moved:
+        moved = {vni for vni in self._wanted if touched.hosts & touched.spread.get(vni, self.cluster.hosts_of(vni))}
+        moved |= {vni for vni in self._wanted if touched.hosts & self.cluster.hosts_of(vni)}
+        changed = fresh | gone | touched.networks & self._wanted.keys()
+        remade = self._sync_links(batch.links | batch.lost | {name for vni in changed for name in self._names(vni)})
+        # A device that is remade, by us or by a handler, has lost its rows, and a remade bridge its ports as well.
+        remade = (remade | set(filter(None, map(_vni_of, batch.lost)))) & self._wanted.keys()
+        if remade:
+            log.warning("devices of %s were missing and are made again", ", ".join(f"VNI {vni}" for vni in remade))
+            self._sync_links({name for vni in remade for name in self._names(vni)})
+        anew = fresh | moved | remade
+        self._sync_rows(anew)
+        for vni in touched.endpoints.keys() & self._wanted.keys() - anew:
             self._apply_delta(vni, touched)
 
     def _keeps(self, vni: int) -> bool:
@@ -294,22 +313,34 @@ class Agent:
             wanted.update((link.name, link) for link in self._attachments.links(self.cluster.networks[vni], endpoints))
         return wanted
 
-    def _sync_links(self, names: set[str] | None) -> bool:
-        """Correct the links of these names (None: all); True if a shared device had to be made."""
+    def _sync_links(self, names: set[str] | None) -> set[int]:
+        """Correct the links of these names (None: all); return the VNIs of which a device had to be made."""
+        if names is not None and not names:
+            return set()
         observed = self._kernel.observe_links(names)
         # Read after the kernel: a port made meanwhile is pinned, hence wanted.
-        wanted = self._wanted_links()
+        wanted = {n: link for n, link in self._wanted_links().items() if names is None or n in names}
         # A veth that is gone cannot be given to a running container again: only a handler makes one.
-        steps = plan_links(
-            [
-                link
-                for link in wanted.values()
-                if (names is None or link.name in names) and (link.name in observed or not isinstance(link, Port))
-            ],
-            observed,
-        )
-        self._perform(steps)
-        return any(isinstance(step, Create) for step in steps)
+        possible = [link for link in wanted.values() if link.name in observed or not isinstance(link, Port)]
+        steps = plan_links(possible, observed)
+        pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
+        used = self._used(pruned) if pruned else set()
+        self._perform([step for step in steps if not (isinstance(step, Remove) and step.name in used)])
+        made = (step.link.name for step in steps if isinstance(step, Create))
+        return set(filter(None, map(_vni_of, made)))
+
+    def _used(self, names: set[str]) -> set[str]:
+        """Those of these links that a running container uses, although the store does not know it.
+
+        The store may be another than it was, or restored from a backup. A veth cannot be given back: it is kept.
+        """
+        links = self._kernel.observe_links().items()
+        ports = [seen.link for name, seen in links if seen.carrier and topology.is_port_name(name)]
+        used = {name for p in ports if isinstance(p, Port) for name in (p.name, p.bridge, f"vx{p.bridge[2:]}")}
+        if new := {name for name in names & used if topology.is_port_name(name)} - self._kept:
+            self._kept |= new
+            log.error("%s: in use by a container, but not in the store; kept", ", ".join(sorted(new)))
+        return names & used
 
     def _perform(self, steps: list[Step]) -> None:
         for step in steps:
@@ -337,14 +368,6 @@ class Agent:
             for e in self._attachments.pinned()
             for name in (bridge_name(e.vni), vxlan_name(e.vni), topology.port_name(e.id))
         }
-
-    def _repair_links(self, names: set[str]) -> None:
-        """Look at links that changed. A remade device has lost its rows, a remade bridge its ports as well."""
-        if names and self._sync_links(names):
-            vnis = {vni for vni in self._wanted if names & {bridge_name(vni), vxlan_name(vni)}}
-            log.warning("devices of %s were missing and are made again", ", ".join(f"VNI {vni}" for vni in vnis))
-            self._sync_links({name for vni in vnis for name in self._names(vni)})
-            self._sync_rows(vnis)
 
     # Rows
 
@@ -396,3 +419,8 @@ class Agent:
 
 def _vni(row: Row) -> int:
     return int(row.device[2:])
+
+
+def _vni_of(name: str) -> int | None:
+    """The VNI of a bridge or VXLAN device; None for any other link."""
+    return int(name[2:]) if name[:2] in ("br", "vx") and name[2:].isdecimal() else None

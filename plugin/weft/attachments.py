@@ -67,9 +67,12 @@ class Attachments:
             self.unpin(endpoint.id)
             raise
 
-    def attached(self, endpoint: Endpoint) -> str | None:
-        port = topology.endpoint_port(endpoint, 0)
-        return port.peer if self._kernel.has_links([port.name]) else None
+    def attached(self, endpoint_id: str) -> str | None:
+        return topology.peer_name(endpoint_id) if self._kernel.has_links([topology.port_name(endpoint_id)]) else None
+
+    def is_alive(self, endpoint_id: str) -> bool:
+        name = topology.port_name(endpoint_id)
+        return any(seen.carrier for seen in self._kernel.observe_links([name]).values())
 
     def detach(self, endpoint_id: str) -> None:
         self.unpin(endpoint_id)

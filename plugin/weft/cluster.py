@@ -5,6 +5,7 @@ Fed by the store's watch, by one thread (the agent's). Other threads may look th
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -29,6 +30,9 @@ class Touched:
     spread: dict[int, set[str]] = field(default_factory=dict)
 
 
+log = logging.getLogger(__name__)
+
+
 class Cluster:
     """The mirror. `hosts`, `networks`, `members` and `endpoints` are read-only for everybody else."""
 
@@ -47,15 +51,14 @@ class Cluster:
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
         """Follow changes in order; a value of None is a deletion. Keys of newer versions are ignored."""
         touched = Touched()
+        kinds = {ENDPOINTS: self._endpoint, NETWORKS: self._network, MEMBERS: self._member, HOSTS: self._host}
         for key, value in events:
-            if key.startswith(ENDPOINTS):
-                self._endpoint(key, value, touched)
-            elif key.startswith(NETWORKS):
-                self._network(key, value, touched)
-            elif key.startswith(MEMBERS):
-                self._member(key, value, touched)
-            elif key.startswith(HOSTS):
-                self._host(key, value, touched)
+            follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
+            try:
+                if follow:
+                    follow(key, value, touched)
+            except (ValueError, TypeError, KeyError):
+                log.exception("the store's entry %s cannot be read and is left out: is it of a newer weft?", key)
         return touched
 
     def hosts_of(self, vni: int) -> set[str]:

@@ -3,7 +3,8 @@
 The engine never repeats a delete that failed or was never sent (it crashed, or we were down), so whatever only the
 store knows is collected: networks, endpoints with their veths, addresses, pool reservations. Never while the engine
 does not answer, and only after an object was missing for the whole grace period: what is being created is in the
-store first and in Docker's lists a moment later.
+store first and in Docker's lists a moment later. And never an endpoint whose veth is up at both ends: a container uses
+it, so this engine is not the one that runs it, or lies.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class DockerNetwork(Protocol):
 class Engine(Protocol):
     """What the collector asks of the Docker Engine. Both methods may raise `EngineError`."""
 
-    def networks(self, driver: str, ids: Collection[str]) -> Iterable[DockerNetwork]:
-        """The networks whose driver or IPAM driver is `driver`, and those of `ids` that exist."""
+    def networks(self, ids: Collection[str], subnets: Collection[str]) -> Iterable[DockerNetwork]:
+        """Those networks of these `ids` that exist, and all that have one of these subnets, whoever drives them."""
         ...
 
     def follow(self, changed: Callable[[], None]) -> None:
@@ -73,12 +74,17 @@ class Orphan:
 
     what: str
     collect: Callable[[], object]
+    revision: int = 0
+    """Of its entry in the store: an address that is taken anew is not the one that was missed."""
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.what, self.revision
 
 
 class Collector:
     """One per host.
 
-    :param driver_name: what users type after `-d`.
     :param grace: seconds that Docker must not know an object before it is collected.
     """
 
@@ -91,7 +97,6 @@ class Collector:
         ipam: Ipam,
         engine: Engine,
         *,
-        driver_name: str,
         grace: float,
     ) -> None:
         self._store = store
@@ -100,19 +105,20 @@ class Collector:
         self._driver = driver
         self._ipam = ipam
         self._engine = engine
-        self._driver_name = driver_name
         self._grace = grace
-        self._first_missed: dict[str, float] = {}
+        self._first_missed: dict[tuple[str, int], float] = {}
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="collector", daemon=True)
 
     def start(self) -> None:
-        for name, work in (("engine-events", self._follow), ("collector", self._loop)):
-            threading.Thread(target=work, name=name, daemon=True).start()
+        threading.Thread(target=self._follow, name="engine-events", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
         self._wake.set()
+        self._thread.join(timeout=5)
 
     def _follow(self) -> None:
         failing = False
@@ -123,6 +129,8 @@ class Collector:
                 if not failing:
                     log.warning("%s; names and clean-up wait for it", error)
                 failing = True
+            except Exception:
+                log.exception("following the engine's events met a bug; trying again")
             self._stopping.wait(_RETRY_SECONDS)
 
     def _loop(self) -> None:
@@ -133,6 +141,8 @@ class Collector:
                 self.sweep()
             except WeftError as error:
                 log.debug("no clean-up now: %s", error)
+                # What was missing before the silence may be something else of that name after it.
+                self._first_missed.clear()
             except Exception:
                 log.exception("the collector met a bug")
                 self._stopping.wait(_IDLE_SECONDS)
@@ -140,17 +150,24 @@ class Collector:
     def sweep(self) -> None:
         """Compare once; collect what has been missing for the grace period."""
         bindings = [Binding.decode(e.value) for e in self._store.list(f"{BINDINGS}{self._me.id}/").entries]
-        networks = {n.id: n for n in self._engine.networks(self._driver_name, {b.network_id for b in bindings})}
+        pools = {e.key.removeprefix(POOLS) for e in self._store.list(POOLS).entries}
+        networks = {n.id: n for n in self._engine.networks({b.network_id for b in bindings}, pools)}
         for binding in bindings:
             if binding.network_id in networks:
                 self._learn_name(binding.vni, networks[binding.network_id].name)
-        orphans = {orphan.what: orphan for orphan in self._orphans(bindings, networks)}
+        orphans = list(self._orphans(bindings, networks))
         now = monotonic()
-        self._first_missed = {what: self._first_missed.get(what, now) for what in orphans}
-        for what, since in self._first_missed.items():
-            if now - since >= self._grace and not self._stopping.is_set():
-                log.warning("collecting %s: Docker does not have it", what)
-                orphans[what].collect()
+        self._first_missed = {orphan.key: self._first_missed.get(orphan.key, now) for orphan in orphans}
+        for orphan in orphans:
+            if now - self._first_missed[orphan.key] >= self._grace and not self._stopping.is_set():
+                self._collect(orphan)
+
+    def _collect(self, orphan: Orphan) -> None:
+        log.warning("collecting %s: Docker does not have it", orphan.what)
+        try:
+            orphan.collect()
+        except WeftError as error:
+            log.warning("%s stays for now: %s", orphan.what, error)
 
     def _learn_name(self, vni: int, name: str) -> None:
         """The engine never tells the driver a network's name; the first host that learns it records it."""
@@ -163,16 +180,17 @@ class Collector:
     def _orphans(self, bindings: Iterable[Binding], networks: dict[str, DockerNetwork]) -> Iterator[Orphan]:
         for binding in bindings:
             found = networks.get(binding.network_id)
-            if found is None:
+            local = self._cluster.local_endpoints(binding.vni, self._me.id)
+            known = found.endpoints if found else ()
+            missing = [e for e in local if e.id not in known]
+            alive = [e for e in missing if self._driver.is_alive(e)]
+            for endpoint in missing:
+                if endpoint not in alive:
+                    what = f"endpoint {endpoint.id[:12]} (VNI {binding.vni})"
+                    yield Orphan(what, partial(self._collect_endpoint, binding.network_id, endpoint))
+            if found is None and not alive:
                 what = f"network {binding.network_id[:12]} (VNI {binding.vni})"
                 yield Orphan(what, partial(self._driver.delete_network, binding.network_id))
-                continue
-            for endpoint in self._cluster.local_endpoints(binding.vni, self._me.id):
-                if endpoint.id not in found.endpoints:
-                    yield Orphan(
-                        f"endpoint {endpoint.id[:12]} of network {found.name}",
-                        partial(self._collect_endpoint, binding.network_id, endpoint),
-                    )
         yield from self._orphan_addresses(networks.values())
         yield from self._orphan_pools(networks.values())
         for vni in list(self._cluster.networks):
@@ -185,18 +203,22 @@ class Collector:
         for entry in self._store.list(prefix).entries:
             cidr, address = entry.key.removeprefix(prefix).rsplit("/", 1)
             if (cidr, address) not in used:
-                yield Orphan(f"address {address} of pool {cidr}", partial(self._release, cidr, address))
+                what = f"address {address} of pool {cidr}"
+                yield Orphan(what, partial(self._release, cidr, address), entry.revision)
 
     def _orphan_pools(self, networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
         used = {subnet for n in networks for subnet in n.subnets}
         for entry in self._store.list(POOLS).entries:
             claim = PoolClaim.decode(entry.value)
-            if claim.vni == 0 and claim.host == self._me.id and claim.cidr not in used:
-                yield Orphan(f"pool {claim.cidr}", partial(self._ipam.release_pool, ip_network(claim.cidr)))
+            if self._me.id in claim.users and claim.cidr not in used:
+                release = partial(self._ipam.release_pool, ip_network(claim.cidr), entirely=True)
+                yield Orphan(f"pool {claim.cidr}", release, entry.revision)
 
     def _collect_endpoint(self, network_id: str, endpoint: Endpoint) -> None:
+        """Its addresses become pending, and are released here if Docker's own request for that does not come."""
+        network = self._cluster.networks.get(endpoint.vni)
         self._driver.delete_endpoint(network_id, endpoint.id)
-        for pool in self._cluster.networks[endpoint.vni].pools:
+        for pool in network.pools if network else ():
             for address in endpoint.addresses:
                 if ip_address(address) in ip_network(pool.cidr):
                     self._release(pool.cidr, address)

@@ -7,7 +7,8 @@ in one go.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_network
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 
 from weft.errors import ConfigError
 from weft.model import IPNetwork
+
+_PLACE = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}"
+_ETCD = re.compile(rf"etcd(?P<tls>s?)://(?P<places>{_PLACE}(?:,{_PLACE})*)(?P<root>/[\w./-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,11 @@ class Settings:
     run: Path
     state: Path
     store: str
+    store_ca: Path | None
+    store_cert: Path | None
+    store_key: Path | None
+    store_user: str
+    store_password_file: Path | None
     hostname: str
     underlay: str
     port: int
@@ -46,6 +55,22 @@ class Settings:
     @property
     def sqlite_path(self) -> Path:
         return Path(self.store.removeprefix("sqlite://"))
+
+    @property
+    def etcd_endpoints(self) -> tuple[str, ...]:
+        """URLs of etcd's members; none if the store is another."""
+        found = _ETCD.fullmatch(self.store)
+        if found is None:
+            return ()
+        scheme = "https" if found["tls"] else "http"
+        return tuple(f"{scheme}://{place}" for place in dict.fromkeys(found["places"].split(",")))
+
+    @property
+    def etcd_root(self) -> str:
+        """What all keys in etcd begin with."""
+        found = _ETCD.fullmatch(self.store)
+        path = (found["root"] or "").strip("/") if found else ""
+        return f"/{path}/" if path else "/weft/v1/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +95,35 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         try:
             values[name] = setting.parse(text)
         except ValueError as error:
-            problems.append(f"{variable(name)}={text!r}: {error}")
+            problems.append(f"{variable(name)}={_shown(text)!r}: {error}")
     if problems:
         raise ConfigError("; ".join(problems))
-    return Settings(**values)
+    settings = Settings(**values)
+    if problems := list(_contradictions(settings)):
+        raise ConfigError("; ".join(problems))
+    return settings
 
 
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return f"WEFT_{name.upper()}"
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    tls = settings.store_ca or settings.store_cert or settings.store_key
+    if tls and not settings.store.startswith("etcds://"):
+        yield "WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY are for a WEFT_STORE that begins with etcds://"
+    if bool(settings.store_cert) != bool(settings.store_key):
+        yield "WEFT_STORE_CERT and WEFT_STORE_KEY belong together"
+    if bool(settings.store_user) != bool(settings.store_password_file):
+        yield "WEFT_STORE_USER and WEFT_STORE_PASSWORD_FILE belong together"
+    if settings.store_user and not settings.etcd_endpoints:
+        yield "WEFT_STORE_USER is for a WEFT_STORE that begins with etcd:// or etcds://"
+
+
+def _shown(text: str) -> str:
+    """What was set, without a password that somebody wrote into a URL."""
+    return re.sub(r"[^/,]*@", "***@", text)
 
 
 def _path(text: str) -> Path:
@@ -87,9 +132,15 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _path_or_none(text: str) -> Path | None:
+    return _path(text) if text else None
+
+
 def _store(text: str) -> str:
-    if not text.startswith("sqlite:///"):
-        raise ValueError("must be sqlite:///path/to/file")
+    if text.startswith("etcd") and "@" in text:
+        raise ValueError("user and password have settings of their own, WEFT_STORE_USER and WEFT_STORE_PASSWORD_FILE")
+    if not (text.startswith("sqlite:///") or _ETCD.fullmatch(text)):
+        raise ValueError("must be sqlite:///path/to/file, etcd://host:port,host:port or, with TLS, etcds://host:port")
     return text
 
 
@@ -143,7 +194,14 @@ SETTINGS: dict[str, Setting] = {
     ),
     "run": Setting("/run/docker/weft", _path, "run-time folder: the data-plane namespace and the lock"),
     "state": Setting("/var/lib/weft", _path, "what must survive a reboot: the host's identity"),
-    "store": Setting("sqlite:///var/lib/weft/weft.db", _store, "the store that hosts share"),
+    "store": Setting("sqlite:///var/lib/weft/weft.db", _store, "the store that hosts share, or etcd://…"),
+    "store_ca": Setting(
+        "", _path_or_none, "file with the CA that signed etcd's certificates (default: the public ones)"
+    ),
+    "store_cert": Setting("", _path_or_none, "file with this host's client certificate for etcd"),
+    "store_key": Setting("", _path_or_none, "file with its key"),
+    "store_user": Setting("", str, "etcd user"),
+    "store_password_file": Setting("", _path_or_none, "file with that user's password"),
     "hostname": Setting(platform.node() or "host", str, "this host's name in messages and lists"),
     "underlay": Setting("", str, "VTEP address: an interface, an address or a CIDR (default: the default route's)"),
     "port": Setting("4789", _port, "UDP port of VXLAN, the same on all hosts"),

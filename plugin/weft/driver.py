@@ -63,8 +63,12 @@ class Attachments(Protocol):
         """Make sure the network's devices and the endpoint's veth exist; return the name of the container's end."""
         ...
 
-    def attached(self, endpoint: Endpoint) -> str | None:
+    def attached(self, endpoint_id: str) -> str | None:
         """Name of the container's end if the endpoint's veth exists."""
+        ...
+
+    def is_alive(self, endpoint_id: str) -> bool:
+        """True if both ends of the endpoint's veth are up."""
         ...
 
     def detach(self, endpoint_id: str) -> None:
@@ -159,9 +163,15 @@ class Driver:
             return False
         network = Network.decode(entry.value)
         writes: list[Write] = [Delete(entry.key), DeleteAll(endpoints_prefix(vni)), DeleteAll(mac_key(vni, ""))]
-        for pool in network.pools:
-            writes += [Delete(POOLS + pool.cidr), *self._ipam.free_all(pool.cidr)]
         unused: list[Condition] = [NoneNewer(members_prefix(vni), 0), KeyIs(entry.key, entry.revision)]
+        for pool in network.pools:
+            claimed = self._store.get(POOLS + pool.cidr)
+            claim = PoolClaim.decode(claimed.value) if claimed else None
+            unused.append(KeyIs(POOLS + pool.cidr, claimed.revision if claimed else 0))
+            if claim and claim.users:  # another network has it, for its addresses only
+                writes.append(Put(claim.key, replace(claim, vni=0).encode()))
+            else:
+                writes += [Delete(POOLS + pool.cidr), *self._ipam.free_all(pool.cidr)]
         return self._store.transact(unused, writes)
 
     def find_network(self, name_or_vni: str) -> Network:
@@ -201,12 +211,18 @@ class Driver:
 
     def join(self, network_id: str, endpoint_id: str) -> str:
         """Name of the interface that the engine is to move into the container."""
+        # Most often the veth is there, and no store is needed: a Join that fails costs the container its network.
+        if name := self._attachments.attached(endpoint_id):
+            return name
         network = self._network(network_id)
         entry = self._store.get(endpoint_key(network.vni, endpoint_id))
         if entry is None:
             raise NotFound(f"endpoint {endpoint_id[:12]} of {network.title} is not known to weft")
-        endpoint = Endpoint.decode(entry.value)
-        return self._attachments.attached(endpoint) or self._attachments.attach(network, endpoint)
+        return self._attachments.attach(network, Endpoint.decode(entry.value))
+
+    def is_alive(self, endpoint: Endpoint) -> bool:
+        """True if a running container uses the endpoint's veth."""
+        return self._attachments.is_alive(endpoint.id)
 
     def delete_endpoint(self, network_id: str, endpoint_id: str) -> None:
         """Forget the endpoint. Its addresses stay taken until they are released."""
@@ -281,7 +297,7 @@ class Driver:
             self._ipam.refuse_overlap(ip_network(pool.cidr), pools.entries)
         writes: list[Write] = [Put(network.key, network.encode()), *self._membership(network, request.network_id)]
         for pool in network.pools:
-            writes += self._owned(pool, network.vni)
+            writes += self._owned(pool, network.vni, pools)
         # Nobody has claimed a pool since they were looked at, or this is thought through again.
         unchanged: list[Condition] = [KeyIs(network.key, 0), NoneNewer(POOLS, pools.revision)]
         return network if self._store.transact(unchanged, writes) else None
@@ -309,6 +325,11 @@ class Driver:
         for cidr in wanted.keys() & has.keys():
             if wanted[cidr].gateway not in ("", has[cidr].gateway):
                 wrong.append(f"its gateway is {has[cidr].gateway}, not {wanted[cidr].gateway}")
+            if extra := set(wanted[cidr].auxiliary.values()) - set(has[cidr].auxiliary.values()):
+                wrong.append(f"it does not reserve the auxiliary address {', '.join(sorted(extra))}")
+        largest = self._attachments.largest_mtu()
+        if network.mtu > largest:
+            wrong.append(f"its mtu is {network.mtu}, but {largest} is the most that this host's underlay carries")
         if options.vni not in (None, network.vni):
             wrong.append(f"its VNI is {network.vni}, not {options.vni}")
         if options.mtu not in (None, network.mtu):
@@ -326,9 +347,11 @@ class Driver:
         binding = Binding(network.vni, network_id)
         return [Put(member.key, member.encode()), Put(binding.key(self._host.id), binding.encode())]
 
-    def _owned(self, pool: Pool, vni: int) -> list[Write]:
+    def _owned(self, pool: Pool, vni: int, pools: Listing) -> list[Write]:
         """Writes that make a pool, its gateway and its auxiliary addresses the network's."""
-        claim = PoolClaim(pool.cidr, self._host.id, vni)
+        claims = (PoolClaim.decode(entry.value) for entry in pools.entries)
+        before = next((claim for claim in claims if claim.cidr == pool.cidr), PoolClaim(pool.cidr))
+        claim = replace(before, vni=vni, gateway=pool.gateway)
         writes: list[Write] = [Put(claim.key, claim.encode())]
         kinds = {pool.gateway: "gateway", **dict.fromkeys(pool.auxiliary.values(), "auxiliary")}
         for address, kind in kinds.items():
@@ -438,7 +461,10 @@ class Driver:
             for address in endpoint.addresses:
                 held = Allocation(self._cidr_of(network, address), address, endpoint.host)
                 writes.append(Put(held.pending_key, ""))
-        self._store.transact([], writes)
+        # Unless it is gone already: its MAC and addresses may be another's by now.
+        present = self._store.get(endpoint.key)
+        if present is not None:
+            self._store.transact([KeyIs(endpoint.key, present.revision)], writes)
 
     def _endpoints(self, vni: int) -> list[Endpoint]:
         return [Endpoint.decode(entry.value) for entry in self._store.list(endpoints_prefix(vni)).entries]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import Any
 
 import docker
@@ -23,9 +23,9 @@ _TIMEOUT = 10
 class EngineNetwork:
     """A Docker network.
 
-    :param subnets: its CIDRs as Docker shows them.
+    :param subnets: its CIDRs in canonical form; Docker may show them as they were typed.
     :param endpoints: EndpointIDs of the containers that are attached now.
-    :param addresses: plain addresses of those containers.
+    :param addresses: plain addresses of those containers, and the auxiliary ones.
     """
 
     id: str
@@ -44,12 +44,10 @@ class DockerEngine:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    def networks(self, driver: str, ids: Collection[str]) -> list[EngineNetwork]:
-        """The networks whose driver or IPAM driver is `driver`, and those of `ids` that exist."""
+    def networks(self, ids: Collection[str], subnets: Collection[str]) -> list[EngineNetwork]:
+        """Those networks of these `ids` that exist, and all that have one of these subnets, whoever drives them."""
         with self._client() as client:
-            ours = [
-                n["Id"] for n in client.networks() if driver in (n["Driver"], n["IPAM"].get("Driver")) or n["Id"] in ids
-            ]
+            ours = [n["Id"] for n in client.networks() if n["Id"] in ids or not _subnets(n).isdisjoint(subnets)]
             return [network for network in (_inspect(client, network_id) for network_id in ours) if network]
 
     def follow(self, changed: Callable[[], None]) -> None:
@@ -79,11 +77,18 @@ def _inspect(client: docker.APIClient, network_id: str) -> EngineNetwork | None:
     except docker.errors.NotFound:
         return None
     containers: list[dict[str, Any]] = list((found.get("Containers") or {}).values())
-    addresses = (c.get(key) for c in containers for key in ("IPv4Address", "IPv6Address"))
+    configs = found["IPAM"].get("Config") or []
+    addresses = [c.get(key) for c in containers for key in ("IPv4Address", "IPv6Address")]
+    addresses += [a for config in configs for a in (config.get("AuxiliaryAddresses") or {}).values()]
     return EngineNetwork(
         id=found["Id"],
         name=found["Name"],
-        subnets=frozenset(config["Subnet"] for config in found["IPAM"].get("Config") or [] if config.get("Subnet")),
+        subnets=_subnets(found),
         endpoints=frozenset(c["EndpointID"] for c in containers),
         addresses=frozenset(str(ip_interface(text).ip) for text in addresses if text),
     )
+
+
+def _subnets(network: dict[str, Any]) -> frozenset[str]:
+    configs = network["IPAM"].get("Config") or []
+    return frozenset(str(ip_network(c["Subnet"], strict=False)) for c in configs if c.get("Subnet"))

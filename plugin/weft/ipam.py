@@ -3,9 +3,9 @@
 A PoolID is `<address space>/<pool>` or `<address space>/<pool>/<sub-pool>`: derived, hence stable for ever. Pools
 never overlap in a cluster, so a pool names its network. Who owns what:
 
-- RequestPool only *reserves* a pool for this host (`PoolClaim.vni` 0). CreateNetwork turns the claim, its gateway
-  and its auxiliary addresses into the network's property; from then on ReleasePool and the gateway's
-  ReleaseAddress change nothing, since other hosts use them too. They go when the network goes (`driver.py`).
+- A pool is claimed by every engine that asked for it, once for each of its networks, and by the weft network that
+  CreateNetwork makes on it. (Networks of other drivers, such as macvlan, may use weft for their addresses only.) Its
+  gateway and auxiliary addresses go with the pool, not with a ReleaseAddress: other hosts use them too.
 - RequestAddress for an endpoint makes an allocation and marks it pending; the endpoint takes it over.
 
 An address is one key made if absent: two hosts can never hold one. Choosing: three random probes, then a listing.
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from time import monotonic
+from typing import NoReturn
 
 from weft.config import PoolRange
 from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound
@@ -37,7 +38,7 @@ from weft.model import (
     network_key,
     pending_prefix,
 )
-from weft.store import Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
+from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
 
 LOCAL_SPACE = "weft-local"
 GLOBAL_SPACE = "weft-global"
@@ -126,28 +127,34 @@ class Ipam:
         for pool in network.pools:
             cidr = ip_network(pool.cidr)
             if cidr.version == (6 if v6 else 4):
+                self._refuse_routed(cidr)
+                self._reserve(cidr)
                 return PoolId(space, cidr, sub)
         raise NotFound(f"{network.title} has no IPv{6 if v6 else 4} pool")
 
-    def release_pool(self, pool: IPNetwork) -> None:
-        """Give back a reservation of this host with all addresses in it. A network's pool stays with the network.
+    def _refuse_routed(self, pool: IPNetwork) -> None:
+        """The engine repeats a request without --subnet for as long as the answer overlaps a route of the host."""
+        for route in self._host_routes():
+            if route.version == pool.version and route.overlaps(pool):
+                raise Conflict(
+                    f"pool {pool} overlaps this host's route to {route}: type --subnet {pool} to use it anyway"
+                )
 
-        Where other hosts have addresses in it too (weft as the IPAM driver of, say, a macvlan network), one of them
-        takes the reservation over.
+    def release_pool(self, pool: IPNetwork, *, entirely: bool = False) -> None:
+        """Take back one request of this host for a pool (all of them if `entirely`); the last frees all in it.
+
+        A weft network's pool stays with the network.
         """
-        entry = self._store.get(POOLS + str(pool))
-        if entry is None:
-            return
-        claim = PoolClaim.decode(entry.value)
-        if claim.vni or claim.host != self._host:
-            return
-        allocations = self._allocations(pool)
-        others = [a.host for a in allocations if a.host != self._host]
-        if others:
-            handed_on = replace(claim, host=others[0])
-            self._store.transact([KeyIs(entry.key, entry.revision)], [Put(entry.key, handed_on.encode())])
-        else:
-            self._store.transact([KeyIs(entry.key, entry.revision)], [Delete(entry.key), *self.free_all(str(pool))])
+        while (entry := self._store.get(POOLS + str(pool))) is not None:
+            claim = PoolClaim.decode(entry.value)
+            count = claim.users.get(self._host, 0)
+            if not count:
+                return
+            left = claim.used(self._host, -count if entirely else -1)
+            kept = left.users or left.vni
+            writes = [Put(entry.key, left.encode())] if kept else [Delete(entry.key), *self.free_all(str(pool))]
+            if self._store.transact([KeyIs(entry.key, entry.revision)], writes):
+                return
 
     def free_all(self, cidr: str) -> list[Write]:
         """Writes that free every address of a pool. Other hosts drop what they have pending in it by themselves."""
@@ -162,12 +169,19 @@ class Ipam:
 
     def _reserve(self, pool: IPNetwork) -> None:
         key = POOLS + str(pool)
-        while self._store.get(key) is None:
+        while True:
             listing = self._store.list(POOLS)
             self.refuse_overlap(pool, listing.entries)
-            claim = PoolClaim(str(pool), self._host)
-            # NoneNewer: nobody has reserved an overlapping pool since the listing was read.
-            if self._store.transact([KeyIs(key, 0), NoneNewer(POOLS, listing.revision)], [Put(key, claim.encode())]):
+            entry = next((entry for entry in listing.entries if entry.key == key), None)
+            claim = PoolClaim.decode(entry.value) if entry else PoolClaim(str(pool))
+            if claim.vni and self._host in claim.users:
+                return  # asked again for what it has: the network keeps the pool
+            # NoneNewer: nobody has reserved an overlapping pool since the listing was read, nor changed this one.
+            unchanged: list[Condition] = [
+                KeyIs(key, entry.revision if entry else 0),
+                NoneNewer(POOLS, listing.revision),
+            ]
+            if self._store.transact(unchanged, [Put(key, claim.used(self._host, 1).encode())]):
                 return
 
     def _reserve_any(self, version: int) -> IPNetwork:
@@ -176,7 +190,7 @@ class Ipam:
             listing = self._store.list(POOLS)
             taken = [*routes, *(_cidr(entry) for entry in listing.entries)]
             pool = self._first_free([net for net in taken if net.version == version], version)
-            claim = PoolClaim(str(pool), self._host)
+            claim = PoolClaim(str(pool)).used(self._host, 1)
             if self._store.transact([NoneNewer(POOLS, listing.revision)], [Put(claim.key, claim.encode())]):
                 return pool
 
@@ -193,27 +207,29 @@ class Ipam:
         claim = PoolClaim.decode(entry.value)
         network = self._store.get(network_key(claim.vni)) if claim.vni else None
         if network is None:
-            return f"a network that is being made on host {self._host_name(claim.host)}"
+            return f"a network of host {', '.join(map(self._host_name, claim.users)) or '?'}"
         record = Network.decode(network.value)
         return f"{record.title}, made on host {record.creator}"
 
     # Addresses
 
     def request_gateway(self, pool_id: PoolId, wanted: IPAddress | None) -> IPAddress:
-        """The gateway address of a pool: the network's if it has one, else `wanted` or the lowest free address."""
-        claim = self._claim(pool_id)
-        held = self._held_gateway(claim)
-        if held and wanted in (None, held):
-            return held
-        if held:
-            raise Conflict(f"the gateway of pool {pool_id.pool} is {held}: type --gateway {held}, or leave it out")
+        """The gateway address of a pool: the one it has, else `wanted` or the lowest free address, for all hosts."""
         if wanted is not None:
-            self._take(pool_id, wanted, "gateway", claim)
-            return wanted
-        for address in pool_id.pool.hosts():
-            if self._try(pool_id, address, "gateway"):
+            check_usable(pool_id.pool, wanted)
+        while True:
+            entry = self._claim_entry(pool_id)
+            claim = PoolClaim.decode(entry.value)
+            if claim.gateway:
+                return _same_gateway(claim, wanted)
+            address = wanted or self._lowest_free(pool_id)
+            gateway = Allocation(str(pool_id.pool), str(address), self._host, "gateway", space=pool_id.space)
+            chosen = replace(claim, gateway=str(address))
+            free = [KeyIs(entry.key, entry.revision), KeyIs(gateway.key, 0)]
+            if self._store.transact(free, [Put(gateway.key, gateway.encode()), Put(entry.key, chosen.encode())]):
                 return address
-        raise Exhausted(self._full(pool_id))
+            if wanted is not None and (holder := self._store.get(gateway.key)):
+                self._refuse(pool_id, Allocation.decode(holder.value))
 
     def request_address(self, pool_id: PoolId, wanted: IPAddress | None) -> IPAddress:
         """An address for an endpoint: `wanted` or any free one.
@@ -221,81 +237,74 @@ class Ipam:
         An address that an endpoint of this host holds already is confirmed, since an engine that starts asks again
         for what it has; if it is a second container that asks, CreateEndpoint refuses it.
         """
-        claim = self._claim(pool_id)
+        self._claim_entry(pool_id)
         if wanted is not None:
-            self._take(pool_id, wanted, "endpoint", claim)
+            self._take(pool_id, wanted)
             return wanted
         for address in self._candidates(pool_id):
-            if self._try(pool_id, address, "endpoint"):
+            if self._try(pool_id, address):
                 return address
         raise Exhausted(self._full(pool_id))
 
     def release_address(self, pool_id: PoolId, address: IPAddress) -> None:
-        """Free an address of this host that no endpoint holds; anything else is left alone."""
-        entry = self._store.get(address_key(str(pool_id.pool), str(address)))
-        if entry is None:
-            # The whole pool was freed meanwhile, perhaps by another host, which left our mark.
-            mark = Allocation(str(pool_id.pool), str(address), self._host).pending_key
-            if self._store.get(mark):
-                self._store.transact([], [Delete(mark)])
-            return
-        allocation = Allocation.decode(entry.value)
-        if self._may_release(pool_id, allocation) and self._store.transact(
-            [KeyIs(entry.key, entry.revision)], [Delete(allocation.key), Delete(allocation.pending_key)]
-        ):
-            self._cooling.add(address)
+        """Free an address of this host that no endpoint holds; anything else is left alone.
+
+        This host's pending mark goes unless it is still true: another host may have freed the pool meanwhile.
+        """
+        key = address_key(str(pool_id.pool), str(address))
+        entry = self._store.get(key)
+        allocation = Allocation.decode(entry.value) if entry else None
+        mark = Allocation(str(pool_id.pool), str(address), self._host).pending_key
+        if entry and allocation and self._may_release(pool_id, allocation):
+            if self._store.transact([KeyIs(key, entry.revision)], [Delete(key), Delete(mark)]):
+                self._cooling.add(address)
+        elif self._store.get(mark):
+            self._store.transact([KeyIs(key, entry.revision if entry else 0)], [Delete(mark)])
 
     def _may_release(self, pool_id: PoolId, allocation: Allocation) -> bool:
         if allocation.kind != "endpoint":
-            pool = self._store.get(POOLS + allocation.cidr)
-            return pool is None or PoolClaim.decode(pool.value).vni == 0
+            return False  # it goes with its pool
         if allocation.space == GLOBAL_SPACE and pool_id.space == LOCAL_SPACE:
             return False  # Swarm's manager gave it, and takes it back itself
         return allocation.host == self._host and not self._holder(allocation)
 
-    def _claim(self, pool_id: PoolId) -> PoolClaim:
+    def _claim_entry(self, pool_id: PoolId) -> Entry:
         entry = self._store.get(f"{POOLS}{pool_id.pool}")
         if entry is None:
             raise NotFound(f"pool {pool_id.pool} is not known to weft: its network was removed")
-        return PoolClaim.decode(entry.value)
+        return entry
 
-    def _held_gateway(self, claim: PoolClaim) -> IPAddress | None:
-        entry = self._store.get(network_key(claim.vni)) if claim.vni else None
-        if entry is not None:
-            pools = Network.decode(entry.value).pools
-            return next((ip_address(p.gateway) for p in pools if p.cidr == claim.cidr and p.gateway), None)
-        for entry in self._store.list(address_key(claim.cidr, "")).entries:
-            allocation = Allocation.decode(entry.value)
-            if allocation.kind == "gateway":
-                return ip_address(allocation.address)
-        return None
+    def _try(self, pool_id: PoolId, address: IPAddress) -> bool:
+        """Take an address if it is free; it is pending until an endpoint has it."""
+        a = Allocation(str(pool_id.pool), str(address), self._host, space=pool_id.space)
+        return self._store.transact([KeyIs(a.key, 0)], [Put(a.key, a.encode()), Put(a.pending_key, "")])
 
-    def _try(self, pool_id: PoolId, address: IPAddress, kind: str) -> bool:
-        """Take an address if it is free. Endpoints' ones are pending until the endpoint exists."""
-        a = Allocation(str(pool_id.pool), str(address), self._host, kind, space=pool_id.space)
-        writes = [Put(a.key, a.encode())]
-        if kind == "endpoint":
-            writes.append(Put(a.pending_key, ""))
-        return self._store.transact([KeyIs(a.key, 0)], writes)
-
-    def _take(self, pool_id: PoolId, address: IPAddress, kind: str, claim: PoolClaim) -> None:
+    def _take(self, pool_id: PoolId, address: IPAddress) -> None:
         """Take this very address, or say why not."""
         check_usable(pool_id.pool, address)
-        while not self._try(pool_id, address, kind):
+        while not self._try(pool_id, address):
             entry = self._store.get(address_key(str(pool_id.pool), str(address)))
-            if entry is None:
-                continue
-            allocation = Allocation.decode(entry.value)
-            if not self._confirms(pool_id, allocation):
-                raise Conflict(f"address {address} of pool {pool_id.pool} is taken: {self._describe(allocation)}")
-            return
+            if entry is not None:
+                allocation = Allocation.decode(entry.value)
+                if not self._confirms(pool_id, allocation):
+                    self._refuse(pool_id, allocation)
+                return
+
+    def _refuse(self, pool_id: PoolId, held: Allocation) -> NoReturn:
+        raise Conflict(f"address {held.address} of pool {pool_id.pool} is taken: {self._describe(held)}")
+
+    def _lowest_free(self, pool_id: PoolId) -> IPAddress:
+        used = {allocation.address for allocation in self._allocations(pool_id.pool)}
+        for address in pool_id.pool.hosts():
+            if str(address) not in used:
+                return address
+        raise Exhausted(self._full(pool_id))
 
     def _confirms(self, pool_id: PoolId, allocation: Allocation) -> bool:
         if allocation.space == GLOBAL_SPACE and pool_id.space == LOCAL_SPACE:
             return True
         if allocation.kind == "auxiliary":
-            claim = self._claim(pool_id)
-            return claim.vni != 0  # a second host makes the same network with the same --aux-address
+            return True  # a second host makes the same network with the same --aux-address
         return allocation.kind == "endpoint" and allocation.host == self._host and self._holder(allocation)
 
     def _holder(self, allocation: Allocation) -> bool:
@@ -365,6 +374,13 @@ class _Cooling:
 
     def __contains__(self, address: IPAddress) -> bool:
         return monotonic() - self._released.get(address, -_COOLING_SECONDS) < _COOLING_SECONDS
+
+
+def _same_gateway(claim: PoolClaim, wanted: IPAddress | None) -> IPAddress:
+    gateway = ip_address(claim.gateway)
+    if wanted not in (None, gateway):
+        raise Conflict(f"the gateway of pool {claim.cidr} is {gateway}: type --gateway {gateway}, or leave it out")
+    return gateway
 
 
 def _check_pool(pool: IPNetwork) -> None:

@@ -10,6 +10,7 @@ import argparse
 import fcntl
 import logging
 import os
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -34,6 +35,8 @@ from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
 from weft.model import Host
 from weft.store import KeyIs, Put, Store
+from weft.store.etcd import EtcdStore
+from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
 
 log = logging.getLogger("weft")
@@ -72,7 +75,7 @@ class Weft:
 def build(settings: Settings) -> Weft:
     """Wire everything up and start it."""
     identity = host_id(settings.state)
-    store = SqliteStore(settings.sqlite_path)
+    store = open_store(settings)
     kernel = LinuxKernel(settings.run)
     kernel.open()
     underlay = kernel.underlay_address(settings.underlay)
@@ -85,15 +88,28 @@ def build(settings: Settings) -> Weft:
     collector = None
     if settings.docker != "off":
         engine = DockerEngine(settings.docker)
-        collector = Collector(
-            store, host, agent.cluster, driver, ipam, engine, driver_name=settings.driver, grace=settings.gc_grace
-        )
+        collector = Collector(store, host, agent.cluster, driver, ipam, engine, grace=settings.gc_grace)
     _check_kernel(attachments)
     agent.start()
     if collector:
         collector.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, host.name, host.id[:12], host.underlay)
     return Weft(create_app(driver, ipam), store, kernel, agent, collector)
+
+
+def open_store(settings: Settings) -> Store:
+    """The store that the settings name. Hosts begin with different members of an etcd cluster, to share its load."""
+    endpoints = settings.etcd_endpoints
+    if not endpoints:
+        return SqliteStore(settings.sqlite_path)
+    access = Access(
+        ca=settings.store_ca,
+        cert=settings.store_cert,
+        key=settings.store_key,
+        user=settings.store_user,
+        password_file=settings.store_password_file,
+    )
+    return EtcdStore(random.sample(endpoints, len(endpoints)), root=settings.etcd_root, access=access)
 
 
 def _check_kernel(attachments: Attachments) -> None:
@@ -221,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     settings = "\n".join(
-        f"  {config.variable(name):14} {setting.meaning} [{setting.default}]" for name, setting in SETTINGS.items()
+        f"  {config.variable(name):24} {setting.meaning} [{setting.default}]" for name, setting in SETTINGS.items()
     )
     parser = argparse.ArgumentParser(
         prog="weft",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -113,7 +113,7 @@ class Network(_Record):
     @classmethod
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
-        pools = tuple(Pool(**pool) for pool in values.pop("pools"))
+        pools = tuple(Pool.decode(json.dumps(pool)) for pool in values.pop("pools"))
         return cls(pools=pools, **{n: values[n] for n in cls.__dataclass_fields__ if n in values})
 
 
@@ -163,11 +163,21 @@ class Endpoint(_Record):
 
 @dataclass(frozen=True, slots=True)
 class PoolClaim(_Record):
-    """Who holds a pool: the network `vni`, or, while that is 0, a request of `host` that is not a network yet."""
+    """Who holds a pool: the network `vni` if not 0, and the engines that asked for it.
+
+    :param gateway: the pool's gateway once one was asked for, the same for all.
+    :param users: by host, how many networks of its engine have the pool (weft's own and those that only use our IPAM).
+    """
 
     cidr: str
-    host: str
     vni: int = 0
+    gateway: str = ""
+    users: Mapping[str, int] = field(default_factory=dict)
+
+    def used(self, host: str, by: int) -> PoolClaim:
+        """The claim with `by` more networks of a host."""
+        users = {**self.users, host: self.users.get(host, 0) + by}
+        return replace(self, users={h: n for h, n in users.items() if n > 0})
 
     @property
     def key(self) -> str:

@@ -70,10 +70,12 @@ class ObservedLink:
 
     Faults are, for example, `down`, `learning on`, `neigh_suppress off`: fixed properties of the link's kind that
     an `Update` puts back. A link that is none of ours is a `Port` with the bridge it is enslaved to or "".
+    `carrier` of a port says that both its ends are up: a running container uses it.
     """
 
     link: Link
     faults: tuple[str, ...] = ()
+    carrier: bool = False
 
 
 class Kernel(Protocol):

@@ -51,7 +51,7 @@ def endpoint_port(endpoint: Endpoint, mtu: int) -> Port:
         port_name(endpoint.id),
         bridge_name(endpoint.vni),
         mtu,
-        peer=f"wc{_short_id(endpoint.id)}",
+        peer=peer_name(endpoint.id),
         mac=endpoint.mac,
     )
 
@@ -59,6 +59,15 @@ def endpoint_port(endpoint: Endpoint, mtu: int) -> Port:
 def port_name(endpoint_id: str) -> str:
     """Name of the host end of an endpoint's veth."""
     return f"wp{_short_id(endpoint_id)}"
+
+
+def is_port_name(name: str) -> bool:
+    return name.startswith("wp")
+
+
+def peer_name(endpoint_id: str) -> str:
+    """Name of the container's end of an endpoint's veth, until the engine takes it."""
+    return f"wc{_short_id(endpoint_id)}"
 
 
 def _short_id(endpoint_id: str) -> str:

@@ -53,6 +53,14 @@ class FakeHost:
         asked = NetworkOptions(**options)  # type: ignore[arg-type]
         return self.driver.create_network(NetworkRequest(network_id, tuple(pools), asked, internal))
 
+    def remove_network(self, network_id: str, *cidrs: str) -> None:
+        """ReleaseAddress of the gateway, ReleasePool and DeleteNetwork, in the engine's order."""
+        for cidr in cidrs:
+            pool_id = PoolId.parse(f"{LOCAL_SPACE}/{cidr}")
+            self.ipam.release_address(pool_id, pool_id.pool[1])
+            self.ipam.release_pool(pool_id.pool)
+        self.driver.delete_network(network_id)
+
     def run(self, network_id: str, endpoint_id: str, cidr: str, *, mac: str = "") -> Endpoint:
         """RequestAddress, CreateEndpoint and Join."""
         address = self.ipam.request_address(PoolId.parse(f"{LOCAL_SPACE}/{cidr}"), None)

@@ -23,7 +23,7 @@ from weft.dataplane import (
 )
 from weft.errors import StoreError
 from weft.model import Endpoint, Host, endpoint_key
-from weft.store import Delete, Put, Watch
+from weft.store import Delete, DeleteAll, Put, Watch
 from weft.store.sqlite import SqliteStore
 
 Hosts = Callable[..., FakeHost]
@@ -181,6 +181,30 @@ def test_an_orphaned_port_is_removed_and_a_lost_one_not_made(
     one.agent.resync()
     assert not any(name.startswith("wp") for name in one.kernel.links)
     assert store.get(here.key)
+
+
+def test_a_port_that_a_container_uses_is_kept_with_its_devices_whatever_the_store_says(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], store: SqliteStore
+) -> None:
+    one, _, _, _ = pair
+    before = dict(one.kernel.links)
+    one.kernel.carrier.add("wp" + "a" * 12)
+    store.transact([], [DeleteAll("topology/")])
+    eventually(lambda: not one.agent.cluster.networks)
+    one.agent.resync()
+    assert one.kernel.links == before
+    one.kernel.carrier.clear()
+    one.agent.resync()
+    assert not one.kernel.links
+
+
+def test_an_entry_of_a_newer_version_stops_nobody(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], store: SqliteStore
+) -> None:
+    one, two, _, there = pair
+    store.transact([], [Put("topology/hosts/new", "{}"), Put("topology/planets/earth", "?")])
+    two.driver.delete_endpoint("n2", there.id)
+    eventually(lambda: not one.kernel.rows)
 
 
 def test_nothing_is_removed_before_the_first_snapshot(

@@ -41,7 +41,7 @@ def collector(one: FakeHost, engine: FakeEngine, store: SqliteStore) -> Collecto
 
 def make(one: FakeHost, engine: FakeEngine, store: SqliteStore, *, grace: float) -> Collector:
     cluster = one.agent.cluster
-    return Collector(store, one.record, cluster, one.driver, one.ipam, engine, driver_name="weft", grace=grace)
+    return Collector(store, one.record, cluster, one.driver, one.ipam, engine, grace=grace)
 
 
 def sweep(collector: Collector, one: FakeHost, store: SqliteStore) -> None:
@@ -77,6 +77,7 @@ def test_a_network_that_docker_lost_goes_with_all_it_has(
 ) -> None:
     one.run("n1", "a" * 64, CIDR)
     engine.present.clear()
+    sweep(collector, one, store)
     sweep(collector, one, store)
     assert [entry.key for entry in store.list("").entries] == [one.record.key]
 
@@ -114,10 +115,36 @@ def test_nothing_is_collected_while_the_engine_does_not_answer(
     assert store.get(endpoint.key)
 
 
+def test_what_a_running_container_uses_is_never_collected(
+    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+) -> None:
+    endpoint = one.run("n1", "a" * 64, CIDR)
+    one.kernel.carrier.add("wp" + "a" * 12)
+    sweep(collector, one, store)
+    engine.present.clear()
+    sweep(collector, one, store)
+    assert store.get(endpoint.key)
+    one.kernel.carrier.clear()
+    sweep(collector, one, store)
+    assert not store.get(endpoint.key)
+
+
+def test_one_orphan_that_cannot_be_collected_does_not_keep_the_others(
+    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+) -> None:
+    for letter in "ab":
+        one.run("n1", letter * 64, CIDR)
+    one.kernel.fail("perform")
+    sweep(collector, one, store)
+    assert len([name for name in one.kernel.links if name.startswith("wp")]) == 1
+
+
 def test_a_network_that_no_host_has_is_removed(
     collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
 ) -> None:
     member = store.list("topology/members/").entries[0]
     store.transact([], [Delete(member.key), Delete(f"bindings/{one.record.id}/n1")])
+    engine.present.clear()
+    sweep(collector, one, store)
     sweep(collector, one, store)
     assert [entry.key for entry in store.list("").entries] == [one.record.key]

@@ -24,6 +24,53 @@ def test_all_problems_are_reported_together() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "endpoints", "root"),
+    [
+        ("sqlite:///x@y/weft.db", (), "/weft/v1/"),
+        ("etcd://a:2379", ("http://a:2379",), "/weft/v1/"),
+        ("etcd://a:2379,10.0.0.1:2,a:2379/", ("http://a:2379", "http://10.0.0.1:2"), "/weft/v1/"),
+        (
+            "etcds://etcd-1.example:2379,[fd00::1]:2379/lab",
+            ("https://etcd-1.example:2379", "https://[fd00::1]:2379"),
+            "/lab/",
+        ),
+        ("etcd://a:2379/a/b/", ("http://a:2379",), "/a/b/"),
+    ],
+)
+def test_addresses_of_etcd(text: str, endpoints: tuple[str, ...], root: str) -> None:
+    settings = from_environment({"WEFT_STORE": text})
+    assert settings.etcd_endpoints == endpoints
+    assert settings.etcd_root == root
+
+
+@pytest.mark.parametrize("text", ["etcd://", "etcd://a", "etcd://a:2379,", "http://a:2379", "etcd:///a", "etcds://a:b"])
+def test_a_bad_address_of_etcd_is_refused_with_the_right_form(text: str) -> None:
+    with pytest.raises(ConfigError, match="must be sqlite:///path/to/file, etcd://host:port"):
+        from_environment({"WEFT_STORE": text})
+
+
+def test_a_password_in_the_address_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="WEFT_STORE_PASSWORD_FILE") as caught:
+        from_environment({"WEFT_STORE": "etcd://weft:secret@a:2379"})
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"STORE": "etcd://a:1", "STORE_CA": "/ca"}, "STORE_CA, .* are for a WEFT_STORE that begins with etcds://"),
+        ({"STORE": "etcds://a:1", "STORE_CERT": "/c"}, "WEFT_STORE_CERT and WEFT_STORE_KEY belong together"),
+        ({"STORE": "etcd://a:1", "STORE_USER": "weft"}, "WEFT_STORE_USER and WEFT_STORE_PASSWORD_FILE belong together"),
+        ({"STORE_USER": "weft", "STORE_PASSWORD_FILE": "/p"}, "WEFT_STORE_USER is for a WEFT_STORE that begins with"),
+        ({"STORE": "etcds://a:1", "STORE_CA": "ca.pem"}, "WEFT_STORE_CA='ca.pem': must be an absolute path"),
+    ],
+)
+def test_settings_of_the_store_that_contradict_each_other(environment: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        from_environment({f"WEFT_{name}": value for name, value in environment.items()})
+
+
+@pytest.mark.parametrize(
     ("name", "text"),
     [
         ("pools", "10.0.0.0/8"),

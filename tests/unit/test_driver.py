@@ -9,7 +9,8 @@ import pytest
 
 from tests.unit.conftest import FakeHost
 from weft.driver import EndpointRequest, NetworkRequest, PoolRequest, mac_of
-from weft.errors import Conflict, InvalidRequest, KernelError, NotFound
+from weft.errors import Conflict, InvalidRequest, KernelError, NotFound, StoreError
+from weft.ipam import LOCAL_SPACE
 from weft.model import Network, Pool, network_key
 from weft.options import NetworkOptions
 from weft.store.sqlite import SqliteStore
@@ -28,9 +29,9 @@ def test_the_same_subnet_is_the_same_network_on_every_host(host: Hosts) -> None:
 def test_creating_twice_is_the_same(host: Hosts, store: SqliteStore) -> None:
     one = host(1)
     made = one.create_network("n1", CIDR)
-    before = store.list("")
+    before = store.list("topology/")
     assert one.create_network("n1", CIDR) == made
-    assert store.list("") == before
+    assert store.list("topology/").entries == before.entries
 
 
 @pytest.mark.parametrize(
@@ -103,10 +104,10 @@ def test_the_last_host_takes_the_network_along(host: Hosts, store: SqliteStore) 
     vni = one.create_network("n1", CIDR).vni
     two.create_network("n2", CIDR)
     two.run("n2", "e2", CIDR)
-    one.driver.delete_network("n1")
+    one.remove_network("n1", CIDR)
     one.driver.delete_network("n1")
     assert store.get(network_key(vni))
-    two.driver.delete_network("n2")
+    two.remove_network("n2", CIDR)
     two.driver.delete_network("unknown")
     assert store.list("").entries == before
     assert not any(name.startswith("wp") for name in two.kernel.links)
@@ -174,6 +175,39 @@ def test_join_makes_a_lost_veth_again(host: Hosts) -> None:
     one.kernel.links.clear()
     one.driver.join("n1", "e1")
     assert len(one.kernel.links) == 3
+
+
+def test_join_needs_no_store_once_the_veth_is_there(
+    host: Hosts, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(key: str) -> None:
+        raise StoreError("the store is away")
+
+    one = host(1)
+    one.create_network("n1", CIDR)
+    one.run("n1", "e" * 64, CIDR)
+    monkeypatch.setattr(store, "get", away)
+    assert one.driver.join("n1", "e" * 64) == "wc" + "e" * 12
+
+
+def test_an_auxiliary_address_or_mtu_that_the_network_lacks_is_refused(host: Hosts) -> None:
+    host(1, mtu=9000).create_network("n1", CIDR, mtu=8950)
+    with pytest.raises(Conflict, match="its mtu is 8950, but 1450 is the most"):
+        host(2).create_network("n2", CIDR)
+    pool = PoolRequest(LOCAL_SPACE, Pool(CIDR, "", {"router": "10.1.0.9"}))
+    with pytest.raises(Conflict, match=r"does not reserve the auxiliary address 10\.1\.0\.9"):
+        host(3, mtu=9000).driver.create_network(NetworkRequest("n3", (pool,), NetworkOptions(), False))
+
+
+def test_forgetting_twice_does_not_take_from_the_next_endpoint(host: Hosts, store: SqliteStore) -> None:
+    one = host(1)
+    one.create_network("n1", CIDR)
+    old = one.run("n1", "e1", CIDR)
+    one.driver.delete_endpoint("n1", "e1")
+    new = one.driver.create_endpoint(EndpointRequest("n1", "e2", old.addresses, ""))
+    one.driver._forget(old)
+    with pytest.raises(Conflict, match="is in use by endpoint e2"):
+        one.run("n1", "e3", CIDR, mac=new.mac)
 
 
 def test_unknown_ids(host: Hosts) -> None:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -184,17 +185,43 @@ def test_releasing_a_reserved_pool_frees_everything_in_it(host: Hosts, store: Sq
     assert store.list("").entries == before
 
 
-def test_a_pool_reserved_by_two_hosts_stays_for_the_other(host: Hosts) -> None:
+def test_a_pool_stays_until_the_last_network_that_asked_for_it_is_gone(host: Hosts) -> None:
+    """As a macvlan network on two hosts, and a second one on the first that the engine rolls back."""
     one, two = host(1), host(2)
     pool = reserve(one.ipam, "10.1.0.0/24")
+    gateway = one.ipam.request_gateway(pool, None)
+    reserve(two.ipam, "10.1.0.0/24")
     reserve(two.ipam, "10.1.0.0/24")
     address = two.ipam.request_address(pool, None)
+    two.ipam.release_address(pool, gateway)
+    two.ipam.release_pool(pool.pool)
     one.ipam.release_pool(pool.pool)
-    with pytest.raises(Conflict, match="host h2 has it"):
-        one.ipam.request_address(pool, address)
+    for taken in (address, gateway):
+        with pytest.raises(Conflict, match="is taken"):
+            one.ipam.request_address(pool, taken)
+    two.ipam.release_pool(pool.pool)
     two.ipam.release_pool(pool.pool)
     with pytest.raises(NotFound, match=r"pool 10.1.0.0/24 is not known"):
         two.ipam.request_address(pool, None)
+
+
+def test_hosts_that_ask_at_once_have_one_gateway(store: SqliteStore) -> None:
+    hosts = [Ipam(store, f"h{n}", ranges=(), host_routes=list[IPNetwork]) for n in range(4)]
+    for number in range(10):
+        pool = reserve(hosts[0], f"10.1.{number}.0/24")
+        gateways: list[str] = []
+        barrier = threading.Barrier(len(hosts))
+
+        def ask(ipam: Ipam, pool: PoolId = pool, gateways: list[str] = gateways, gate: Any = barrier) -> None:
+            gate.wait()
+            gateways.append(str(ipam.request_gateway(pool, None)))
+
+        threads = [threading.Thread(target=ask, args=(ipam,)) for ipam in hosts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert gateways == [f"10.1.{number}.1"] * len(hosts)
 
 
 def test_a_networks_pool_survives_release_pool(host: Hosts) -> None:

@@ -44,6 +44,7 @@ _IFLA_VXLAN_PROXY = 12
 _IFLA_VXLAN_PORT = 15
 _IFLA_VXLAN_LOCAL6 = 17
 _IFF_UP = 1
+_IFF_LOWER_UP = 1 << 16
 
 _NOT_OURS = {"lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
 """What the kernel puts into each namespace by itself, and nobody can remove."""
@@ -88,7 +89,7 @@ class _Link:
                 faults += self._faults(VXLAN, data)
                 faults += self._faults(VXLAN_PORT, self._nested(info, _IFLA_INFO_SLAVE_DATA))
                 return ObservedLink(self._vxlan(data, mtu, master), tuple(faults))
-        return ObservedLink(Port(self.name, master, mtu), tuple(faults))
+        return ObservedLink(Port(self.name, master, mtu), tuple(faults), carrier=bool(self._flags & _IFF_LOWER_UP))
 
     def _nested(self, at: Mapping[int, slice], attribute: int) -> dict[int, slice]:
         return attributes(self._chunk, at[attribute].start, at[attribute].stop) if attribute in at else {}

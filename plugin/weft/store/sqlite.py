@@ -47,22 +47,20 @@ class SqliteStore:
         self.path = path
         self.signal = path.with_name(path.name + ".changed")
         self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        self._lock = threading.Lock()
-        with self._errors():
+        with self.errors():
             self._prepare()
 
     def get(self, key: str) -> Entry | None:
-        with self._errors():
+        with self.errors():
             row = self._db.execute("SELECT key, value, revision FROM entries WHERE key = ?", (key,)).fetchone()
         return Entry(*row) if row else None
 
     def list(self, prefix: str) -> Listing:
-        with self._errors(), self._transaction("BEGIN") as db:
+        with self.errors(), self._transaction("BEGIN") as db:
             return Listing(_entries(db, prefix), _revision(db))
 
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
-        with self._errors(), self._transaction("BEGIN IMMEDIATE") as db:
+        with self.errors(), self._transaction("BEGIN IMMEDIATE") as db:
             if not all(_holds(db, condition) for condition in conditions):
                 return False
             revision = _revision(db) + 1
@@ -71,20 +69,23 @@ class SqliteStore:
             db.execute("UPDATE counter SET revision = ?", (revision,))
             if revision % (HISTORY // 10) == 0:
                 _trim(db, revision - HISTORY)
-        self.signal.touch()
+            db.execute("COMMIT")
+            self.signal.touch()
         return True
 
     def watch(self, prefix: str) -> SqliteWatch:
         return SqliteWatch(self, prefix)
 
     def close(self) -> None:
-        with self._lock:
-            while self._connections:
-                self._connections.pop().close()
+        """Close this thread's connection. Other threads may be using theirs: those end with the process."""
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is not None:
+            db.close()
+            del self._local.db
 
     def read_changes(self, prefix: str, after: int | None) -> Snapshot | Changes:
         """What a watch that has seen revision `after` (None: nothing) gets next; empty changes if nothing is new."""
-        with self._errors(), self._transaction("BEGIN") as db:
+        with self.errors(), self._transaction("BEGIN") as db:
             revision, trimmed = db.execute("SELECT revision, trimmed FROM counter").fetchone()
             if after is None or after < trimmed:
                 return Snapshot(_entries(db, prefix), revision)
@@ -114,13 +115,10 @@ class SqliteStore:
     def _db(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
-            # Closed by close(), from another thread: hence check_same_thread=False. Each is used by one thread only.
-            db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             self._local.db = db
-            with self._lock:
-                self._connections.append(db)
         return db
 
     @contextmanager
@@ -131,7 +129,7 @@ class SqliteStore:
             yield db
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
@@ -159,7 +157,7 @@ class SqliteWatch:
 
     def __iter__(self) -> Iterator[Snapshot | Changes]:
         revision: int | None = None
-        with INotify() as inotify:
+        with self._store.errors(), INotify() as inotify:
             inotify.add_watch(str(self._store.signal), flags.ATTRIB)
             while not self._closed.is_set():
                 news = self._store.read_changes(self._prefix, revision)

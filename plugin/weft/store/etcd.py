@@ -1,0 +1,318 @@
+"""etcd 3.4 to 3.6 as the store, over its JSON gateway (`gateway.py`). Reads are linearizable. What is special:
+
+- *A transaction whose answer was lost may have been done.* So each also writes a receipt: a key that one thread at a
+  time uses, guarded by its revision. Then the same request can be sent again: if it had been done, the receipt says
+  so, and a copy that is still on its way finds the guard changed and does nothing. Only when no member answers for
+  seconds, the outcome stays unknown, and that is a `StoreError`. Receipts have a lease that nobody renews.
+- *A revision is seen when its events are.* While a watch catches up, the header shows etcd's newest revision and not
+  how far the events go; to go on from there would lose some.
+- *A silent watch may be a dead one*: a member that hangs keeps its connections. While a watch is open, a guard asks
+  that member something every few seconds. The last message of a stream, an error, may lack its newline.
+- *History may be gone*: etcd was compacted or restored from a backup, or (before 3.4.17) events do not fit into the
+  gateway's 4 MB. Then a watch begins again, with a snapshot. Otherwise it goes on, at any member, with the revision
+  after the last it gave, however long etcd was away.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import secrets
+import threading
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from time import monotonic
+
+import requests
+
+from weft.errors import StoreError
+from weft.store import Changes, Condition, Delete, Entry, KeyIs, Listing, Put, Snapshot, Write
+from weft.store.gateway import Access, Away, Gateway, Json, Refused
+
+log = logging.getLogger(__name__)
+
+_PAGE = 1000
+_ATTEMPTS = 5
+_RECEIPT_SECONDS = 3600
+_HEARTBEAT_SECONDS = 2.0
+_MISSES = 2
+_CHUNK = 1 << 20
+_PAUSE_SECONDS = 0.1
+_PAUSE_MOST = 2.0
+_LOUD = 5
+"""A watch that failed so many times in a row is worth a warning; fewer are a failover."""
+_TOO_LARGE = "larger than max"
+_LEASE_GONE, _REVISION_GONE = 5, 11
+"""gRPC codes."""
+
+
+class _HistoryGone(Exception):
+    """etcd has not got the revisions that were asked for."""
+
+
+@dataclass(slots=True)
+class _Receipt:
+    """A key that shows whether a transaction was done, and the revision of its last change."""
+
+    key: str
+    revision: int = 0
+
+
+class EtcdStore:
+    """Opens nothing before it is asked.
+
+    :param endpoints: URLs of members (`https://etcd1:2379`); the first that answers is used while it does.
+    :param root: what all keys begin with, ending in a slash. Receipts are beside it: `/weft/v1.receipts/…`.
+    """
+
+    def __init__(self, endpoints: Sequence[str], *, root: str = "/weft/v1/", access: Access | None = None) -> None:
+        prefix = root.rstrip("/")
+        self._root = root
+        self._gateway = Gateway(endpoints, access or Access(), prefix)
+        self._receipts: list[_Receipt] = []
+        """Those that no transaction uses at the moment."""
+        self._receipt_keys = (f"{prefix}.receipts/{secrets.token_hex(8)}/{number}" for number in count())
+        self._lease = "0"
+        self._lease_until = monotonic()
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Entry | None:
+        found = self._gateway.call("kv/range", self._at(key)).get("kvs")
+        return self._entry(found[0]) if found else None
+
+    def list(self, prefix: str) -> Listing:
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._list(prefix)
+            except Refused as refusal:
+                if refusal.code != _REVISION_GONE:
+                    raise
+        raise StoreError(f"etcd is compacted faster than {self._root}{prefix} can be read: compact it less often")
+
+    def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
+        with self._lock:
+            receipt = self._receipts.pop() if self._receipts else _Receipt(next(self._receipt_keys))
+        try:
+            return self._transact([*map(self._compare, conditions)], [*map(self._operation, writes)], receipt)
+        finally:
+            self._receipts.append(receipt)
+
+    def watch(self, prefix: str) -> EtcdWatch:
+        return EtcdWatch(self, self._gateway, prefix)
+
+    def close(self) -> None:
+        self._gateway.close()
+
+    def revision(self, endpoint: str) -> int:
+        """The present revision, if this member can reach its cluster."""
+        answer = self._gateway.ask(endpoint, "kv/range", {**self._at(""), "keys_only": True})
+        return int(answer["header"]["revision"])
+
+    def events(self, response: Json) -> tuple[tuple[str, str | None], ...]:
+        """The events in a watch's message, as `Changes` has them."""
+        found = response.get("events", ())
+        return tuple(
+            (self._key(e["kv"]), None if e.get("type") == "DELETE" else _text(e["kv"], "value")) for e in found
+        )
+
+    def under(self, prefix: str) -> Json:
+        """The request fields that mean all keys under `prefix`."""
+        start = (self._root + prefix).encode()
+        return {"key": _base64(start), "range_end": _base64(start[:-1] + bytes([start[-1] + 1]))}
+
+    def _list(self, prefix: str) -> Listing:
+        """Page by page, all of them as they stood at the first one's revision."""
+        request: Json = {**self.under(prefix), "limit": _PAGE}
+        entries: list[Entry] = []
+        more = True
+        while more:
+            answer = self._gateway.call("kv/range", request)
+            found = answer.get("kvs", ())
+            entries += map(self._entry, found)
+            request.setdefault("revision", answer["header"]["revision"])
+            more = answer.get("more", False)
+            if more:
+                request["key"] = _base64(b64decode(found[-1]["key"]) + b"\0")
+        return Listing(tuple(entries), int(request["revision"]))
+
+    def _transact(self, compare: Sequence[Json], operations: Sequence[Json], receipt: _Receipt) -> bool:
+        key, mark = _base64(receipt.key.encode()), _base64(secrets.token_bytes(8))
+        for _ in range(_ATTEMPTS):
+            put = {"request_put": {"key": key, "value": mark, "lease": self._current_lease()}}
+            request = {
+                "compare": [*compare, _revision({"key": key}, "EQUAL", receipt.revision)],
+                "success": [*operations, put],
+                "failure": [{"request_range": {"key": key}}],
+            }
+            try:
+                answer = self._gateway.call("kv/txn", request)
+            except Refused as refusal:
+                if refusal.code != _LEASE_GONE:
+                    raise
+                self._lease_until = monotonic()
+                continue
+            if answer.get("succeeded"):
+                receipt.revision = int(answer["header"]["revision"])
+                return True
+            found = answer["responses"][0]["response_range"].get("kvs", [{}])[0]
+            guarded, receipt.revision = receipt.revision, int(found.get("mod_revision", 0))
+            if found.get("value") == mark:
+                return True  # by an earlier copy of the request, whose answer was lost
+            if receipt.revision == guarded:
+                return False
+            # The guard was wrong: the receipt's lease ran out, or a copy from before a StoreError arrived late.
+        raise StoreError(f"etcd's key {receipt.key} is changed by others: let only weft write there, and try again")
+
+    def _current_lease(self) -> str:
+        """The lease for receipts. It is replaced, never renewed, so an old one takes unused receipts along."""
+        with self._lock:
+            if monotonic() >= self._lease_until:
+                self._lease = self._gateway.call("lease/grant", {"TTL": _RECEIPT_SECONDS})["ID"]
+                self._lease_until = monotonic() + _RECEIPT_SECONDS / 2
+            return self._lease
+
+    def _compare(self, condition: Condition) -> Json:
+        if isinstance(condition, KeyIs):
+            return _revision(self._at(condition.key), "EQUAL", condition.revision)
+        return _revision(self.under(condition.prefix), "LESS", condition.revision + 1)
+
+    def _operation(self, write: Write) -> Json:
+        if isinstance(write, Put):
+            return {"request_put": {**self._at(write.key), "value": _base64(write.value.encode())}}
+        what = self._at(write.key) if isinstance(write, Delete) else self.under(write.prefix)
+        return {"request_delete_range": what}
+
+    def _entry(self, kv: Json) -> Entry:
+        return Entry(self._key(kv), _text(kv, "value"), int(kv["mod_revision"]))
+
+    def _key(self, kv: Json) -> str:
+        return _text(kv, "key").removeprefix(self._root)
+
+    def _at(self, key: str) -> Json:
+        return {"key": _base64((self._root + key).encode())}
+
+
+class EtcdWatch:
+    """See `Store.watch`. Once the first snapshot is there, it outlasts every outage."""
+
+    def __init__(self, store: EtcdStore, gateway: Gateway, prefix: str) -> None:
+        self._store = store
+        self._gateway = gateway
+        self._prefix = prefix
+        self._closed = threading.Event()
+        self._response: requests.Response | None = None
+        self._failures = 0
+
+    def __iter__(self) -> Iterator[Snapshot | Changes]:
+        while not self._closed.is_set():
+            listing = self._store.list(self._prefix)
+            revision = listing.revision
+            yield Snapshot(listing.entries, revision)
+            del listing  # may be large, and this frame lives on
+            with suppress(_HistoryGone):
+                yield from self._changes(revision)
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._response:
+            _hang_up(self._response)
+
+    def _changes(self, revision: int) -> Iterator[Changes]:
+        """What comes after `revision`, from one member after the other."""
+        while not self._closed.is_set():
+            endpoint = self._gateway.endpoint
+            try:
+                for changes in self._follow(endpoint, revision):
+                    revision = changes.revision
+                    yield changes
+            except (Away, StoreError) as error:
+                self._gateway.avoid(endpoint)
+                self._pause(error)
+
+    def _pause(self, error: Exception) -> None:
+        if self._closed.is_set():
+            return
+        self._failures += 1
+        if self._failures == _LOUD:
+            log.warning("no store events: %s; the last state known stays in force, trying again", error)
+        self._closed.wait(min(_PAUSE_SECONDS * 2**self._failures, _PAUSE_MOST) * random.uniform(0.5, 1.0))
+
+    def _follow(self, endpoint: str, revision: int) -> Iterator[Changes]:
+        """The same from one member, until that fails."""
+        if self._store.revision(endpoint) < revision:
+            raise _HistoryGone
+        request = {**self._store.under(self._prefix), "start_revision": str(revision + 1)}
+        with self._gateway.stream(endpoint, "watch", {"create_request": request}) as response:
+            self._response = response
+            if self._closed.is_set():
+                return
+            with self._guarded(endpoint, response):
+                yield from self._read(response)
+        raise Away("the stream of events ended")
+
+    def _read(self, response: requests.Response) -> Iterator[Changes]:
+        for line in response.iter_lines(chunk_size=_CHUNK):
+            message = json.loads(line)
+            result = message.get("result", {})
+            problem = message.get("error", {}).get("message") or result.get("cancel_reason", "")
+            if result.get("compact_revision") or _TOO_LARGE in problem:
+                raise _HistoryGone
+            if "error" in message or result.get("canceled"):
+                raise Away(problem or "the watch was canceled")
+            self._working()
+            if events := self._store.events(result):
+                yield Changes(events, int(result["events"][-1]["kv"]["mod_revision"]))
+
+    def _working(self) -> None:
+        if self._failures >= _LOUD:
+            log.info("store events are back")
+        self._failures = 0
+
+    @contextmanager
+    def _guarded(self, endpoint: str, response: requests.Response) -> Iterator[None]:
+        """Meanwhile, hang up if the member does not answer other questions any more."""
+        ended = threading.Event()
+
+        def guard() -> None:
+            misses = 0
+            while misses < _MISSES:
+                if ended.wait(0 if misses else _HEARTBEAT_SECONDS):
+                    return
+                try:
+                    self._store.revision(endpoint)
+                    misses = 0
+                except Away:
+                    misses += 1
+                except StoreError:
+                    misses = 0  # an answer all the same
+            log.info("%s does not answer any more: another member is to send the events", endpoint)
+            _hang_up(response)
+
+        threading.Thread(target=guard, name="store-guard", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
+
+def _hang_up(response: requests.Response) -> None:
+    """End a stream that another thread is reading, or has just closed."""
+    with suppress(OSError, ValueError, RuntimeError):
+        response.raw.shutdown()
+
+
+def _revision(keys: Json, result: str, revision: int) -> Json:
+    """A comparison of the last change of each of these keys; a key that is absent counts as 0."""
+    return {**keys, "target": "MOD", "result": result, "mod_revision": str(revision)}
+
+
+def _base64(text: bytes) -> str:
+    return b64encode(text).decode()
+
+
+def _text(kv: Json, part: str) -> str:
+    return b64decode(kv.get(part, "")).decode(errors="replace")

@@ -1,0 +1,242 @@
+"""HTTP to etcd's JSON gateway (`/v3/…`): which member to ask, logging in, and what its answers mean.
+
+There is one HTTP client per thread, and none before a thread asks. A call goes to the member that answered last and,
+while that cannot serve, to the others in turn. Every request carries `hasleader`: a member that lost its cluster then
+says so at once instead of hanging. A token is fetched when etcd first asks for one, and again when it does not know it
+any more, as after a restart; the password is read from its file at that moment and not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+from weakref import WeakSet
+
+import requests
+
+from weft.errors import StoreError
+
+_ANSWER_SECONDS = 1.5
+_PATIENCE_SECONDS = 3.0
+"""Long enough for an election. No attempt begins later, so that the caller knows within five seconds."""
+_PAUSE_SECONDS = 0.1
+_SILENCE_SECONDS = 60.0
+"""A stream that is silent for so long has ended: a firewall may have forgotten the connection."""
+
+_FINAL = {3, 5, 7, 9, 11, 12, 16}
+"""gRPC codes that every member would give. The others (unavailable, too late, overloaded, …) may pass."""
+_LOG_IN = ("user name is empty", "invalid auth token", "is old")
+"""What etcd says to a request with no token, with one it does not know, and with one from before users changed."""
+
+_HINTS = {
+    "certificate verify failed": "check WEFT_STORE_CA, and that etcd's certificate names this endpoint",
+    "could not find|key values mismatch|PEM": "correct WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY",
+    "violation of protocol|certificate|unknown ca|connection reset": (
+        "etcd may want a client certificate that its CA signed (WEFT_STORE_CERT, WEFT_STORE_KEY), or serve no TLS there"
+    ),
+    "wrong version number": "etcd serves no TLS there: write etcd:// in WEFT_STORE",
+    "without response|to an HTTPS server": "if etcd serves TLS there, write etcds:// in WEFT_STORE",
+    "user name is empty": "etcd wants a user: set WEFT_STORE_USER and WEFT_STORE_PASSWORD_FILE",
+    "authentication failed": "check WEFT_STORE_USER and the password in WEFT_STORE_PASSWORD_FILE",
+    "permission denied": "type etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}",
+    "CommonName": "the gateway takes no client certificate with a CN while etcd has users: issue one without",
+    "connection closed|transport is closing": "etcd's own certificate must be valid for clientAuth as well",
+    "space exceeded": "compact and defragment etcd, then type etcdctl alarm disarm",
+    "too many operations": "ask for less at once, or raise etcd's --max-txn-ops",
+    "HTTP 404": "no JSON gateway is there: check WEFT_STORE and etcd's --enable-grpc-gateway",
+    "refuses": "see etcd's log",
+    "": "check that etcd runs and has a quorum, the network to it, and WEFT_STORE",
+}
+"""What to do, by the first of these patterns that is found in the message."""
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to be let in: certificates for TLS; a user, and the file that holds the password."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    user: str = ""
+    password_file: Path | None = None
+
+
+class Away(Exception):
+    """This member cannot serve now; another may."""
+
+
+class Refused(StoreError):
+    """etcd's answer is no, whichever member is asked."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Gateway:
+    """
+    :param endpoints: URLs of members, in the order in which they are asked until one answers.
+    :param prefix: what every key begins with.
+    """
+
+    def __init__(self, endpoints: Sequence[str], access: Access, prefix: str) -> None:
+        self.endpoint = endpoints[0]
+        """The member to ask first."""
+        self._endpoints = tuple(endpoints)
+        self._access = access
+        self._prefix = prefix
+        self._token = ""
+        self._token_lock = threading.Lock()
+        self._gave_up = False
+        self._local = threading.local()
+        self._sessions: WeakSet[requests.Session] = WeakSet()
+
+    def call(self, path: str, body: Json) -> Json:
+        """The first answer that a member gives. The request may reach several: it must bear being repeated.
+
+        While etcd is away, only the first call waits for it to come back; the next ones ask every member once.
+        """
+        began = monotonic()
+        start = self._endpoints.index(self.endpoint)
+        turns = self._endpoints[start:] + self._endpoints[:start]
+        problems: dict[str, str] = {}
+        for endpoint in cycle(turns):
+            try:
+                answer = self.ask(endpoint, path, body)
+            except Away as error:
+                problems[endpoint] = str(error)
+                self.avoid(endpoint)
+            else:
+                self._gave_up = False
+                return answer
+            round_over = endpoint == turns[-1]
+            if monotonic() - began > _PATIENCE_SECONDS or (round_over and self._gave_up):
+                break
+            if round_over:
+                sleep(_PAUSE_SECONDS)
+        self._gave_up = True
+        text = ", ".join(f"{_place(endpoint)} ({problem})" for endpoint, problem in problems.items())
+        raise StoreError(self._explained(f"etcd cannot be used: {text}"))
+
+    def avoid(self, endpoint: str) -> None:
+        """Let the next call begin with another member than this."""
+        if endpoint == self.endpoint:
+            self.endpoint = self._endpoints[(self._endpoints.index(endpoint) + 1) % len(self._endpoints)]
+
+    def ask(self, endpoint: str, path: str, body: Json) -> Json:
+        """This member's answer; `Away` if it has none."""
+        token = self._token
+        try:
+            return self._post(endpoint, path, body, token)
+        except Refused as refusal:
+            if not (self._access.user and any(text in str(refusal) for text in _LOG_IN)):
+                raise
+        self._log_in(endpoint, token)
+        return self._post(endpoint, path, body, self._token)
+
+    @contextmanager
+    def stream(self, endpoint: str, path: str, body: Json) -> Iterator[requests.Response]:
+        """An answer that goes on; while it is read, too, a failure is `Away`."""
+        url, data, headers = self._request(endpoint, path, body, self._token)
+        timeout = (_ANSWER_SECONDS, _SILENCE_SECONDS)
+        with (
+            _failures(),
+            self._open_session() as session,
+            session.post(url, data, headers=headers, timeout=timeout, stream=True) as response,
+        ):
+            self._check(endpoint, response)
+            yield response
+
+    def close(self) -> None:
+        for session in list(self._sessions):
+            session.close()
+
+    def _post(self, endpoint: str, path: str, body: Json, token: str) -> Json:
+        url, data, headers = self._request(endpoint, path, body, token)
+        with _failures():
+            response = self._session.post(url, data, headers=headers, timeout=_ANSWER_SECONDS)
+            self._check(endpoint, response)
+            answer: Json = response.json()
+            return answer
+
+    def _request(self, endpoint: str, path: str, body: Json, token: str) -> tuple[str, str, dict[str, str]]:
+        headers = {"Grpc-Metadata-hasleader": "true"} | ({"Authorization": token} if token else {})
+        return f"{endpoint}/v3/{path}", json.dumps(body), headers
+
+    def _check(self, endpoint: str, response: requests.Response) -> None:
+        if response.status_code == requests.codes.ok:
+            return
+        try:
+            error = response.json()
+            code, text = int(error["code"]), str(error["message"])
+        except (ValueError, KeyError, TypeError):
+            code, text = 0, f"HTTP {response.status_code} {response.text.strip().partition(chr(10))[0][:200]}"
+        if code not in _FINAL:
+            raise Away(text)
+        raise Refused(code, self._explained(f"etcd at {_place(endpoint)} refuses: {text}"))
+
+    def _log_in(self, endpoint: str, stale: str) -> None:
+        with self._token_lock:
+            if self._token == stale:  # else another thread was quicker
+                body = {"name": self._access.user, "password": self._password()}
+                self._token = str(self._post(endpoint, "auth/authenticate", body, "")["token"])
+
+    def _password(self) -> str:
+        try:
+            return self._access.password_file.read_text().rstrip("\n") if self._access.password_file else ""
+        except (OSError, ValueError) as error:
+            raise StoreError(f"etcd's password cannot be read: {error}; correct WEFT_STORE_PASSWORD_FILE") from error
+
+    @property
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = self._open_session()
+        return session
+
+    def _open_session(self) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False  # no proxy, .netrc or CA bundle by accident
+        session.verify = str(self._access.ca) if self._access.ca else True
+        if self._access.cert:
+            session.cert = (str(self._access.cert), str(self._access.key))
+        self._sessions.add(session)
+        return session
+
+    def _explained(self, text: str) -> str:
+        hint = next(hint for symptom, hint in _HINTS.items() if re.search(symptom, text, re.IGNORECASE))
+        return f"{text}; {hint.format(prefix=self._prefix)}"
+
+
+def _place(endpoint: str) -> str:
+    """The endpoint as people write it."""
+    return endpoint.partition("://")[2]
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Whatever can go wrong on the way, from a missing certificate file to half an answer, is `Away`."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise Away(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What is at the bottom of a failure that requests and urllib3 wrapped."""
+    wrapped = (getattr(error, "reason", None), error.__cause__, *error.args)
+    if inner := next((one for one in wrapped if isinstance(one, BaseException)), None):
+        return _reason(inner)
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    return str(getattr(error, "strerror", None) or error).partition(" (_ssl")[0]

@@ -1,0 +1,440 @@
+"""What only etcd can do to us: members that die, hang or lose their cluster, and answers that get lost."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import weft
+from tests.etcd import MISSING, Certificates, Cluster, Place, base64
+from tests.netns.world import Namespace, World, wait_for
+from weft.errors import StoreError
+from weft.store import Changes, DeleteAll, KeyIs, Put, Snapshot, gateway
+from weft.store.etcd import EtcdStore
+from weft.store.gateway import Access, Away, Gateway, Json
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+THREE = (Place(), Place(), Place())
+PASSWORD = "correct horse"
+MakeCluster = Callable[..., Cluster]
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
+    made: list[Cluster] = []
+
+    def make(places: tuple[Place, ...] = (Place(),), tls: Certificates | None = None, *options: str) -> Cluster:
+        made.append(Cluster(tmp_path / f"etcd{len(made)}", places=places, tls=tls, options=options))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.kill()
+
+
+class Traffic:
+    """One host that writes keys in order, each only if it is absent, and another that watches."""
+
+    def __init__(self, endpoints: list[str], access: Access | None = None) -> None:
+        self.written: list[str] = []
+        self.seen: list[str] = []
+        self.snapshots = 0
+        self.errors: list[StoreError] = []
+        self.write_gap = 0.0
+        self.event_gap = 0.0
+        self._stores = [EtcdStore(endpoints, access=access) for _ in range(2)]
+        self._watch = self._stores[1].watch("n/")
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=work) for work in (self._read, self._write)]
+        for thread in self._threads:
+            thread.start()
+
+    def flows(self, number: int = 20) -> None:
+        """Wait until so many more keys were written and seen."""
+        goal = len(self.written) + number
+        assert wait_for(lambda: len(self.seen) >= goal or not all(t.is_alive() for t in self._threads), 20)
+        assert len(self.seen) >= goal, "writer or reader ended"
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._threads[1].join(10)
+        wait_for(lambda: len(self.seen) >= len(self.written))
+        self._watch.close()
+        self._threads[0].join(5)
+        for store in self._stores:
+            store.close()
+        assert not any(thread.is_alive() for thread in self._threads)
+
+    def _write(self) -> None:
+        last = time.monotonic()
+        while not self._stopping.wait(0.01):
+            key = f"n/{len(self.written):05}"
+            try:
+                assert self._stores[0].transact([KeyIs(key, 0)], [Put(key, "x" * 100)])
+            except StoreError as error:
+                self.errors.append(error)
+                if self._stores[0].get(key) is None:
+                    continue
+            self.written.append(key)
+            last, self.write_gap = time.monotonic(), max(self.write_gap, time.monotonic() - last)
+
+    def _read(self) -> None:
+        last = time.monotonic()
+        for news in self._watch:
+            if isinstance(news, Snapshot):
+                self.snapshots += 1
+                self.seen += [entry.key for entry in news.entries]
+            else:
+                self.seen += [key for key, _ in news.events]
+            last, self.event_gap = time.monotonic(), max(self.event_gap, time.monotonic() - last)
+
+
+@contextmanager
+def exact_traffic(endpoints: list[str], access: Access | None = None) -> Iterator[Traffic]:
+    """Traffic during which no write may fail, no event be missing or come twice, and no second snapshot be needed."""
+    traffic = Traffic(endpoints, access)
+    try:
+        traffic.flows()
+        yield traffic
+        traffic.flows()
+    finally:
+        traffic.stop()
+    print(f"gap of writes {traffic.write_gap:.2f} s, of events {traffic.event_gap:.2f} s, {len(traffic.seen)} events")
+    assert traffic.errors == []
+    assert traffic.seen == traffic.written
+    assert traffic.snapshots == 1
+
+
+def beginning_with(cluster: Cluster, endpoint: str) -> list[str]:
+    return [endpoint, *(other for other in cluster.endpoints if other != endpoint)]
+
+
+@pytest.mark.parametrize("attached_to_leader", [True, False])
+def test_a_killed_leader_costs_no_write_and_no_event(make_cluster: MakeCluster, attached_to_leader: bool) -> None:
+    cluster = make_cluster(THREE)
+    leader = cluster.leader
+    first = next(m for m in cluster.members if (m is leader) == attached_to_leader)
+    with exact_traffic(beginning_with(cluster, first.endpoint)):
+        leader.kill()
+
+
+def test_a_frozen_member_costs_no_write_and_no_event(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(THREE)
+    leader = cluster.leader
+    follower = next(member for member in cluster.members if member is not leader)
+    with exact_traffic(beginning_with(cluster, follower.endpoint)) as traffic:
+        follower.freeze()
+        traffic.flows(100)
+        follower.thaw()
+
+
+def test_a_member_cut_off_from_its_cluster_costs_no_write_and_no_event(make_cluster: MakeCluster, world: World) -> None:
+    switch = Namespace(world.namespace())
+    switch.ip("link add switch up type bridge")
+    switch.ip("addr add 192.0.2.254/24 dev switch")
+    members = [Namespace(world.namespace()) for _ in range(3)]
+    for number, member in enumerate(members, 1):
+        switch.ip(f"link add p{number} master switch up type veth peer name eth0 netns {member.path.name}")
+        member.ip(f"addr add 192.0.2.{number}/24 dev eth0")
+        member.ip("link set eth0 up")
+    places = [
+        Place(f"192.0.2.{number}", ("ip", "netns", "exec", member.path.name))
+        for number, member in enumerate(members, 1)
+    ]
+    drop = "tcp dport 2380 drop; tcp sport 2380 drop;"
+    cut = "".join(f"chain {hook} {{ type filter hook {hook} priority 0; {drop} }}\n" for hook in ("input", "output"))
+
+    def scenario() -> None:
+        cluster = make_cluster(tuple(places))
+        victim = cluster.members.index(cluster.leader)
+        with exact_traffic(beginning_with(cluster, cluster.endpoints[victim])) as traffic:
+            members[victim].run("nft", f"table inet cut {{\n{cut}}}")
+            traffic.flows(100)
+            members[victim].run("nft", "delete table inet cut")
+        cluster.kill()
+
+    switch.do(scenario)
+
+
+def test_users_log_in_again_when_all_members_were_restarted(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    cluster = make_cluster(THREE)
+    cluster.want_passwords("weft", PASSWORD, "/weft/v1")
+    password_file = tmp_path / "password"
+    password_file.write_text(f"{PASSWORD}\n")
+    traffic = Traffic(cluster.endpoints, Access(user="weft", password_file=password_file))
+    try:
+        traffic.flows()
+        cluster.kill()
+        cluster.start()
+        traffic.flows()
+    finally:
+        traffic.stop()
+    assert traffic.seen == traffic.written
+    assert traffic.snapshots == 1
+
+
+@pytest.mark.parametrize(
+    ("access", "words"),
+    [
+        (Access(), "user name is empty; etcd wants a user: set WEFT_STORE_USER"),
+        (Access(user="weft", password_file=Path("/etc/hostname")), "authentication failed.*; check WEFT_STORE_USER"),
+        (Access(user="weft", password_file=Path("/nowhere")), "/nowhere.*; correct WEFT_STORE_PASSWORD_FILE"),
+    ],
+)
+def test_who_is_not_let_in_is_told_why(make_cluster: MakeCluster, access: Access, words: str) -> None:
+    cluster = make_cluster()
+    cluster.want_passwords("weft", PASSWORD, "/weft/v1")
+    with pytest.raises(StoreError, match=words):
+        EtcdStore(cluster.endpoints, access=access).get("a")
+
+
+def test_a_user_without_the_right_is_told_which(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    cluster = make_cluster()
+    cluster.want_passwords("weft", PASSWORD, "/other")
+    (tmp_path / "password").write_text(PASSWORD)
+    store = EtcdStore(cluster.endpoints, access=Access(user="weft", password_file=tmp_path / "password"))
+    with pytest.raises(StoreError, match=r"permission denied; .* readwrite --prefix=true /weft/v1"):
+        store.get("a")
+    store.close()
+
+
+def test_tls_needs_the_right_ca_and_a_client_certificate(
+    make_cluster: MakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "_PATIENCE_SECONDS", 0.0)
+    ours, theirs = Certificates(tmp_path / "ours"), Certificates(tmp_path / "theirs")
+    endpoints = make_cluster(tls=ours).endpoints
+    access = Access(ours.ca, *ours.client)
+    store = EtcdStore(endpoints, access=access)
+    assert store.transact([], [Put("a", "")])
+    news = iter(store.watch(""))
+    assert isinstance(next(news), Snapshot)
+    assert store.transact([], [Put("b", "")])
+    assert next(news) == Changes((("b", ""),), store.list("").revision)
+    news.close()  # type: ignore[attr-defined]
+    store.close()
+    for wrong, words in (
+        (replace(access, ca=theirs.ca), "certificate verify failed.*; check WEFT_STORE_CA"),
+        (replace(access, cert=None, key=None), "; etcd may want a client certificate .*WEFT_STORE_CERT"),
+        (replace(access, key=theirs.client[1]), "; correct WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY"),
+    ):
+        with pytest.raises(StoreError, match=words):
+            EtcdStore(endpoints, access=wrong).get("a")
+
+
+def test_without_a_quorum_calls_fail_soon_and_the_watch_goes_on_afterwards(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(THREE)
+    store = EtcdStore(cluster.endpoints)
+    put = [Put("a", "1")]
+    assert store.transact([], put)
+    watch = store.watch("")
+    news = iter(watch)
+    next(news)
+    for member in cluster.members[:2]:
+        member.kill()
+    calls: list[Callable[[], object]] = [
+        lambda: store.transact([], put),
+        lambda: store.get("a"),
+        lambda: store.list(""),
+    ]
+    for call in calls:
+        began = time.monotonic()
+        with pytest.raises(StoreError) as caught:
+            call()
+        assert time.monotonic() - began < 5
+        assert all(endpoint.removeprefix("http://") in str(caught.value) for endpoint in cluster.endpoints)
+    cluster.start(*cluster.members[:2])
+    assert store.transact([], [Put("b", "2")])
+    keys: list[str] = []
+    while "b" not in keys:
+        change = next(news)
+        assert isinstance(change, Changes)
+        keys += [key for key, _ in change.events]
+    assert set(keys) <= {"a", "b"}
+    watch.close()
+    store.close()
+
+
+def test_a_closed_watch_ends_while_etcd_is_away(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    watch = EtcdStore(cluster.endpoints).watch("")
+    news = iter(watch)
+    next(news)
+    cluster.kill()
+    ended = threading.Event()
+
+    def read() -> None:
+        assert list(news) == []
+        ended.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert not ended.wait(1)
+    watch.close()
+    assert ended.wait(2)
+    reader.join()
+
+
+class Line:
+    """Loses the answers to the next calls of one kind, and keeps what was asked."""
+
+    def __init__(self, store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.lost = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+        self.asked: list[Json] = []
+        self._gateway: Gateway = store._gateway
+        self._ask = self._gateway.ask
+        monkeypatch.setattr(self._gateway, "ask", self.ask)
+
+    def ask(self, endpoint: str, path: str, body: Json) -> Json:
+        answer = self._ask(endpoint, path, body)
+        if path == "kv/txn":
+            self.asked.append(body)
+            if self.lost:
+                self.lost -= 1
+                self.meanwhile()
+                raise Away("no answer")
+        return answer
+
+
+@pytest.fixture
+def store(make_cluster: MakeCluster) -> Iterator[EtcdStore]:
+    opened = EtcdStore(make_cluster().endpoints)
+    yield opened
+    opened.close()
+
+
+def test_a_transaction_whose_answer_is_lost_is_done_once(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(store, monkeypatch)
+    for lost in (1, 2):
+        line.lost = lost
+        assert store.transact([KeyIs(f"k{lost}", 0)], [Put(f"k{lost}", "mine")])
+        line.lost = lost
+        assert not store.transact([KeyIs(f"k{lost}", 0)], [Put(f"k{lost}", "again")])
+    assert [entry.value for entry in store.list("").entries] == ["mine", "mine"]
+
+
+def test_a_repeated_write_does_not_undo_what_others_wrote_since(
+    store: EtcdStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Line(store, monkeypatch)
+    line.lost = 1
+    line.meanwhile = lambda: store.transact([], [Put("k", "theirs")])
+    assert store.transact([], [Put("k", "mine")])
+    entry = store.get("k")
+    assert entry is not None
+    assert entry.value == "theirs"
+
+
+def test_a_copy_that_arrives_late_does_nothing(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(store, monkeypatch)
+    assert store.transact([], [Put("k", "old")])
+    assert store.transact([], [Put("k", "new")])
+    for copy in line.asked.copy():
+        assert "succeeded" not in store._gateway.call("kv/txn", copy)
+    entry = store.get("k")
+    assert entry is not None
+    assert entry.value == "new"
+
+
+def test_receipts_that_are_gone_cost_no_transaction(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    store = EtcdStore(cluster.endpoints)
+    assert store.transact([KeyIs("a", 0)], [Put("a", "")])
+    receipts = {"key": base64("/weft/v1.receipts/"), "range_end": base64("/weft/v1.receipts0")}
+    found = cluster.call("kv/range", receipts)["kvs"]
+    assert len(found) == 1
+    cluster.call("lease/revoke", {"ID": found[0]["lease"]})
+    assert "kvs" not in cluster.call("kv/range", receipts)
+    assert store.transact([KeyIs("b", 0)], [Put("b", "")])
+    assert not store.transact([KeyIs("b", 0)], [Put("b", "")])
+    assert [entry.key for entry in store.list("").entries] == ["a", "b"]
+    store.close()
+
+
+def test_too_many_operations_are_refused_with_what_to_do(store: EtcdStore) -> None:
+    with pytest.raises(StoreError, match=r"too many operations.*; ask for less at once, or raise etcd's --max-txn-ops"):
+        store.transact([], [Put(f"k{number}", "") for number in range(200)])
+    assert store.list("").entries == ()
+
+
+def test_history_that_went_back_gives_a_snapshot(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    """An etcd restored from a backup has not even the revisions that the watch saw."""
+    cluster = make_cluster()
+    store = EtcdStore(cluster.endpoints)
+    store.transact([], [Put("old", "")])
+    cluster.kill()
+    data, backup = tmp_path / "etcd0", tmp_path / "backup"
+    shutil.copytree(data, backup)
+    cluster.start()
+    watch = store.watch("")
+    news = iter(watch)
+    next(news)
+    for number in range(10):
+        store.transact([], [Put("lost", str(number))])
+        assert isinstance(next(news), Changes)
+    cluster.kill()
+    shutil.rmtree(data)
+    backup.rename(data)
+    cluster.start()
+    again = next(news)
+    assert isinstance(again, Snapshot)
+    assert [entry.key for entry in again.entries] == ["old"]
+    watch.close()
+    store.close()
+
+
+_READ_MANY = """
+import sys, threading
+from weft.store.etcd import EtcdStore
+def peak(): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM")) // 1024
+def now(): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmRSS")) // 1024
+store = EtcdStore(sys.argv[1:])
+store.get("a")
+before = now()
+watch = store.watch("")
+news = iter(watch)
+snapshot = next(news)
+held = now()
+print(len(snapshot.entries), len({e.key for e in snapshot.entries}), held - before, peak() - held, flush=True)
+del snapshot
+changes = next(news)
+print(len(changes.events), all(v is None for _, v in changes.events), peak() - before, flush=True)
+"""
+
+
+def test_a_hundred_thousand_keys_are_read_in_bounded_memory(make_cluster: MakeCluster) -> None:
+    """A listing needs little beyond the entries themselves. One revision that changes all of them is one message."""
+    endpoints = make_cluster((Place(),), None, "--max-txn-ops=3000").endpoints
+    store = EtcdStore(endpoints)
+    for start in range(0, 100_000, 2500):
+        puts = [Put(f"topology/endpoints/4096/{number:064x}", "x" * 200) for number in range(start, start + 2500)]
+        assert store.transact([], puts)
+    began = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-c", _READ_MANY, *endpoints],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTHONPATH": str(Path(weft.__file__).parents[1])},
+    ) as reader:
+        assert reader.stdout
+        keys, distinct, held, beyond = map(int, reader.stdout.readline().split())
+        print(f"{keys} keys listed in {time.monotonic() - began:.1f} s: {held} MB held, {beyond} MB more meanwhile")
+        assert keys == distinct == 100_000
+        assert beyond < 20
+        assert store.transact([], [DeleteAll("topology/")])
+        events, deleted, total = reader.stdout.readline().split()
+        print(f"{events} events in one revision, {total} MB at most")
+        assert (events, deleted) == ("100000", "True")
+        assert reader.wait(10) == 0
+    store.close()
