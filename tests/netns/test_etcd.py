@@ -16,8 +16,10 @@ import pytest
 
 import weft
 from tests.etcd import MISSING, Certificates, Cluster, Place, base64
+from tests.netns.plugin import Plugin
 from tests.netns.world import Namespace, World, wait_for
 from weft.errors import StoreError
+from weft.model import ENDPOINTS, HOSTS
 from weft.store import Changes, DeleteAll, KeyIs, Put, Snapshot, gateway
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access, Away, Gateway, Json
@@ -391,6 +393,36 @@ def test_history_that_went_back_gives_a_snapshot(make_cluster: MakeCluster, tmp_
     assert isinstance(again, Snapshot)
     assert [entry.key for entry in again.entries] == ["old"]
     watch.close()
+    store.close()
+
+
+def test_weft_serves_a_host_over_etcd(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    endpoint = "127.0.0.1:2379"
+    plugin = Plugin(tmp_path / "h1")
+    plugin.settings["store"] = f"etcd://{endpoint}"
+    try:
+        Namespace(Path(f"/proc/{plugin.host.pid}/ns/net")).do(lambda: serve_over_etcd(plugin, make_cluster, endpoint))
+    finally:
+        plugin.close()
+
+
+def serve_over_etcd(plugin: Plugin, make_cluster: MakeCluster, endpoint: str) -> None:
+    """In the host's namespace."""
+    cluster = make_cluster((Place("127.0.0.1", tuple(plugin.host.enter(()))),))
+    store = EtcdStore(cluster.endpoints)
+    plugin.start()
+    network = plugin.network("10.77.0.0/24")
+    container = plugin.endpoint(network)
+    plugin.join(container)
+    assert [entry.key for entry in store.list(ENDPOINTS).entries if container.id in entry.key]
+    cluster.members[0].freeze()
+    pool_id = network.pool_id
+    assert f"etcd cannot be used: {endpoint} (no answer)" in plugin.refused("RequestAddress", PoolID=pool_id)
+    cluster.members[0].thaw()
+    plugin.remove(container)
+    plugin.remove_network(network)
+    left = [entry.key for entry in store.list("").entries]
+    assert [key for key in left if not key.startswith(HOSTS)] == []
     store.close()
 
 

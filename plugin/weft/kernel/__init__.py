@@ -60,6 +60,7 @@ class LinuxKernel:
             dp_fd = ensure_namespace(self._path)
             resources.callback(os.close, dp_fd)
             self._dp = resources.enter_context(closing(NamespaceThread("weft-dp", dp_fd)))
+            removing = resources.enter_context(closing(NamespaceThread("weft-dp-remove", dp_fd)))
             host = resources.enter_context(closing(NamespaceThread("weft-host", host_fd)))
             self._dp.run(set_switches)
             opened = partial(self._dp.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
@@ -68,7 +69,8 @@ class LinuxKernel:
             self._rows = resources.enter_context(closing(Rows(opened, self._lookup.find)))
             in_dp = resources.enter_context(closing(Connection(self._dp)))
             in_host = resources.enter_context(closing(Connection(host)))
-            self._links = Links(in_dp, in_host, self._lookup.find, dp_fd=dp_fd, host_fd=host_fd)
+            removals = resources.enter_context(closing(Connection(removing)))
+            self._links = Links(in_dp, removals, in_host, self._lookup.find, dp_fd=dp_fd, host_fd=host_fd)
             self._underlay = Underlay(in_host)
             self._resources = resources.pop_all()
 

@@ -44,10 +44,15 @@ class Links:
     """Any thread may call; the requests queue up for the namespace's thread.
 
     :param dp: the data-plane namespace, also as a file descriptor; `host` likewise.
+    :param removals: the data-plane namespace by a thread of its own: the kernel takes 20 ms to let go of a link, most
+        of it waiting, and nobody who makes one shall wait behind that.
     """
 
-    def __init__(self, dp: Connection, host: Connection, find: Find, *, dp_fd: int, host_fd: int) -> None:
+    def __init__(
+        self, dp: Connection, removals: Connection, host: Connection, find: Find, *, dp_fd: int, host_fd: int
+    ) -> None:
         self._dp = dp
+        self._removals = removals
         self._host = host
         self._find = find
         self._dp_fd = dp_fd
@@ -144,7 +149,7 @@ class Links:
         if device is None:
             return
         try:
-            self._dp.call(f"remove link {name}", lambda route: route.link("del", index=device.ifindex))
+            self._removals.call(f"remove link {name}", lambda route: route.link("del", index=device.ifindex))
         except KernelError as error:
             if error.errno != errno.ENODEV:
                 raise
