@@ -280,7 +280,7 @@ class Agent:
         gone = {vni for vni in touched.networks & self._wanted.keys() - active if not self._keeps(vni)}
         for vni in gone:
             del self._wanted[vni]
-        moved = {vni for vni in self._wanted if touched.hosts and touched.hosts & self._hosts_before_or_now(vni, touched)}
+        moved = {vni for vni in self._wanted if self._moved(vni, touched)}
         changed = fresh | gone | touched.networks & self._wanted.keys()
         remade = self._sync_links(batch.links | batch.lost | {name for vni in changed for name in self._names(vni)})
         # A device that is remade, by us or by a handler, has lost its rows, and a remade bridge its ports as well.
@@ -293,8 +293,10 @@ class Agent:
         for vni in touched.endpoints.keys() & self._wanted.keys() - anew:
             self._apply_delta(vni, touched)
 
-    def _hosts_before_or_now(self, vni: int, touched: Touched) -> set[str]:
-        return self.cluster.hosts_of(vni) | touched.spread.get(vni, set())
+    def _moved(self, vni: int, touched: Touched) -> bool:
+        """True if a host that has, or until now had, endpoints on the network is at another address."""
+        present, before = self.cluster.hosts_of(vni), touched.spread.get(vni, set())
+        return bool(touched.hosts and touched.hosts & (present | before))
 
     def _keeps(self, vni: int) -> bool:
         """True while this host's engine has the network, used or not."""
