@@ -148,7 +148,11 @@ class Cluster:
     ) -> None:
         self.members = [Member(number, place, folder, tls) for number, place in enumerate(places)]
         self._options = options
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def endpoints(self) -> list[str]:

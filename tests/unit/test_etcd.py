@@ -39,7 +39,7 @@ class ScriptedGateway(Gateway):
         self.started: list[tuple[str, int]] = []
         self._streams = iter(streams)
 
-    def ask(self, endpoint: str, path: str, body: Json) -> Json:
+    def ask(self, endpoint: str, path: str, body: Json, seconds: float = 1.5) -> Json:
         return {"header": {"revision": "1"}, "kvs": [kv("k", 1)]}
 
     @contextmanager
@@ -113,7 +113,7 @@ def test_a_watch_that_cannot_go_on_begins_again(news: Any, last: Json) -> None:
 def test_a_call_asks_every_member_before_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def ask(endpoint: str, path: str, body: Json) -> Json:
+    def ask(endpoint: str, path: str, body: Json, seconds: float) -> Json:
         asked.append(endpoint[-3])
         if endpoint == "http://c:1":
             return {}

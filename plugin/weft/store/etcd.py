@@ -21,17 +21,17 @@ import random
 import secrets
 import threading
 from base64 import b64decode, b64encode
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from time import monotonic
 
 import requests
 
 from weft.errors import StoreError
 from weft.store import Changes, Condition, Delete, Entry, KeyIs, Listing, Put, Snapshot, Write
-from weft.store.gateway import Access, Away, Gateway, Json, Refused
+from weft.store.gateway import Access, Away, Gateway, Json, Refused, Silence
 
 log = logging.getLogger(__name__)
 
@@ -73,12 +73,11 @@ class EtcdStore:
         prefix = root.rstrip("/")
         self._root = root
         self._gateway = Gateway(endpoints, access or Access(), prefix)
-        self._receipts: list[_Receipt] = []
-        """Those that no transaction uses at the moment."""
-        self._receipt_keys = (f"{prefix}.receipts/{secrets.token_hex(8)}/{number}" for number in count())
+        self._receipts = f"{prefix}.receipts/"
+        self._free: deque[_Receipt] = deque()
+        """Receipts that no transaction uses at the moment."""
         self._lease = "0"
         self._lease_until = monotonic()
-        self._lock = threading.Lock()
 
     def get(self, key: str) -> Entry | None:
         found = self._gateway.call("kv/range", self._at(key)).get("kvs")
@@ -94,12 +93,15 @@ class EtcdStore:
         raise StoreError(f"etcd is compacted faster than {self._root}{prefix} can be read: compact it less often")
 
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
-        with self._lock:
-            receipt = self._receipts.pop() if self._receipts else _Receipt(next(self._receipt_keys))
+        compare, operations = [*map(self._compare, conditions)], [*map(self._operation, writes)]
         try:
-            return self._transact([*map(self._compare, conditions)], [*map(self._operation, writes)], receipt)
+            receipt = self._free.pop()
+        except IndexError:
+            receipt = _Receipt(self._receipts + secrets.token_hex(8))
+        try:
+            return self._transact(compare, operations, receipt)
         finally:
-            self._receipts.append(receipt)
+            self._free.append(receipt)
 
     def watch(self, prefix: str) -> EtcdWatch:
         return EtcdWatch(self, self._gateway, prefix)
@@ -169,11 +171,10 @@ class EtcdStore:
 
     def _current_lease(self) -> str:
         """The lease for receipts. It is replaced, never renewed, so an old one takes unused receipts along."""
-        with self._lock:
-            if monotonic() >= self._lease_until:
-                self._lease = self._gateway.call("lease/grant", {"TTL": _RECEIPT_SECONDS})["ID"]
-                self._lease_until = monotonic() + _RECEIPT_SECONDS / 2
-            return self._lease
+        if monotonic() >= self._lease_until:
+            self._lease = self._gateway.call("lease/grant", {"TTL": _RECEIPT_SECONDS})["ID"]
+            self._lease_until = monotonic() + _RECEIPT_SECONDS / 2
+        return self._lease
 
     def _compare(self, condition: Condition) -> Json:
         if isinstance(condition, KeyIs):
@@ -229,16 +230,18 @@ class EtcdWatch:
                 for changes in self._follow(endpoint, revision):
                     revision = changes.revision
                     yield changes
+            except Silence:
+                pass
             except (Away, StoreError) as error:
                 self._gateway.avoid(endpoint)
-                self._pause(error)
+                self._pause(f"{endpoint}: {error}")
 
-    def _pause(self, error: Exception) -> None:
+    def _pause(self, problem: str) -> None:
         if self._closed.is_set():
             return
         self._failures += 1
         if self._failures == _LOUD:
-            log.warning("no store events: %s; the last state known stays in force, trying again", error)
+            log.warning("no store events (%s): the last state known stays in force, trying again", problem)
         self._closed.wait(min(_PAUSE_SECONDS * 2**self._failures, _PAUSE_MOST) * random.uniform(0.5, 1.0))
 
     def _follow(self, endpoint: str, revision: int) -> Iterator[Changes]:

@@ -25,11 +25,12 @@ import requests
 from weft.errors import StoreError
 
 _ANSWER_SECONDS = 1.5
-_PATIENCE_SECONDS = 3.0
-"""Long enough for an election. No attempt begins later, so that the caller knows within five seconds."""
+_PATIENCE_SECONDS = 4.7
+"""Long enough for an election whose first vote was split, and short enough for somebody who waits for an error."""
+_LEAST_SECONDS = 0.2
 _PAUSE_SECONDS = 0.1
 _SILENCE_SECONDS = 60.0
-"""A stream that is silent for so long has ended: a firewall may have forgotten the connection."""
+"""After so long, a silent stream is opened anew, in case something on the way has forgotten it."""
 
 _FINAL = {3, 5, 7, 9, 11, 12, 16}
 """gRPC codes that every member would give. The others (unavailable, too late, overloaded, …) may pass."""
@@ -75,6 +76,10 @@ class Away(Exception):
     """This member cannot serve now; another may."""
 
 
+class Silence(Away):
+    """A stream said nothing for long. That is no fault, but only a new one can tell."""
+
+
 class Refused(StoreError):
     """etcd's answer is no, whichever member is asked."""
 
@@ -106,13 +111,14 @@ class Gateway:
 
         While etcd is away, only the first call waits for it to come back; the next ones ask every member once.
         """
-        began = monotonic()
+        deadline = monotonic() + _PATIENCE_SECONDS
         start = self._endpoints.index(self.endpoint)
         turns = self._endpoints[start:] + self._endpoints[:start]
         problems: dict[str, str] = {}
         for endpoint in cycle(turns):
+            seconds = min(_ANSWER_SECONDS, max(deadline - monotonic(), _LEAST_SECONDS))
             try:
-                answer = self.ask(endpoint, path, body)
+                answer = self.ask(endpoint, path, body, seconds)
             except Away as error:
                 problems[endpoint] = str(error)
                 self.avoid(endpoint)
@@ -120,7 +126,7 @@ class Gateway:
                 self._gave_up = False
                 return answer
             round_over = endpoint == turns[-1]
-            if monotonic() - began > _PATIENCE_SECONDS or (round_over and self._gave_up):
+            if monotonic() > deadline or (round_over and self._gave_up):
                 break
             if round_over:
                 sleep(_PAUSE_SECONDS)
@@ -133,20 +139,20 @@ class Gateway:
         if endpoint == self.endpoint:
             self.endpoint = self._endpoints[(self._endpoints.index(endpoint) + 1) % len(self._endpoints)]
 
-    def ask(self, endpoint: str, path: str, body: Json) -> Json:
+    def ask(self, endpoint: str, path: str, body: Json, seconds: float = _ANSWER_SECONDS) -> Json:
         """This member's answer; `Away` if it has none."""
         token = self._token
         try:
-            return self._post(endpoint, path, body, token)
+            return self._post(endpoint, path, body, token, seconds)
         except Refused as refusal:
             if not (self._access.user and any(text in str(refusal) for text in _LOG_IN)):
                 raise
         self._log_in(endpoint, token)
-        return self._post(endpoint, path, body, self._token)
+        return self._post(endpoint, path, body, self._token, seconds)
 
     @contextmanager
     def stream(self, endpoint: str, path: str, body: Json) -> Iterator[requests.Response]:
-        """An answer that goes on; while it is read, too, a failure is `Away`."""
+        """An answer that goes on. While it is read, too, failures are `Away`, or `Silence`."""
         url, data, headers = self._request(endpoint, path, body, self._token)
         timeout = (_ANSWER_SECONDS, _SILENCE_SECONDS)
         with (
@@ -155,16 +161,17 @@ class Gateway:
             session.post(url, data, headers=headers, timeout=timeout, stream=True) as response,
         ):
             self._check(endpoint, response)
-            yield response
+            with _failures(timeout=Silence):
+                yield response
 
     def close(self) -> None:
         for session in list(self._sessions):
             session.close()
 
-    def _post(self, endpoint: str, path: str, body: Json, token: str) -> Json:
+    def _post(self, endpoint: str, path: str, body: Json, token: str, seconds: float) -> Json:
         url, data, headers = self._request(endpoint, path, body, token)
         with _failures():
-            response = self._session.post(url, data, headers=headers, timeout=_ANSWER_SECONDS)
+            response = self._session.post(url, data, headers=headers, timeout=seconds)
             self._check(endpoint, response)
             answer: Json = response.json()
             return answer
@@ -189,7 +196,7 @@ class Gateway:
         with self._token_lock:
             if self._token == stale:  # else another thread was quicker
                 body = {"name": self._access.user, "password": self._password()}
-                self._token = str(self._post(endpoint, "auth/authenticate", body, "")["token"])
+                self._token = str(self._post(endpoint, "auth/authenticate", body, "", _ANSWER_SECONDS)["token"])
 
     def _password(self) -> str:
         try:
@@ -224,19 +231,20 @@ def _place(endpoint: str) -> str:
 
 
 @contextmanager
-def _failures() -> Iterator[None]:
+def _failures(timeout: type[Away] = Away) -> Iterator[None]:
     """Whatever can go wrong on the way, from a missing certificate file to half an answer, is `Away`."""
     try:
         yield
     except (OSError, ValueError) as error:
-        raise Away(_reason(error)) from error
+        cause = _cause(error)
+        if isinstance(cause, TimeoutError):
+            raise timeout("no answer") from error
+        text = str(getattr(cause, "strerror", None) or cause)
+        raise Away(text.partition(" (_ssl")[0]) from error
 
 
-def _reason(error: BaseException) -> str:
+def _cause(error: BaseException) -> BaseException:
     """What is at the bottom of a failure that requests and urllib3 wrapped."""
     wrapped = (getattr(error, "reason", None), error.__cause__, *error.args)
-    if inner := next((one for one in wrapped if isinstance(one, BaseException)), None):
-        return _reason(inner)
-    if isinstance(error, TimeoutError):
-        return "no answer"
-    return str(getattr(error, "strerror", None) or error).partition(" (_ssl")[0]
+    inner = next((one for one in wrapped if isinstance(one, BaseException)), None)
+    return _cause(inner) if inner else error
