@@ -42,6 +42,7 @@ def importers(library: str) -> set[str]:
         ("gunicorn", "main"),
         ("docker", "engine"),
         ("sqlite3", "store"),
+        ("requests", {"engine", "store"}),
     ],
 )
 def test_one_importer_for_each_library(library: str, module: str | set[str]) -> None:

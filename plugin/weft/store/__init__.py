@@ -98,7 +98,10 @@ class Store(Protocol):
     def list(self, prefix: str) -> Listing: ...
 
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
-        """Do all writes at one revision if all conditions hold; otherwise do nothing and return False."""
+        """Do all writes at one revision if all conditions hold; otherwise do nothing and return False.
+
+        No key may be written twice in one transaction. After a `StoreError` it may have been done or not.
+        """
         ...
 
     def watch(self, prefix: str) -> Watch:
