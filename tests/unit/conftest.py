@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,15 @@ from weft.model import Endpoint, Host, Network, Pool
 from weft.options import NetworkOptions
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
+
+
+def together(*work: Callable[[], object]) -> None:
+    """Do all of it at once, each in a thread of its own, and wait for the end."""
+    threads = [threading.Thread(target=one) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import pytest
 
 from tests.etcd import MISSING, Cluster
+from tests.unit.conftest import together
 from weft.errors import StoreError
 from weft.store import Changes, Delete, DeleteAll, KeyIs, NoneNewer, Put, Snapshot, Store
 from weft.store import sqlite as sqlite_store
@@ -184,11 +186,7 @@ def test_only_one_of_many_threads_wins_a_key(store: Store) -> None:
             if store.transact([KeyIs(f"k{key}", 0)], [Put(f"k{key}", str(number))]):
                 wins.append(key)
 
-    threads = [threading.Thread(target=race, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(*(partial(race, number) for number in range(8)))
     assert sorted(wins) == list(range(20))
 
 
@@ -215,6 +213,31 @@ def database(tmp_path: Path) -> Path:
     path = tmp_path / "weft.db"
     SqliteStore(path).close()
     return path
+
+
+_OPEN_AT_ONCE = """
+import os, sys
+from pathlib import Path
+from weft.store.sqlite import SqliteStore
+for number in range(15):
+    ready, go = os.pipe()
+    children = []
+    for _ in range(8):
+        if not (child := os.fork()):
+            os.close(go)
+            os.read(ready, 1)
+            SqliteStore(Path(sys.argv[1]) / f"{number}.db")
+            os._exit(0)
+        children.append(child)
+    os.close(go)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+    path = str(Path(sqlite_store.__file__).parents[2])
+    subprocess.run([sys.executable, "-c", _OPEN_AT_ONCE, str(tmp_path)], check=True, env={"PYTHONPATH": path})
 
 
 def test_a_newer_schema_is_refused_by_name(database: Path) -> None:

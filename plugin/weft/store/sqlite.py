@@ -14,6 +14,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 
 from inotify_simple import INotify, flags
@@ -48,7 +49,11 @@ class SqliteStore:
         self.signal = path.with_name(path.name + ".changed")
         self._local = threading.local()
         with self.errors():
-            self._prepare()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # One process at a time: SQLite does not wait for another that switches the same new file to WAL.
+            with self.signal.open("a") as gate:
+                flock(gate, LOCK_EX)
+                self._prepare()
 
     def get(self, key: str) -> Entry | None:
         with self.errors():
@@ -96,7 +101,6 @@ class SqliteStore:
             return Changes(tuple(rows), revision)
 
     def _prepare(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
@@ -108,15 +112,14 @@ class SqliteStore:
         if damage != "ok":
             raise sqlite3.DatabaseError(damage)
         if version < SCHEMA_VERSION:
+            self._db.execute("PRAGMA journal_mode = WAL")
             self._db.executescript(_SCHEMA)
-        self.signal.touch()
 
     @property
     def _db(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
         if db is None:
             db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
-            db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             self._local.db = db
         return db
