@@ -37,8 +37,8 @@ from weft.dataplane import (
     Port,
     Row,
     RowEvent,
-    bridge_name,
-    vxlan_name,
+    device_names,
+    vni_of,
 )
 from weft.errors import KernelError, WeftError
 from weft.model import TOPOLOGY, Host
@@ -284,7 +284,7 @@ class Agent:
         changed = fresh | gone | touched.networks & self._wanted.keys()
         remade = self._sync_links(batch.links | batch.lost | {name for vni in changed for name in self._names(vni)})
         # A device that is remade, by us or by a handler, has lost its rows, and a remade bridge its ports as well.
-        remade = (remade | set(filter(None, map(_vni_of, batch.lost)))) & self._wanted.keys()
+        remade = (remade | set(filter(None, map(vni_of, batch.lost)))) & self._wanted.keys()
         if remade:
             log.warning("devices of %s were missing and are made again", ", ".join(f"VNI {vni}" for vni in remade))
             self._sync_links({name for vni in remade for name in self._names(vni)})
@@ -304,7 +304,7 @@ class Agent:
 
     def _names(self, vni: int) -> set[str]:
         ports = {topology.port_name(e.id) for e in self.cluster.local_endpoints(vni, self._me.id)}
-        return {bridge_name(vni), vxlan_name(vni)} | ports
+        return {*device_names(vni), *ports}
 
     # Links
 
@@ -331,7 +331,7 @@ class Agent:
         used = self._used(pruned) if pruned else set()
         self._perform([step for step in steps if not (isinstance(step, Remove) and step.name in used)])
         made = (step.link.name for step in steps if isinstance(step, Create))
-        return set(filter(None, map(_vni_of, made)))
+        return set(filter(None, map(vni_of, made)))
 
     def _used(self, names: set[str]) -> set[str]:
         """Those of these links that a running container uses, although the store does not know it.
@@ -367,11 +367,7 @@ class Agent:
         return False
 
     def _pinned_names(self) -> set[str]:
-        return {
-            name
-            for e in self._attachments.pinned()
-            for name in (bridge_name(e.vni), vxlan_name(e.vni), topology.port_name(e.id))
-        }
+        return {name for e in self._attachments.pinned() for name in (*device_names(e.vni), topology.port_name(e.id))}
 
     # Rows
 
@@ -381,10 +377,10 @@ class Agent:
             self._wanted[vni] = _Wanted()
             self._wanted[vni].change(set(), topology.network_rows(self.cluster, vni, self._me))
         # A device that could not be made is among the failures already.
-        ready = [vni for vni in vnis if self._kernel.has_links((bridge_name(vni), vxlan_name(vni)))]
+        ready = [vni for vni in vnis if self._kernel.has_links(device_names(vni))]
         if not ready:
             return
-        observed = self._kernel.observe_rows([name for vni in ready for name in (bridge_name(vni), vxlan_name(vni))])
+        observed = self._kernel.observe_rows([name for vni in ready for name in device_names(vni)])
         rows = [self._wanted[vni].rows for vni in ready]
         wanted = rows[0] if len(rows) == 1 else set[Row]().union(*rows)
         self._write(plan_rows(wanted, observed))
@@ -401,7 +397,7 @@ class Agent:
 
     def _repair_rows(self, events: dict[Row, bool]) -> None:
         """Put right what somebody else changed. Most events are echoes of our own writes, which match."""
-        by_network = ((self._wanted.get(_vni(row)), row, present) for row, present in events.items())
+        by_network = ((self._wanted.get(vni_of(row.device) or 0), row, present) for row, present in events.items())
         seen = [(wanted, wanted.complete(row), present) for wanted, row, present in by_network if wanted]
         keys = {row.key for wanted, row, present in seen if present != (row in wanted.rows)}
         if not keys:
@@ -419,12 +415,3 @@ class Agent:
         if plan:
             log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
             self._kernel.write_rows(plan)
-
-
-def _vni(row: Row) -> int:
-    return int(row.device[2:])
-
-
-def _vni_of(name: str) -> int | None:
-    """The VNI of a bridge or VXLAN device; None for any other link."""
-    return int(name[2:]) if name[:2] in ("br", "vx") and name[2:].isdecimal() else None

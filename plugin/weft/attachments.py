@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from errno import EEXIST, ENODEV
 
 from weft import topology
-from weft.dataplane import Link, bridge_name, vxlan_name
+from weft.dataplane import Link, device_names
 from weft.errors import KernelError
 from weft.model import Endpoint, Host, Network
 from weft.reconcile import Create, Kernel, Remove, Update, plan_links
@@ -102,7 +102,7 @@ class Attachments:
         raise AssertionError("unreachable")
 
     def _ensure_devices(self, network: Network) -> None:
-        names = (bridge_name(network.vni), vxlan_name(network.vni))
+        names = device_names(network.vni)
         if not self._kernel.has_links(names):
             for step in plan_links(self.links(network), self._kernel.observe_links(names)):
                 self._kernel.perform(step)

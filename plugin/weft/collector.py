@@ -33,7 +33,7 @@ from weft.model import (
     network_key,
     pending_prefix,
 )
-from weft.store import KeyIs, Put, Store
+from weft.store import Entry, KeyIs, Put, Store
 
 log = logging.getLogger(__name__)
 
@@ -150,12 +150,13 @@ class Collector:
     def sweep(self) -> None:
         """Compare once; collect what has been missing for the grace period."""
         bindings = [Binding.decode(e.value) for e in self._store.list(f"{BINDINGS}{self._me.id}/").entries]
-        pools = {e.key.removeprefix(POOLS) for e in self._store.list(POOLS).entries}
-        networks = {n.id: n for n in self._engine.networks({b.network_id for b in bindings}, pools)}
+        pools = self._store.list(POOLS).entries
+        subnets = {entry.key.removeprefix(POOLS) for entry in pools}
+        networks = {n.id: n for n in self._engine.networks({b.network_id for b in bindings}, subnets)}
         for binding in bindings:
             if binding.network_id in networks:
                 self._learn_name(binding.vni, networks[binding.network_id].name)
-        orphans = list(self._orphans(bindings, networks))
+        orphans = [*self._orphans(bindings, networks), *self._orphan_pools(pools, networks.values())]
         now = monotonic()
         self._first_missed = {orphan.key: self._first_missed.get(orphan.key, now) for orphan in orphans}
         for orphan in orphans:
@@ -192,7 +193,6 @@ class Collector:
                 what = f"network {binding.network_id[:12]} (VNI {binding.vni})"
                 yield Orphan(what, partial(self._driver.delete_network, binding.network_id))
         yield from self._orphan_addresses(networks.values())
-        yield from self._orphan_pools(networks.values())
         for vni in list(self._cluster.networks):
             if vni not in self._cluster.members:
                 yield Orphan(f"network with VNI {vni}, which no host has", partial(self._driver.remove_unused, vni))
@@ -206,9 +206,9 @@ class Collector:
                 what = f"address {address} of pool {cidr}"
                 yield Orphan(what, partial(self._release, cidr, address), entry.revision)
 
-    def _orphan_pools(self, networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
+    def _orphan_pools(self, pools: Iterable[Entry], networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
         used = {subnet for n in networks for subnet in n.subnets}
-        for entry in self._store.list(POOLS).entries:
+        for entry in pools:
             claim = PoolClaim.decode(entry.value)
             if self._me.id in claim.users and claim.cidr not in used:
                 release = partial(self._ipam.release_pool, ip_network(claim.cidr), entirely=True)
@@ -218,10 +218,9 @@ class Collector:
         """Its addresses become pending, and are released here if Docker's own request for that does not come."""
         network = self._cluster.networks.get(endpoint.vni)
         self._driver.delete_endpoint(network_id, endpoint.id)
-        for pool in network.pools if network else ():
-            for address in endpoint.addresses:
-                if ip_address(address) in ip_network(pool.cidr):
-                    self._release(pool.cidr, address)
+        for address in endpoint.addresses:
+            if network and (cidr := network.cidr_of(address)):
+                self._release(cidr, address)
 
     def _release(self, cidr: str, address: str) -> None:
         self._ipam.release_address(PoolId(LOCAL_SPACE, ip_network(cidr)), ip_address(address))

@@ -130,6 +130,16 @@ def vxlan_name(vni: int) -> str:
     return f"vx{vni}"
 
 
+def device_names(vni: int) -> tuple[str, str]:
+    """The bridge and the VXLAN device of a network."""
+    return bridge_name(vni), vxlan_name(vni)
+
+
+def vni_of(name: str) -> int | None:
+    """The VNI of a bridge or VXLAN device; None for any other link."""
+    return int(name[2:]) if name[:2] in ("br", "vx") and name[2:].isdecimal() else None
+
+
 def pack_address(text: str) -> bytes:
     """4 or 16 bytes of an IP address in its usual text form."""
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)

@@ -45,14 +45,10 @@ _ATTEMPTS = 50
 
 
 class Attachments(Protocol):
-    """What the driver needs of the data plane; the agent provides it."""
+    """What the driver needs of the data plane; see `attachments.Attachments`."""
 
     def check(self) -> None:
         """Raise `KernelError` if this host cannot make the devices of a network."""
-        ...
-
-    def mtu(self, network: Network) -> int:
-        """MTU of a network's devices on this host."""
         ...
 
     def largest_mtu(self) -> int:
@@ -398,10 +394,10 @@ class Driver:
         )
 
     def _cidr_of(self, network: Network, address: str) -> str:
-        for pool in network.pools:
-            if ip_address(address) in ip_network(pool.cidr):
-                return pool.cidr
-        raise InvalidRequest(f"address {address} is in none of the pools of {network.title}")
+        cidr = network.cidr_of(address)
+        if cidr is None:
+            raise InvalidRequest(f"address {address} is in none of the pools of {network.title}")
+        return cidr
 
     def _record(self, network: Network, endpoint: Endpoint) -> bool:
         """Write the endpoint and make its addresses and MAC its own; False if that was done before."""

@@ -26,6 +26,8 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    ip_address,
+    ip_network,
 )
 from typing import Self
 
@@ -109,6 +111,11 @@ class Network(_Record):
     def title(self) -> str:
         """How messages call it."""
         return f"network {self.name} (VNI {self.vni})" if self.name else f"network with VNI {self.vni}"
+
+    def cidr_of(self, address: str) -> str | None:
+        """CIDR of the pool that an address is in."""
+        parsed = ip_address(address)
+        return next((pool.cidr for pool in self.pools if parsed in ip_network(pool.cidr)), None)
 
     @classmethod
     def decode(cls, text: str) -> Self:

@@ -6,6 +6,7 @@ import random
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.conftest import FakeHost
+from tests.unit.conftest import FakeHost, together
 from weft.config import PoolRange, from_environment
 from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound
 from weft.ipam import GLOBAL_SPACE, LOCAL_SPACE, Ipam, PoolId
@@ -216,11 +217,7 @@ def test_hosts_that_ask_at_once_have_one_gateway(store: SqliteStore) -> None:
             gate.wait()
             gateways.append(str(ipam.request_gateway(pool, None)))
 
-        threads = [threading.Thread(target=ask, args=(ipam,)) for ipam in hosts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(*(partial(ask, ipam) for ipam in hosts))
         assert gateways == [f"10.1.{number}.1"] * len(hosts)
 
 
@@ -278,11 +275,7 @@ def test_concurrent_hosts_never_share_an_address(seed: int, size: int, steps: in
                     holders[address] = number
                 mine.append(address)
 
-        threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        together(*(partial(work, number) for number in range(3)))
         kept = {entry.key.rsplit("/", 1)[1] for entry in store.list("ipam/addresses/").entries}
         store.close()
     assert not faults
