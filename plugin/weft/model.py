@@ -1,6 +1,8 @@
 """The records that hosts share, and where the store keeps them.
 
+    schema                                   version of these records; see SCHEMA
     topology/hosts/<host>                    Host
+    topology/alive/<host>                    instance of weft that runs there; goes by itself when that one is silent
     topology/networks/<vni>                  Network
     topology/members/<vni>/<host>            Member: this host's engine has the network
     topology/endpoints/<vni>/<endpoint>      Endpoint
@@ -9,6 +11,7 @@
     ipam/pending/<host>/<cidr>/<ip>          an allocation that no endpoint holds (yet, or any more)
     macs/<vni>/<mac>                         id of the endpoint that has the MAC
     bindings/<host>/<engine's NetworkID>     Binding: which VNI that is
+    names/<network name>                     VNI of the one network that all hosts know under that name
 
 Everything under `topology/` is mirrored in the memory of every host (`cluster.py`); the rest is read on demand.
 Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`), MACs are lower-case with colons.
@@ -29,14 +32,19 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
-from typing import Self
+from typing import Any, Self
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 IPInterface = IPv4Interface | IPv6Interface
 
+SCHEMA = 1
+"""Raised when an older weft could damage what a newer one writes. Records may gain fields without that."""
+SCHEMA_KEY = "schema"
+
 TOPOLOGY = "topology/"
 HOSTS = "topology/hosts/"
+ALIVE = "topology/alive/"
 NETWORKS = "topology/networks/"
 MEMBERS = "topology/members/"
 ENDPOINTS = "topology/endpoints/"
@@ -45,6 +53,7 @@ ADDRESSES = "ipam/addresses/"
 PENDING = "ipam/pending/"
 MACS = "macs/"
 BINDINGS = "bindings/"
+NAMES = "names/"
 
 VNI_MAX = 2**24 - 1
 VNI_AUTO_MIN = 4096
@@ -60,7 +69,10 @@ class _Record:
 
     @classmethod
     def decode(cls, text: str) -> Self:
-        values = json.loads(text)
+        return cls.of(json.loads(text))
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
         return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
 
 
@@ -77,6 +89,15 @@ class Host(_Record):
     def key(self) -> str:
         return HOSTS + self.id
 
+    @property
+    def alive_key(self) -> str:
+        return ALIVE + self.id
+
+    @property
+    def title(self) -> str:
+        """How messages call it."""
+        return f"host {self.name} ({self.id[:12]}, {self.underlay})"
+
 
 @dataclass(frozen=True, slots=True)
 class Pool(_Record):
@@ -88,12 +109,31 @@ class Pool(_Record):
 
 
 @dataclass(frozen=True, slots=True)
+class Published(_Record):
+    """What only Docker's API tells of a network, and other engines need to make the same one.
+
+    :param options: `-o`, as typed.
+    :param ipam_options: `--ipam-opt`, as typed.
+    :param ranges: `--ip-range` by the pool's CIDR.
+    """
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    ipam_options: Mapping[str, str] = field(default_factory=dict)
+    ranges: Mapping[str, str] = field(default_factory=dict)
+    ipv6: bool = False
+    attachable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Network(_Record):
     """A network, the same on every host; its identity is the VNI.
 
     :param name: Docker's name for it, learned from the Docker API after creation, so "" at first.
     :param mtu: 0 means: what the underlay of each host allows.
     :param creator: name of the host on which it was made.
+    :param published: if not None, every host's engine shall have it, and `names/<name>` is this network's.
+    :param retired: somebody removed it: every engine shall drop it as soon as no container there uses it.
     """
 
     vni: int
@@ -102,6 +142,8 @@ class Network(_Record):
     mtu: int
     internal: bool
     creator: str
+    published: Published | None = None
+    retired: bool = False
 
     @property
     def key(self) -> str:
@@ -120,8 +162,13 @@ class Network(_Record):
     @classmethod
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
-        pools = tuple(Pool.decode(json.dumps(pool)) for pool in values.pop("pools"))
-        return cls(pools=pools, **{n: values[n] for n in cls.__dataclass_fields__ if n in values})
+        pools = tuple(Pool.of(pool) for pool in values.pop("pools"))
+        published = values.pop("published", None)
+        return cls(
+            pools=pools,
+            published=Published.of(published) if published is not None else None,
+            **{n: values[n] for n in cls.__dataclass_fields__ if n in values},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +289,10 @@ def pending_prefix(host: str) -> str:
 
 def mac_key(vni: int, mac: str) -> str:
     return f"{MACS}{vni}/{mac}"
+
+
+def name_key(name: str) -> str:
+    return f"{NAMES}{name}"
 
 
 def binding_key(host: str, network_id: str) -> str:

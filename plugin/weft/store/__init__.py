@@ -104,6 +104,14 @@ class Store(Protocol):
         """
         ...
 
+    def beat(self, key: str, value: str, seconds: float) -> bool:
+        """Put a key that goes by itself unless this is said again within `seconds`; watches see both.
+
+        Saying it again with the same value changes nothing but the deadline: no revision, no event. False, and nothing
+        done, if the key has another value: somebody else keeps it.
+        """
+        ...
+
     def watch(self, prefix: str) -> Watch:
         """A snapshot of everything under `prefix` first, then its changes as they come."""
         ...
