@@ -30,6 +30,7 @@ from weft.model import (
     Network,
     Pool,
     PoolClaim,
+    address_key,
     binding_key,
     endpoint_key,
     endpoints_prefix,
@@ -221,14 +222,33 @@ class Driver:
         return self._attachments.is_alive(endpoint.id)
 
     def delete_endpoint(self, network_id: str, endpoint_id: str) -> None:
-        """Forget the endpoint. Its addresses stay taken until they are released."""
+        """Remove the endpoint's veth and forget it. Its addresses stay taken until they are released."""
         try:
-            self._attachments.detach(endpoint_id)
+            self.detach(endpoint_id)
         finally:
-            network = self._bound(network_id)
-            entry = self._store.get(endpoint_key(network.vni, endpoint_id)) if network else None
-            if entry is not None:
-                self._forget(Endpoint.decode(entry.value))
+            self.forget_endpoint(network_id, endpoint_id)
+
+    def detach(self, endpoint_id: str) -> None:
+        """Remove the endpoint's veth; the store is not needed for that."""
+        self._attachments.detach(endpoint_id)
+
+    def forget_endpoint(self, network_id: str, endpoint_id: str) -> None:
+        network = self._bound(network_id)
+        entry = self._store.get(endpoint_key(network.vni, endpoint_id)) if network else None
+        if entry is not None:
+            self._forget(Endpoint.decode(entry.value))
+
+    def drop_writes(self, endpoint: Endpoint) -> list[Write]:
+        """Writes that take away an endpoint of a host that is gone, with its addresses."""
+        writes: list[Write] = [Delete(endpoint.key), Delete(mac_key(endpoint.vni, endpoint.mac))]
+        entry = self._store.get(network_key(endpoint.vni))
+        network = Network.decode(entry.value) if entry else None
+        for address in endpoint.addresses:
+            cidr = network.cidr_of(address) if network else None
+            held = self._store.get(address_key(cidr, address)) if cidr else None
+            if held and Allocation.decode(held.value).space != GLOBAL_SPACE:  # else Swarm takes it back
+                writes.append(Delete(held.key))
+        return writes
 
     # Creating a network
 

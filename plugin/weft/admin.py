@@ -1,0 +1,68 @@
+"""What the `weft` command asks of the running daemon: JSON over the driver's own socket, which only root may open.
+
+    GET  /weft/hosts            the hosts of the cluster
+    POST /weft/hosts/forget     {"host": NAME, "force": false}: collect what a host that is gone has
+    GET  /weft/gc               what would be collected here, and why
+    POST /weft/gc               collect what has been missing for its grace
+
+A refusal is status 409 with the message under `Err`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from weft.cluster import Cluster
+from weft.collector import Collector
+from weft.errors import ConfigError
+from weft.hosts import Hosts
+from weft.model import Host
+from weft.wire import Body
+
+PREFIX = "/weft"
+
+
+def create_admin(hosts: Hosts, cluster: Cluster, collector: Collector | None) -> Blueprint:
+    """The routes; `collector` is None while weft does not talk to Docker."""
+    admin = Blueprint("admin", __name__, url_prefix=PREFIX)
+
+    @admin.get("/hosts")
+    def list_hosts() -> Response:
+        return jsonify([_host(host, cluster) for host in sorted(hosts.all(), key=lambda host: host.name)])
+
+    @admin.post("/hosts/forget")
+    def forget() -> Response:
+        body = Body.parse(request.get_data())
+        host = hosts.find(body.required("host"))
+        hosts.forget(host, force=body.flag("force"))
+        return jsonify(_host(host, cluster))
+
+    @admin.get("/gc")
+    def orphans() -> Response:
+        return jsonify(_collector(collector).report())
+
+    @admin.post("/gc")
+    def collect() -> Response:
+        return jsonify(_collector(collector).sweep())
+
+    return admin
+
+
+def _collector(collector: Collector | None) -> Collector:
+    if collector is None:
+        raise ConfigError("weft does not compare with Docker on this host, since WEFT_DOCKER is off")
+    return collector
+
+
+def _host(host: Host, cluster: Cluster) -> dict[str, Any]:
+    endpoints = (cluster.local_endpoints(vni, host.id) for vni in cluster.local_networks(host.id))
+    return {
+        "id": host.id,
+        "name": host.name,
+        "underlay": host.underlay,
+        "version": host.version,
+        "alive": host.id in cluster.alive,
+        "endpoints": sum(map(len, endpoints)),
+    }
