@@ -2,8 +2,6 @@
 
     GET  /weft/hosts            the hosts of the cluster
     POST /weft/hosts/forget     {"host": NAME, "force": false}: collect what a host that is gone has
-    GET  /weft/gc               what would be collected here, and why
-    POST /weft/gc               collect what has been missing for its grace
 
 A refusal is status 409 with the message under `Err`.
 """
@@ -15,8 +13,6 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from weft.cluster import Cluster
-from weft.collector import Collector
-from weft.errors import ConfigError
 from weft.hosts import Hosts
 from weft.model import Host
 from weft.wire import Body
@@ -24,8 +20,7 @@ from weft.wire import Body
 PREFIX = "/weft"
 
 
-def create_admin(hosts: Hosts, cluster: Cluster, collector: Collector | None) -> Blueprint:
-    """The routes; `collector` is None while weft does not talk to Docker."""
+def create_admin(hosts: Hosts, cluster: Cluster) -> Blueprint:
     admin = Blueprint("admin", __name__, url_prefix=PREFIX)
 
     @admin.get("/hosts")
@@ -39,21 +34,7 @@ def create_admin(hosts: Hosts, cluster: Cluster, collector: Collector | None) ->
         hosts.forget(host, force=body.flag("force"))
         return jsonify(_host(host, cluster))
 
-    @admin.get("/gc")
-    def orphans() -> Response:
-        return jsonify(_collector(collector).report())
-
-    @admin.post("/gc")
-    def collect() -> Response:
-        return jsonify(_collector(collector).sweep())
-
     return admin
-
-
-def _collector(collector: Collector | None) -> Collector:
-    if collector is None:
-        raise ConfigError("weft does not compare with Docker on this host, since WEFT_DOCKER is off")
-    return collector
 
 
 def _host(host: Host, cluster: Cluster) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
@@ -45,7 +45,7 @@ from weft.errors import KernelError, WeftError
 from weft.identity import LocalHost
 from weft.model import TOPOLOGY
 from weft.reconcile import Create, Kernel, Remove, RowPlan, Step, plan_links, plan_rows
-from weft.store import Changes, Snapshot, Store, Watch
+from weft.store import Changes, Entry, Snapshot, Store, Watch
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +144,11 @@ class Agent:
         self._retry_seconds = _RETRY_SECONDS
         self._next_resync = monotonic()
 
+    def load(self, entries: Iterable[Entry]) -> None:
+        """Know what the store has, all of it."""
+        self.cluster.load(entries)
+        self._loaded = self._certain = True
+
     def refresh(self) -> None:
         """Compare everything soon. Any thread may call."""
         self._triggers.put(Overflow())
@@ -201,8 +206,8 @@ class Agent:
             while True:
                 match trigger:
                     case Snapshot():
-                        self.cluster.load(trigger.entries)
-                        self._loaded = self._certain = batch.resync = True
+                        self.load(trigger.entries)
+                        batch.resync = True
                         events.clear()
                     case Changes():
                         events.extend(trigger.events)

@@ -67,8 +67,6 @@ def add_commands(commands: Any) -> None:
     forget = _add(host, "forget", _forget, _show_forgotten, "collect what a host that is gone for good has")
     forget.add_argument("host", help="name, id or underlay address")
     forget.add_argument("--force", action="store_true", help="even if it was alive a moment ago")
-    gc = _add(commands, "gc", _collect, _show_orphans, "collect what this host's Docker does not have any more")
-    gc.add_argument("--dry-run", action="store_true", help="only show what would be collected, and why")
 
 
 def run(options: argparse.Namespace, socket_path: Path) -> None:
@@ -95,10 +93,6 @@ def _forget(options: argparse.Namespace, socket_path: Path) -> Any:
     return ask(socket_path, "POST", "/weft/hosts/forget", {"host": options.host, "force": options.force})
 
 
-def _collect(options: argparse.Namespace, socket_path: Path) -> Any:
-    return ask(socket_path, "GET" if options.dry_run else "POST", "/weft/gc")
-
-
 def _show_hosts(hosts: Any, console: Console) -> None:
     rows = (
         (
@@ -116,14 +110,6 @@ def _show_hosts(hosts: Any, console: Console) -> None:
 
 def _show_forgotten(host: Any, console: Console) -> None:
     console.print(f"host {host['name']} ({host['underlay']}) is forgotten, with {host['endpoints']} endpoints")
-
-
-def _show_orphans(orphans: Any, console: Console) -> None:
-    if not orphans:
-        console.print("nothing to collect: Docker has all that the store says of this host")
-        return
-    rows = ((o["what"], o["why"], "now" if o["due"] <= 0 else f"in {o['due']:.0f} s") for o in orphans)
-    _table(console, ("OBJECT", "WHY", "COLLECTED"), rows)
 
 
 def _table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -133,7 +133,7 @@ def build(settings: Settings) -> Weft:
         collector.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     app = create_app(driver, ipam, presence)
-    app.register_blueprint(create_admin(hosts, cluster, collector))
+    app.register_blueprint(create_admin(hosts, cluster))
     return Weft(app, [store, patient], kernel, agent, presence, collector)
 
 
