@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
-_START_SECONDS = 60.0
+_START_SECONDS = 30.0
 """So long after weft's start a container's start waits for the store: at a reboot of everything etcd may be slower."""
 _DUTY = 50
 """Writing the snapshot may take one fiftieth of the time."""
