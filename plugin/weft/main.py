@@ -124,7 +124,7 @@ def _register(store: Store, host: Host) -> None:
     """Publish this host's record if it changed."""
     while True:
         entry = store.get(host.key)
-        if entry is not None and Host.decode(entry.value) == host:
+        if entry is not None and Host.read(entry) == host:
             return
         if store.transact([KeyIs(host.key, entry.revision if entry else 0)], [Put(host.key, host.encode())]):
             return

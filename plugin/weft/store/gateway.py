@@ -42,8 +42,8 @@ _HINTS = {
     "certificate verify failed": "check WEFT_STORE_CA, and that etcd's certificate names this endpoint",
     r"could not find|\[X509|PEM": "correct WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY",
     "violation of protocol|certificate|unknown ca|connection reset": (
-        "etcd may want a client certificate that its CA signed (WEFT_STORE_CERT, WEFT_STORE_KEY), or serve no TLS there: "
-        "then write etcd:// in WEFT_STORE"
+        "etcd may want a client certificate that its CA signed (WEFT_STORE_CERT, WEFT_STORE_KEY), or serve no TLS "
+        "there: then write etcd:// in WEFT_STORE"
     ),
     "wrong version number": "etcd serves no TLS there: write etcd:// in WEFT_STORE",
     "without response|to an HTTPS server": "if etcd serves TLS there, write etcds:// in WEFT_STORE",
