@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from weft.model import ALIVE, ENDPOINTS, HOSTS, MEMBERS, NETWORKS, Endpoint, Host, Member, Network
+from weft.errors import StoreError
+from weft.model import ALIVE, ENDPOINTS, HOSTS, MEMBERS, NETWORKS, Endpoint, Host, Member, Network, reading
 from weft.store import Entry
 
 
@@ -72,9 +73,10 @@ class Cluster:
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             try:
                 if follow:
-                    follow(key, value, touched)
-            except (ValueError, TypeError, KeyError):
-                log.exception("the store's entry %s cannot be read and is left out: is it of a newer weft?", key)
+                    with reading(key):
+                        follow(key, value, touched)
+            except StoreError as error:
+                log.error("%s; it is left out", error)
         return touched
 
     def hosts_of(self, vni: int) -> set[str]:
@@ -113,7 +115,7 @@ class Cluster:
             if not spread[old.host]:
                 del spread[old.host]
         if value is not None:
-            new = endpoints[endpoint_id] = Endpoint.decode(value)
+            new = endpoints[endpoint_id] = Endpoint.read(Entry(key, value, 0))
             spread[new.host] += 1
         elif not endpoints:
             del self.endpoints[vni], self._spread[vni]
@@ -124,21 +126,22 @@ class Cluster:
         if value is None:
             self.networks.pop(vni, None)
         else:
-            self.networks[vni] = Network.decode(value)
+            self.networks[vni] = Network.read(Entry(key, value, 0))
 
     def _member(self, key: str, value: str | None, touched: Touched) -> None:
         vni_text, host = key.removeprefix(MEMBERS).split("/", 1)
         vni = int(vni_text)
         touched.networks.add(vni)
-        members = self.members.setdefault(vni, {})
         if value is not None:
-            members[host] = Member.decode(value)
-        elif members.pop(host, None) and not members:
+            member = Member.read(Entry(key, value, 0))
+            self.members.setdefault(vni, {})[host] = member
+        elif (members := self.members.get(vni)) and members.pop(host, None) and not members:
             del self.members[vni]
 
     def _host(self, key: str, value: str | None, touched: Touched) -> None:
         host_id = key.removeprefix(HOSTS)
-        old, new = self.hosts.pop(host_id, None), Host.decode(value) if value is not None else None
+        new = Host.read(Entry(key, value, 0)) if value is not None else None
+        old = self.hosts.pop(host_id, None)
         if new is not None:
             self.hosts[host_id] = new
         if (old and old.underlay) != (new and new.underlay):
