@@ -24,6 +24,7 @@ missing_packages() {
     while read -r program package; do has "$program" || echo "$package"; done <<-PROGRAMS
 		dockerd docker.io
 		etcd etcd-server
+		faketime faketime
 		debootstrap debootstrap
 		ip iproute2
 		iptables iptables
