@@ -413,5 +413,5 @@ class Agent:
 
     def _write(self, plan: RowPlan) -> None:
         if plan:
-            log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
             self._kernel.write_rows(plan)
+            log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
