@@ -88,7 +88,8 @@ class Cluster:
             if not spread[old.host]:
                 del spread[old.host]
         if value is not None:
-            new = endpoints[endpoint_id] = Endpoint.decode(value)
+            new = Endpoint.decode(value)
+            endpoints[new.id if new.id == endpoint_id else endpoint_id] = new  # not a second string for it
             spread[new.host] += 1
         elif not endpoints:
             del self.endpoints[vni], self._spread[vni]

@@ -20,6 +20,7 @@ Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`)
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from ipaddress import (
@@ -212,7 +213,8 @@ class Endpoint(_Record):
     @classmethod
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
-        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), values["host"])
+        host = sys.intern(values["host"])  # a hundred endpoints share it
+        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), host)
 
 
 @dataclass(frozen=True, slots=True)
