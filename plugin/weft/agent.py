@@ -295,8 +295,9 @@ class Agent:
 
     def _moved(self, vni: int, touched: Touched) -> bool:
         """True if a host that has, or until now had, endpoints on the network is at another address."""
-        present, before = self.cluster.hosts_of(vni), touched.spread.get(vni, set())
-        return bool(touched.hosts and touched.hosts & (present | before))
+        if not touched.hosts:
+            return False
+        return not touched.hosts.isdisjoint(self.cluster.hosts_of(vni) | touched.spread.get(vni, set()))
 
     def _keeps(self, vni: int) -> bool:
         """True while this host's engine has the network, used or not."""
@@ -389,9 +390,10 @@ class Agent:
         """Follow what changed on one network, without looking at the rest of it."""
         before, now = touched.endpoints[vni], self.cluster.endpoints.get(vni, {})
         old = topology.endpoint_rows(self.cluster, (e for e in before.values() if e), self._me)
-        old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me)
         new = topology.endpoint_rows(self.cluster, (now[i] for i in before if i in now), self._me)
-        new |= topology.flood_rows(self.cluster, vni, self.cluster.hosts_of(vni), self._me)
+        if (hosts := self.cluster.hosts_of(vni)) != touched.spread[vni]:
+            old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me)
+            new |= topology.flood_rows(self.cluster, vni, hosts, self._me)
         self._wanted[vni].change(old, new)
         self._write(plan_rows(new, old))
 
