@@ -172,6 +172,7 @@ class Agent:
                     if failing:
                         log.info("%s events are back", name)
                     failing = False
+                    del trigger  # a snapshot is large, and the next trigger may be long in coming
             except WeftError as error:
                 if not failing:
                     log.error("no %s events: %s; the data plane stays as it is, trying again", name, error)
