@@ -115,7 +115,8 @@ class Cluster:
             if not spread[old.host]:
                 del spread[old.host]
         if value is not None:
-            new = endpoints[endpoint_id] = Endpoint.read(Entry(key, value, 0))
+            new = Endpoint.read(Entry(key, value, 0))
+            endpoints[new.id if new.id == endpoint_id else endpoint_id] = new  # not a second string for it
             spread[new.host] += 1
         elif not endpoints:
             del self.endpoints[vni], self._spread[vni]

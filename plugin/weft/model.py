@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -273,7 +274,8 @@ class Endpoint(_Record):
     @classmethod
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
-        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), values["host"])
+        host = sys.intern(values["host"])  # a hundred endpoints share it
+        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), host)
 
 
 @dataclass(frozen=True, slots=True)
