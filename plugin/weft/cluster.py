@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from weft.model import ENDPOINTS, HOSTS, MEMBERS, NETWORKS, Endpoint, Host, Member, Network
+from weft.errors import StoreError
+from weft.model import ALIVE, ENDPOINTS, HOSTS, MEMBERS, NETWORKS, Endpoint, Host, Member, Network, reading
 from weft.store import Entry
 
 
@@ -20,12 +21,14 @@ class Touched:
 
     :param networks: VNIs whose record or membership changed.
     :param hosts: ids of hosts that appeared, went away or moved to another underlay address.
+    :param alive: ids of hosts that fell silent or gave a sign of life.
     :param endpoints: by VNI, what each touched endpoint was before the batch (None: it is new).
     :param spread: by VNI of touched endpoints, the hosts that had endpoints there before the batch.
     """
 
     networks: set[int] = field(default_factory=set)
     hosts: set[str] = field(default_factory=set)
+    alive: set[str] = field(default_factory=set)
     endpoints: dict[int, dict[str, Endpoint | None]] = field(default_factory=lambda: defaultdict(dict))
     spread: dict[int, set[str]] = field(default_factory=dict)
 
@@ -34,10 +37,15 @@ log = logging.getLogger(__name__)
 
 
 class Cluster:
-    """The mirror. `hosts`, `networks`, `members` and `endpoints` are read-only for everybody else."""
+    """The mirror. `hosts`, `networks`, `members` and `endpoints` are read-only for everybody else.
+
+    `alive` are the ids of hosts that give signs of life; `version` grows with every change.
+    """
 
     def __init__(self) -> None:
+        self.version = 0
         self.hosts: dict[str, Host] = {}
+        self.alive: set[str] = set()
         self.networks: dict[int, Network] = {}
         self.members: dict[int, dict[str, Member]] = {}
         self.endpoints: dict[int, dict[str, Endpoint]] = {}
@@ -45,20 +53,30 @@ class Cluster:
 
     def load(self, entries: Iterable[Entry]) -> None:
         """Replace everything by a snapshot."""
+        version = self.version
         self.__init__()  # type: ignore[misc]
+        self.version = version + 1
         self.apply((entry.key, entry.value) for entry in entries)
 
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
         """Follow changes in order; a value of None is a deletion. Keys of newer versions are ignored."""
         touched = Touched()
-        kinds = {ENDPOINTS: self._endpoint, NETWORKS: self._network, MEMBERS: self._member, HOSTS: self._host}
+        kinds = {
+            ENDPOINTS: self._endpoint,
+            NETWORKS: self._network,
+            MEMBERS: self._member,
+            HOSTS: self._host,
+            ALIVE: self._alive,
+        }
         for key, value in events:
+            self.version += 1
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             try:
                 if follow:
-                    follow(key, value, touched)
-            except (ValueError, TypeError, KeyError):
-                log.exception("the store's entry %s cannot be read and is left out: is it of a newer weft?", key)
+                    with reading(key):
+                        follow(key, value, touched)
+            except StoreError as error:
+                log.error("%s; it is left out", error)
         return touched
 
     def hosts_of(self, vni: int) -> set[str]:
@@ -74,6 +92,15 @@ class Cluster:
         """VNIs of the networks on which `host` has endpoints."""
         return {vni for vni, spread in self._spread.items() if host in spread}
 
+    def entries_of(self, host: str) -> list[tuple[str, str]]:
+        """All that this host's engine needs, as entries of the store: the hosts, and the networks it has."""
+        vnis = self.local_networks(host) | {vni for vni, members in list(self.members.items()) if host in members}
+        networks = [self.networks[vni] for vni in vnis if vni in self.networks]
+        members = [self.members[vni][host] for vni in vnis if host in self.members.get(vni, ())]
+        endpoints = [endpoint for vni in vnis for endpoint in list(self.endpoints.get(vni, {}).values())]
+        records: list[Host | Network | Member | Endpoint] = [*self.hosts.values(), *networks, *members, *endpoints]
+        return [(record.key, record.encode()) for record in records]
+
     def _endpoint(self, key: str, value: str | None, touched: Touched) -> None:
         vni_text, endpoint_id = key.removeprefix(ENDPOINTS).split("/", 1)
         vni = int(vni_text)
@@ -88,7 +115,7 @@ class Cluster:
             if not spread[old.host]:
                 del spread[old.host]
         if value is not None:
-            new = endpoints[endpoint_id] = Endpoint.decode(value)
+            new = endpoints[endpoint_id] = Endpoint.read(Entry(key, value, 0))
             spread[new.host] += 1
         elif not endpoints:
             del self.endpoints[vni], self._spread[vni]
@@ -99,22 +126,31 @@ class Cluster:
         if value is None:
             self.networks.pop(vni, None)
         else:
-            self.networks[vni] = Network.decode(value)
+            self.networks[vni] = Network.read(Entry(key, value, 0))
 
     def _member(self, key: str, value: str | None, touched: Touched) -> None:
         vni_text, host = key.removeprefix(MEMBERS).split("/", 1)
         vni = int(vni_text)
         touched.networks.add(vni)
-        members = self.members.setdefault(vni, {})
         if value is not None:
-            members[host] = Member.decode(value)
-        elif members.pop(host, None) and not members:
+            member = Member.read(Entry(key, value, 0))
+            self.members.setdefault(vni, {})[host] = member
+        elif (members := self.members.get(vni)) and members.pop(host, None) and not members:
             del self.members[vni]
 
     def _host(self, key: str, value: str | None, touched: Touched) -> None:
         host_id = key.removeprefix(HOSTS)
-        old, new = self.hosts.pop(host_id, None), Host.decode(value) if value is not None else None
+        new = Host.read(Entry(key, value, 0)) if value is not None else None
+        old = self.hosts.pop(host_id, None)
         if new is not None:
             self.hosts[host_id] = new
         if (old and old.underlay) != (new and new.underlay):
             touched.hosts.add(host_id)
+
+    def _alive(self, key: str, value: str | None, touched: Touched) -> None:
+        host_id = key.removeprefix(ALIVE)
+        touched.alive.add(host_id)
+        if value is None:
+            self.alive.discard(host_id)
+        else:
+            self.alive.add(host_id)

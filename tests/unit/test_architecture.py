@@ -12,9 +12,9 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store"},
-    {"options", "reconcile", "cluster", "identity", "topology", "ipam"},
-    {"attachments", "driver", "agent", "collector"},
-    {"wire", "api", "engine", "kernel"},
+    {"options", "reconcile", "cluster", "identity", "topology", "ipam", "snapshot", "unfinished"},
+    {"attachments", "driver", "agent", "collector", "hosts", "presence"},
+    {"wire", "api", "admin", "cli", "engine", "kernel"},
     {"main"},
 ]
 
@@ -38,7 +38,8 @@ def importers(library: str) -> set[str]:
     ("library", "module"),
     [
         ("pyroute2", "kernel"),
-        ("flask", {"api", "main"}),
+        ("flask", {"admin", "api", "main"}),
+        ("rich", "cli"),
         ("gunicorn", "main"),
         ("docker", "engine"),
         ("sqlite3", "store"),
