@@ -42,7 +42,7 @@ mount -n --make-rshared /run/docker
 class Host(Machine):
     """`settings` (of weft), `engine_options` (of daemon.json) and `clock_offset` may be changed for the next start.
 
-    `clock_offset` is how many seconds weft's clock is ahead. The engine, as a Go program, cannot be lied to.
+    `clock_offset` is how many seconds weft's clock is ahead (see lab/clock). The engine's, a Go program's, stays right.
     """
 
     def __init__(self, plan: Plan, index: int, underlay: Underlay) -> None:
@@ -50,7 +50,7 @@ class Host(Machine):
         self.docker_host = f"unix://{self.runtime}/docker.sock"
         self.settings = {**self._weft_defaults(plan), **(plan.settings or {})}
         self.engine_options = {**self._engine_defaults(plan), **(plan.engine_options or {})}
-        self.clock_offset = 0.0
+        self.clock_offset = 0
         self.engine = Daemon("dockerd", self._namespaces, self.data / "dockerd.log")
         self.weft = Daemon("weft", self._namespaces, self.data / "weft.log")
 
@@ -145,7 +145,7 @@ class Host(Machine):
         """With further settings for this start only."""
         self.weft.start(
             [*self._weft_command(), "serve"],
-            env={**self._environment(), **self._weft_environment(), **self._fake_clock(), **(settings or {})},
+            env={**self._environment(), **self._weft_environment(), **(settings or {})},
             ready=lambda: answers(self._namespaces.root / _PLUGIN_SOCKET[1:], "POST /Plugin.Activate"),
             timeout=timeout,
         )
@@ -170,15 +170,11 @@ class Host(Machine):
         return [str(venv) if venv.exists() else sys.executable, "-m", "weft"]
 
     def _weft_environment(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(PROJECT / "plugin"), "PYTHONUNBUFFERED": "1", **self.settings}
-
-    def _fake_clock(self) -> dict[str, str]:
-        if not self.clock_offset:
-            return {}
-        if not shutil.which("faketime"):
-            raise LabError("faketime is missing: lab/setup.sh installs what the lab needs")
-        offset = {"FAKETIME": f"{self.clock_offset:+}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
-        return {"LD_PRELOAD": "/usr/$LIB/faketime/libfaketimeMT.so.1", **offset}
+        path = str(PROJECT / "plugin")
+        clock = {"LAB_CLOCK_OFFSET": str(self.clock_offset)} if self.clock_offset else {}
+        if clock:
+            path = f"{PROJECT / 'lab/clock'}:{path}"
+        return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **clock, **self.settings}
 
     # The underlay
 

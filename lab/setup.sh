@@ -24,7 +24,6 @@ missing_packages() {
     while read -r program package; do has "$program" || echo "$package"; done <<-PROGRAMS
 		dockerd docker.io
 		etcd etcd-server
-		faketime faketime
 		debootstrap debootstrap
 		ip iproute2
 		iptables iptables
