@@ -12,7 +12,7 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store"},
-    {"options", "reconcile", "cluster", "identity", "topology", "ipam"},
+    {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam"},
     {"attachments", "driver", "agent", "collector"},
     {"wire", "api", "engine", "kernel"},
     {"main"},
