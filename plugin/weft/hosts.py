@@ -30,6 +30,7 @@ from weft.model import (
     endpoints_prefix,
     pending_prefix,
 )
+from weft.schema import check_schema
 from weft.store import Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class Hosts:
         self._cluster = cluster
         self._driver = driver
         self._ipam = ipam
+        self._checked = False
+        """Whether the store is known to be of our version."""
 
     def all(self) -> list[Host]:
         return [Host.read(entry) for entry in self._store.list(HOSTS).entries]
@@ -59,8 +62,13 @@ class Hosts:
     def register(self, me: Host, instance: str) -> None:
         """Give a sign of life and publish the record; `Conflict` names the host that has its id, name or address.
 
+        `ConfigError` if the store belongs to another version of weft.
+
         :param instance: tells this run of the machine from others (`identity.instance`).
         """
+        if not self._checked:
+            check_schema(self._store)
+            self._checked = True
         if not self._store.beat(me.alive_key, instance, LEASE_SECONDS):
             self._take_over(me, instance)
         while self._cluster.hosts.get(me.id) != me:

@@ -655,6 +655,53 @@ def serve_over_etcd(plugin: Plugin, make_cluster: MakeCluster, endpoint: str) ->
     store.close()
 
 
+def test_a_weft_that_cannot_use_etcd_says_why_and_ends(tmp_path: Path) -> None:
+    with closing(Plugin(tmp_path / "h1")) as plugin:
+        namespace = Namespace(Path(f"/proc/{plugin.host.pid}/ns/net"))
+        place = Place("127.0.0.1", tuple(plugin.host.enter(())))
+        guarded = namespace.do(lambda: guard(tmp_path / "etcd", place))
+        try:
+            try_wrong_settings(plugin, guarded, tmp_path)
+        finally:
+            guarded.cluster.kill()
+
+
+def try_wrong_settings(plugin: Plugin, guarded: Guarded, tmp_path: Path) -> None:
+    access, theirs = guarded.access, Certificates(tmp_path / "theirs")
+    right = {
+        "store": f"etcds://{guarded.place}",
+        "store_ca": str(access.ca),
+        "store_cert": str(access.cert),
+        "store_key": str(access.key),
+        "store_user": access.user,
+        "store_password_file": str(access.password_file),
+    }
+    plain = {"store_ca": "", "store_cert": "", "store_key": ""}
+    wrong: list[tuple[dict[str, str], str]] = [
+        ({"store_ca": str(theirs.ca)}, "check WEFT_STORE_CA"),
+        ({"store_cert": "", "store_key": ""}, "WEFT_STORE_CERT"),
+        (
+            {"store_password_file": "/etc/hostname"},
+            "check WEFT_STORE_USER and the password in WEFT_STORE_PASSWORD_FILE",
+        ),
+        ({"store_user": "", "store_password_file": ""}, "set WEFT_STORE_USER"),
+        ({"store": f"etcds://{guarded.place}/other"}, "readwrite --prefix=true /other"),
+        ({"store": f"etcd://{guarded.place}", **plain}, "write etcds:// in WEFT_STORE"),
+        ({"store": "etcds://127.0.0.1:1"}, "the network to it, and WEFT_STORE"),
+        ({"store": "etcds://etcd.invalid:2379"}, "the network to it, and WEFT_STORE"),
+    ]
+    for settings, words in wrong:
+        began = time.monotonic()
+        done = plugin.run_to_end(**{**right, **settings})
+        seconds = time.monotonic() - began
+        print(f"{seconds:.1f} s: {done.stderr.strip()}")
+        assert done.returncode == 3
+        assert seconds < 8
+        (line,) = (line for line in done.stderr.splitlines() if "weft cannot start" in line)
+        assert words in line
+        assert settings.get("store", guarded.place).partition("://")[2].partition("/")[0] in line
+
+
 _READ_MANY = """
 import sys, threading
 from weft.store.etcd import EtcdStore

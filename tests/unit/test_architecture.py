@@ -12,7 +12,7 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store"},
-    {"options", "reconcile", "cluster", "identity", "topology", "ipam", "snapshot", "unfinished"},
+    {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished"},
     {"attachments", "driver", "agent", "collector", "hosts", "presence"},
     {"wire", "api", "admin", "cli", "engine", "kernel"},
     {"main"},
