@@ -72,6 +72,7 @@ class _Batch:
     """Triggers that came together, sorted by what they ask for."""
 
     stop: bool = False
+    loaded: bool = False
     resync: bool = False
     touched: Touched = field(default_factory=Touched)
     links: set[str] = field(default_factory=set)
@@ -119,6 +120,8 @@ class Agent:
         resync: float,
     ) -> None:
         self.cluster = Cluster()
+        self.listeners: list[Callable[[Touched | None], None]] = []
+        """Called after each batch from the store, quickly and never raising; with None after a snapshot."""
         self._store = store
         self._kernel = kernel
         self._me = host
@@ -190,7 +193,7 @@ class Agent:
                 match trigger:
                     case Snapshot():
                         self.cluster.load(trigger.entries)
-                        self._loaded = batch.resync = True
+                        self._loaded = batch.loaded = batch.resync = True
                         events.clear()
                     case Changes():
                         events.extend(trigger.events)
@@ -220,6 +223,8 @@ class Agent:
             if batch.stop:
                 return
             if self._loaded:
+                for listener in self.listeners:
+                    listener(None if batch.loaded else batch.touched)
                 self._work(batch)
 
     def _work(self, batch: _Batch) -> None:

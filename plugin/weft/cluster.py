@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 class Cluster:
     """The mirror. `hosts`, `networks`, `members` and `endpoints` are read-only for everybody else."""
 
+    loaded = False
+    """True from the store's first snapshot on."""
+
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
         self.networks: dict[int, Network] = {}
@@ -47,6 +50,7 @@ class Cluster:
         """Replace everything by a snapshot."""
         self.__init__()  # type: ignore[misc]
         self.apply((entry.key, entry.value) for entry in entries)
+        self.loaded = True
 
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
         """Follow changes in order; a value of None is a deletion. Keys of newer versions are ignored."""
@@ -69,6 +73,11 @@ class Cluster:
         if host not in self._spread.get(vni, ()):
             return []
         return [e for e in list(self.endpoints.get(vni, {}).values()) if e.host == host]
+
+    def memberships(self, host: str) -> dict[str, int]:
+        """VNIs of the networks that the engine of `host` has, by its own ids for them."""
+        found = ((members.get(host), vni) for vni, members in list(self.members.items()))
+        return {member.network_id: vni for member, vni in found if member}
 
     def local_networks(self, host: str) -> set[int]:
         """VNIs of the networks on which `host` has endpoints."""

@@ -22,6 +22,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 
 from weft import __version__, config
+from weft.adoption import Adoption
 from weft.agent import Agent
 from weft.api import create_app
 from weft.attachments import Attachments
@@ -33,11 +34,13 @@ from weft.errors import ConfigError, KernelError, WeftError
 from weft.identity import host_id
 from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
+from weft.mirror import Mirror
 from weft.model import Host
 from weft.store import KeyIs, Put, Store
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
+from weft.sweeper import Sweeper
 
 log = logging.getLogger("weft")
 
@@ -61,12 +64,12 @@ class Weft:
     store: Store
     kernel: LinuxKernel
     agent: Agent
-    collector: Collector | None
+    sweeper: Sweeper | None
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
-        if self.collector:
-            self.collector.stop()
+        if self.sweeper:
+            self.sweeper.stop()
         self.agent.stop()
         self.kernel.close()
         self.store.close()
@@ -83,18 +86,26 @@ def build(settings: Settings) -> Weft:
     _register(store, host)
     ipam = Ipam(store, host.id, ranges=settings.pools, host_routes=kernel.routes)
     attachments = Attachments(kernel, host, port=settings.port)
-    driver = Driver(store, host, ipam, attachments, name=settings.driver)
+    driver = Driver(store, host, ipam, attachments, name=settings.driver, mirror=settings.mirror)
     agent = Agent(store, kernel, host, attachments, monitor=kernel.monitor, resync=settings.resync)
-    collector = None
-    if settings.docker != "off":
-        engine = DockerEngine(settings.docker)
-        collector = Collector(store, host, agent.cluster, driver, ipam, engine, grace=settings.gc_grace)
+    sweeper = _sweeper(settings, store, host, agent, driver, ipam) if settings.docker != "off" else None
     _check_kernel(attachments)
     agent.start()
-    if collector:
-        collector.start()
+    if sweeper:
+        sweeper.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, host.name, host.id[:12], host.underlay)
-    return Weft(create_app(driver, ipam), store, kernel, agent, collector)
+    return Weft(create_app(driver, ipam), store, kernel, agent, sweeper)
+
+
+def _sweeper(settings: Settings, store: Store, host: Host, agent: Agent, driver: Driver, ipam: Ipam) -> Sweeper:
+    """What compares this host's Docker Engine with the store."""
+    engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
+    collector = Collector(store, host, cluster, driver, ipam, grace=settings.gc_grace)
+    adoption = Adoption(store, host, cluster, driver, ipam)
+    mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
+    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror])
+    agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
+    return sweeper
 
 
 def open_store(settings: Settings) -> Store:

@@ -11,9 +11,9 @@ import weft
 
 ROOT = Path(weft.__file__).parent
 LAYERS = [
-    {"errors", "model", "dataplane", "config", "store"},
+    {"errors", "model", "dataplane", "config", "store", "inventory"},
     {"options", "reconcile", "cluster", "identity", "topology", "ipam"},
-    {"attachments", "driver", "agent", "collector"},
+    {"attachments", "driver", "agent", "sweeper", "collector", "adoption", "mirror"},
     {"wire", "api", "engine", "kernel"},
     {"main"},
 ]
