@@ -43,6 +43,8 @@ class Cluster:
     """
 
     def __init__(self) -> None:
+        self.loaded = False
+        """True from the store's first snapshot on; before, it is what was last known of the store."""
         self.version = 0
         self.hosts: dict[str, Host] = {}
         self.alive: set[str] = set()
@@ -51,12 +53,15 @@ class Cluster:
         self.endpoints: dict[int, dict[str, Endpoint]] = {}
         self._spread: dict[int, Counter[str]] = {}
 
-    def load(self, entries: Iterable[Entry]) -> None:
-        """Replace everything by a snapshot."""
-        version = self.version
-        self.__init__()  # type: ignore[misc]
-        self.version = version + 1
-        self.apply((entry.key, entry.value) for entry in entries)
+    def load(self, entries: Iterable[Entry], *, certain: bool = True) -> None:
+        """Replace everything by a snapshot, at once for all who look.
+
+        :param certain: it is what the store has, all of it.
+        """
+        fresh = Cluster()
+        fresh.apply((entry.key, entry.value) for entry in entries)
+        fresh.version, fresh.loaded = self.version + 1, certain
+        vars(self).update(vars(fresh))
 
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
         """Follow changes in order; a value of None is a deletion. Keys of newer versions are ignored."""
@@ -87,6 +92,11 @@ class Cluster:
         if host not in self._spread.get(vni, ()):
             return []
         return [e for e in list(self.endpoints.get(vni, {}).values()) if e.host == host]
+
+    def memberships(self, host: str) -> dict[str, int]:
+        """VNIs of the networks that the engine of `host` has, by its own ids for them."""
+        found = ((members.get(host), vni) for vni, members in list(self.members.items()))
+        return {member.network_id: vni for member, vni in found if member}
 
     def local_networks(self, host: str) -> set[int]:
         """VNIs of the networks on which `host` has endpoints."""

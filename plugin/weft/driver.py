@@ -9,12 +9,13 @@ What can fail is done in `create_endpoint`: from Engine 29 on, a failing Join co
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
-from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound, WeftError
+from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
 from weft.ipam import GLOBAL_SPACE, SPACES, Ipam, check_usable
 from weft.model import (
     NETWORKS,
@@ -36,6 +37,7 @@ from weft.model import (
     endpoints_prefix,
     mac_key,
     members_prefix,
+    name_key,
     network_key,
 )
 from weft.options import NetworkOptions, parse_options
@@ -103,6 +105,7 @@ class Driver:
     """The driver of one host.
 
     :param name: what users type after `-d`, for commands in messages.
+    :param mirror: who removes a network here, removes it on all hosts.
     """
 
     def __init__(
@@ -113,19 +116,26 @@ class Driver:
         attachments: Attachments,
         *,
         name: str = "weft",
+        mirror: bool = True,
         rng: random.Random | None = None,
     ) -> None:
         self._store = store
         self._host = host
         self._ipam = ipam
         self._attachments = attachments
-        self._name = name
+        self.name = name
+        self._mirror = mirror
+        self._expected: Network | None = None
+        self._removing = ""
         self._random = rng or random.Random()
 
     # Networks
 
-    def create_network(self, request: NetworkRequest) -> Network:
-        """Make the network, or join the one that owns its pools (or has its VNI) if they are compatible."""
+    def create_network(self, request: NetworkRequest, *, revive: bool = True) -> Network:
+        """Make the network, or join the one that owns its pools (or has its VNI) if they are compatible.
+
+        :param revive: joining a retired network makes all hosts want it again.
+        """
         self._check_request(request)
         self._attachments.check()
         for _ in range(_ATTEMPTS):
@@ -135,32 +145,78 @@ class Driver:
                 return bound
             pools = self._store.list(POOLS)
             owner = self._owner(request, pools)
-            made = self._found(request, pools) if owner is None else self._join_network(owner, request)
+            self._check_expected(request, owner)
+            made = self._found(request, pools) if owner is None else self._join_network(owner, request, revive)
             if made is not None:
                 return made
         raise Conflict("too many hosts are changing this network at once: try again")
 
+    @contextmanager
+    def expecting(self, network: Network) -> Iterator[None]:
+        """While the engine is told to make a network that other hosts have: if that has gone, none is founded anew."""
+        self._expected = network
+        try:
+            yield
+        finally:
+            self._expected = None
+
+    @contextmanager
+    def removing(self, network_id: str) -> Iterator[None]:
+        """While the engine is told to remove a network: its DeleteNetwork is not a user's."""
+        self._removing = network_id
+        try:
+            yield
+        finally:
+            self._removing = ""
+
     def delete_network(self, network_id: str) -> None:
-        """Forget this host's part; the last host's part takes the network, its pools and its addresses along."""
+        """A network was removed here, so it retires everywhere; the last host takes all that it has along."""
+        self._leave(network_id, retire=self._mirror and network_id != self._removing)
+
+    def forget_network(self, network_id: str) -> None:
+        """Forget this host's part of a network that nobody meant to remove."""
+        self._leave(network_id, retire=False)
+
+    def keeps(self, network: Network) -> bool:
+        """True if a network stays though no engine has it: this host's mirror is about to make it."""
+        return self._mirror and network.wanted
+
+    def _leave(self, network_id: str, *, retire: bool) -> None:
         binding = self._store.get(binding_key(self._host.id, network_id))
         if binding is None:
             return
         vni = Binding.read(binding).vni
+        if self._expected and self._expected.vni == vni:
+            retire = False  # the engine could not make it after all
         for endpoint in self._endpoints(vni):
             if endpoint.host == self._host.id:
                 self._attachments.detach(endpoint.id)
                 self._forget(endpoint)
-        self._store.transact([], [Delete(binding.key), Delete(Member(vni, self._host.id, network_id).key)])
+        while not self._drop_membership(binding.key, Member(vni, self._host.id, network_id), retire):
+            pass  # somebody changed the network
         self.remove_unused(vni)
+
+    def _drop_membership(self, binding: str, member: Member, retire: bool) -> bool:
+        writes: list[Write] = [Delete(binding), Delete(member.key)]
+        entry = self._store.get(network_key(member.vni))
+        if entry is None or not retire or not (network := Network.read(entry)).wanted:
+            return self._store.transact([], writes)
+        writes.append(Put(entry.key, replace(network, retired=True).encode()))
+        return self._store.transact([KeyIs(entry.key, entry.revision)], writes)
 
     def remove_unused(self, vni: int) -> bool:
         """Remove a network that no host's engine has any more."""
         entry = self._store.get(network_key(vni))
-        if entry is None:
+        if entry is None or self.keeps(network := Network.read(entry)):
             return False
-        network = Network.read(entry)
+        if self._store.list(members_prefix(vni)).entries:
+            return False
         writes: list[Write] = [Delete(entry.key), DeleteAll(endpoints_prefix(vni)), DeleteAll(mac_key(vni, ""))]
         unused: list[Condition] = [NoneNewer(members_prefix(vni), 0), KeyIs(entry.key, entry.revision)]
+        name = self._store.get(name_key(network.name)) if network.published else None
+        if name and name.value == str(vni):
+            unused.append(KeyIs(name.key, name.revision))
+            writes.append(Delete(name.key))
         for pool in network.pools:
             claimed = self._store.get(POOLS + pool.cidr)
             claim = PoolClaim.read(claimed) if claimed else None
@@ -217,9 +273,13 @@ class Driver:
             raise NotFound(f"endpoint {endpoint_id[:12]} of {network.title} is not known to weft")
         return self._attachments.attach(network, Endpoint.read(entry))
 
-    def is_alive(self, endpoint: Endpoint) -> bool:
+    def is_alive(self, endpoint_id: str) -> bool:
         """True if a running container uses the endpoint's veth."""
-        return self._attachments.is_alive(endpoint.id)
+        return self._attachments.is_alive(endpoint_id)
+
+    def disconnect(self, endpoint_id: str) -> None:
+        """Take a running container's veth away: its address is another's."""
+        self._attachments.detach(endpoint_id)
 
     def delete_endpoint(self, network_id: str, endpoint_id: str) -> None:
         """Remove the endpoint's veth and forget it. Its addresses stay taken until they are released."""
@@ -259,7 +319,7 @@ class Driver:
             if one.space not in SPACES:
                 raise InvalidRequest(
                     f"addresses come from another IPAM driver ({one.space or 'none'}), which would give two hosts the "
-                    f"same address: type docker network create -d {self._name} --ipam-driver {self._name} "
+                    f"same address: type docker network create -d {self.name} --ipam-driver {self.name} "
                     f"--subnet {one.pool.cidr} NAME"
                 )
             self._check_pool(one.pool)
@@ -318,7 +378,15 @@ class Driver:
         unchanged: list[Condition] = [KeyIs(network.key, 0), NoneNewer(POOLS, pools.revision)]
         return network if self._store.transact(unchanged, writes) else None
 
-    def _join_network(self, owner: Entry, request: NetworkRequest) -> Network | None:
+    def _check_expected(self, request: NetworkRequest, owner: Entry | None) -> None:
+        expected = self._expected
+        if expected is None or {p.cidr for p in expected.pools} != {one.pool.cidr for one in request.pools}:
+            return
+        network = Network.read(owner) if owner else None
+        if network is None or network.vni != expected.vni or not network.wanted:
+            raise NotFound(f"{expected.title} was removed meanwhile")
+
+    def _join_network(self, owner: Entry, request: NetworkRequest, revive: bool) -> Network | None:
         """Make this host a member of an existing network; None if it went away meanwhile."""
         network = Network.read(owner)
         self._check_compatible(network, request)
@@ -329,6 +397,9 @@ class Driver:
             raise Conflict(f"{network.title} is on this host already, as Docker network {other[:12]}")
         conditions: list[Condition] = [KeyIs(owner.key, owner.revision), KeyIs(member.key, 0)]
         writes = self._membership(network, request.network_id)
+        if network.retired and revive:
+            network = replace(network, retired=False)
+            writes.append(Put(owner.key, network.encode()))
         return network if self._store.transact(conditions, writes) else None
 
     def _check_compatible(self, network: Network, request: NetworkRequest) -> None:
@@ -451,18 +522,22 @@ class Driver:
 
     def _check_allocation(self, network: Network, held: Allocation, endpoint: Endpoint) -> None:
         if held.kind != "endpoint":
-            raise Conflict(f"address {held.address} is the {held.kind} address of {network.title}")
+            raise Taken(f"address {held.address} is the {held.kind} address of {network.title}")
         holder = held.endpoint if held.endpoint != endpoint.id else ""
         if holder and self._store.get(endpoint_key(network.vni, holder)):
-            raise Conflict(f"address {held.address} of {network.title} is in use by endpoint {holder[:12]}")
+            where = self._ipam.host_name(held.host)
+            raise Taken(
+                f"address {held.address} of {network.title} is in use by endpoint {holder[:12]} on host {where}"
+            )
         if held.host != self._host.id and held.space != GLOBAL_SPACE:
-            raise Conflict(f"address {held.address} of {network.title} was given to another host")
+            where = self._ipam.host_name(held.host)
+            raise Taken(f"address {held.address} of {network.title} was given to another host, {where}")
 
     def _take_mac(self, network: Network, endpoint: Endpoint, conditions: list[Condition], writes: list[Write]) -> None:
         key = mac_key(network.vni, endpoint.mac)
         entry = self._store.get(key)
         if entry is not None and self._store.get(endpoint_key(network.vni, entry.value)):
-            raise Conflict(
+            raise Taken(
                 f"MAC address {endpoint.mac} of {network.title} is in use by endpoint {entry.value[:12]}: give another"
             )
         conditions.append(KeyIs(key, entry.revision if entry else 0))

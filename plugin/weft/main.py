@@ -28,6 +28,7 @@ from gunicorn.app.base import BaseApplication
 
 from weft import __version__, cli, config
 from weft.admin import create_admin
+from weft.adoption import Adoption
 from weft.agent import Agent
 from weft.api import create_app
 from weft.attachments import Attachments
@@ -41,6 +42,7 @@ from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
+from weft.mirror import Mirror
 from weft.model import HOSTS, Host
 from weft.presence import Presence
 from weft.snapshot import SnapshotFile
@@ -48,6 +50,7 @@ from weft.store import Store
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
+from weft.sweeper import Sweeper
 
 log = logging.getLogger("weft")
 
@@ -78,12 +81,12 @@ class Weft:
     kernel: LinuxKernel
     agent: Agent
     presence: Presence
-    collector: Collector | None
+    sweeper: Sweeper | None
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
-        if self.collector:
-            self.collector.stop()
+        if self.sweeper:
+            self.sweeper.stop()
         self.presence.stop()
         self.agent.stop()
         self.kernel.close()
@@ -99,7 +102,7 @@ def build(settings: Settings) -> Weft:
     snapshot = SnapshotFile(settings.state / "snapshot.json", settings.store_origin)
     restored = snapshot.load()
     cluster = Cluster()
-    cluster.load(restored or patient.list(HOSTS).entries)
+    cluster.load(restored or patient.list(HOSTS).entries, certain=False)
     kernel = LinuxKernel(settings.run)
     kernel.open()
 
@@ -113,7 +116,7 @@ def build(settings: Settings) -> Weft:
     me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
     attachments = Attachments(kernel, me, port=settings.port)
-    driver = Driver(store, me.host, ipam, attachments, name=settings.driver)
+    driver = Driver(store, me.host, ipam, attachments, name=settings.driver, mirror=settings.mirror)
     agent = Agent(patient, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=settings.resync)
     hosts = Hosts(patient, cluster, driver, ipam)
     presence = Presence(
@@ -126,19 +129,27 @@ def build(settings: Settings) -> Weft:
         moved=agent.refresh,
         grace=settings.host_grace,
     )
-    collector = None
-    if settings.docker != "off":
-        engine = DockerEngine(settings.docker)
-        collector = Collector(patient, me.host, cluster, driver, ipam, engine, grace=settings.gc_grace)
+    sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam) if settings.docker != "off" else None
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))
-    if collector:
-        collector.start()
+    if sweeper:
+        sweeper.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     app = create_app(driver, ipam, presence)
     app.register_blueprint(create_admin(hosts, cluster))
-    return Weft(app, [store, patient], kernel, agent, presence, collector)
+    return Weft(app, [store, patient], kernel, agent, presence, sweeper)
+
+
+def _sweeper(settings: Settings, store: Store, host: Host, agent: Agent, driver: Driver, ipam: Ipam) -> Sweeper:
+    """What compares this host's Docker Engine with the store."""
+    engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
+    collector = Collector(store, host, cluster, driver, ipam, grace=settings.gc_grace)
+    adoption = Adoption(store, host, cluster, driver, ipam)
+    mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
+    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror])
+    agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
+    return sweeper
 
 
 def open_store(settings: Settings, *, patience: float = HANDLER_PATIENCE) -> Store:

@@ -12,6 +12,7 @@
     macs/<vni>/<mac>                         id of the endpoint that has the MAC
     bindings/<host>/<engine's NetworkID>     Binding: which VNI that is
     names/<network name>                     VNI of the one network that all hosts know under that name
+    engines/<host>                           identity of the engine's own store, as this host last saw it
 
 Everything under `topology/` is mirrored in the memory of every host (`cluster.py`); the rest is read on demand.
 Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`), MACs are lower-case with colons.
@@ -60,6 +61,7 @@ PENDING = "ipam/pending/"
 MACS = "macs/"
 BINDINGS = "bindings/"
 NAMES = "names/"
+ENGINES = "engines/"
 
 VNI_MAX = 2**24 - 1
 VNI_AUTO_MIN = 4096
@@ -164,12 +166,14 @@ class Published(_Record):
     :param options: `-o`, as typed.
     :param ipam_options: `--ipam-opt`, as typed.
     :param ranges: `--ip-range` by the pool's CIDR.
+    :param gateways: the pools' gateways as far as Docker shows them: those that were typed or chosen with the pool.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     ipam_options: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, str] = field(default_factory=dict)
+    gateways: Mapping[str, str] = field(default_factory=dict)
     ipv6: bool = False
     attachable: bool = False
 
@@ -208,6 +212,11 @@ class Network(_Record):
         for part in (*self.pools, self.published):
             if part:
                 part.check()
+
+    @property
+    def wanted(self) -> bool:
+        """True if every engine shall have it."""
+        return self.published is not None and not self.retired
 
     def cidr_of(self, address: str) -> str | None:
         """CIDR of the pool that an address is in."""

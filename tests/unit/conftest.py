@@ -67,6 +67,11 @@ class FakeHost:
         asked = NetworkOptions(**options)  # type: ignore[arg-type]
         return self.driver.create_network(NetworkRequest(network_id, tuple(pools), asked, internal))
 
+    def mirror_network(self, network_id: str, network: Network) -> None:
+        """What the engine asks when the mirror tells it to make a network."""
+        pools = [pool.cidr for pool in network.pools]
+        self.create_network(network_id, *pools, internal=network.internal)
+
     def remove_network(self, network_id: str, *cidrs: str) -> None:
         """ReleaseAddress of the gateway, ReleasePool and DeleteNetwork, in the engine's order."""
         for cidr in cidrs:

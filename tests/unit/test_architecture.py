@@ -11,9 +11,9 @@ import weft
 
 ROOT = Path(weft.__file__).parent
 LAYERS = [
-    {"errors", "model", "dataplane", "config", "store"},
+    {"errors", "model", "dataplane", "config", "store", "inventory"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished"},
-    {"attachments", "driver", "agent", "collector", "hosts", "presence"},
+    {"attachments", "driver", "agent", "sweeper", "collector", "adoption", "mirror", "hosts", "presence"},
     {"wire", "api", "admin", "cli", "engine", "kernel"},
     {"main"},
 ]
