@@ -130,7 +130,7 @@ class FakeEngine:
     def __init__(
         self,
         create: Callable[[str, Network], object] = lambda _id, _network: None,
-        delete: Callable[[str, Collection[str]], object] = lambda _id, _cidrs: None,
+        delete: Callable[..., object] = lambda _id, *_cidrs: None,
     ) -> None:
         self.present: dict[str, DockerNetwork] = {}
         self.answers = True
@@ -177,7 +177,7 @@ class FakeEngine:
         if found and found.endpoints:
             return False
         if found:
-            self._delete(network_id, found.subnets)
+            self._delete(network_id, *sorted(found.subnets))
             del self.present[network_id]
         return True
 

@@ -69,7 +69,7 @@ class Create:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Remove a retired network that no container uses here."""
+    """Remove a network that nobody wants and no container uses here."""
 
     vni: int
     found: DockerNetwork
@@ -134,20 +134,21 @@ class _Planner:
             self._plan.steps.append(Publish(network.vni, found))
 
     def _yield_to(self, winner: Network, network: Network, found: DockerNetwork) -> None:
-        if winner.vni in self._bound.values():
-            # Either the engine has lost it, which is soon collected, or it has both.
-            if names := [n.name for n in self._networks if self._bound.get(n.id) == winner.vni]:
-                self._plan.conflicts[network.vni] = (
-                    f"this engine has {winner.title} as Docker network {names[0]}, and another network, with VNI "
-                    f"{network.vni}, as {found.name}: remove one of the two with docker network rm"
-                )
+        names = [n.name for n in self._networks if self._bound.get(n.id) == winner.vni]
+        if names and names[0] != found.name:
+            self._plan.conflicts[network.vni] = (
+                f"this engine has {winner.title} as Docker network {names[0]}, and another network, with VNI "
+                f"{network.vni}, as {found.name}: remove one of the two with docker network rm"
+            )
         elif found.endpoints or self._cluster.endpoints.get(network.vni):
             self._plan.conflicts[network.vni] = (
                 f"two networks are called {found.name}: {self._where(network)}, and {self._where(winner)}, which has "
                 f"the name. Stop the containers on VNI {network.vni} and it is replaced by VNI {winner.vni} here; or "
                 f"stop those on VNI {winner.vni} and type docker network rm {found.name} on one of its hosts"
             )
-        else:
+        elif names:  # Docker allows two networks one name if they are made at the same moment
+            self._plan.steps.append(Remove(network.vni, found))
+        elif winner.vni not in self._bound.values():  # else the engine has lost it, which is soon collected
             self._plan.steps.append(Replace(network.vni, found, winner))
 
     def _where(self, network: Network) -> str:
@@ -224,7 +225,7 @@ class Mirror:
             case Create(network):
                 self._create(network)
             case Remove(vni, found):
-                if (present := self._read(vni)) and present.retired:
+                if (present := self._read(vni)) and not present.wanted:
                     self._remove(found)
 
     def _read(self, vni: int) -> Network | None:
