@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from lab import image
 from lab.capture import tcpdump
@@ -16,8 +17,8 @@ from lab.process import Environment, LabError, run
 from lab.underlay import Underlay
 
 DATAPLANE = "/run/docker/weft/dp"
+PLUGIN_SOCKET = "/run/docker/plugins/weft.sock"
 RESOLVER = "169.254.77.53"
-_PLUGIN_SOCKET = "/run/docker/plugins/weft.sock"
 
 # What a machine has to itself. The new /sys shows its own links, but lacks the cgroups: they are moved over.
 # /etc is a layer above the machine's: Docker's configuration and identity, names and resolvers are its own.
@@ -60,7 +61,7 @@ class Host:
 
     def _weft_defaults(self, plan: Plan) -> dict[str, str]:
         return {
-            "WEFT_SOCKET": _PLUGIN_SOCKET,
+            "WEFT_SOCKET": PLUGIN_SOCKET,
             "WEFT_RUN": "/run/docker/weft",
             "WEFT_STATE": str(self.data / "weft"),
             "WEFT_STORE": f"sqlite://{plan.data}/store.db",
@@ -87,6 +88,11 @@ class Host:
     @property
     def up(self) -> bool:
         return self._namespaces.holder is not None
+
+    @property
+    def root(self) -> Path:
+        """Its files, as processes outside reach them."""
+        return self._namespaces.root
 
     def boot(self) -> None:
         """weft is there before the engine, which would wait up to 15 s a call for a plugin it knows of."""
@@ -172,7 +178,7 @@ class Host:
         self.weft.start(
             [python, "-m", "weft", "serve"],
             env={**self._environment(), **project, **self.settings, **(settings or {})},
-            ready=lambda: answers(self._namespaces.root / _PLUGIN_SOCKET[1:], "POST /Plugin.Activate"),
+            ready=lambda: answers(self._namespaces.root / PLUGIN_SOCKET[1:], "POST /Plugin.Activate"),
             timeout=timeout,
         )
 
