@@ -55,7 +55,9 @@ class Engine:
         self._call("IpamDriver.ReleaseAddress", PoolID=self._pool_id, Address=address)
 
     def create_network(self) -> None:
-        self._call("IpamDriver.RequestPool", AddressSpace="weft-local", Pool=self._pool, SubPool="", Options={}, V6=False)
+        self._call(
+            "IpamDriver.RequestPool", AddressSpace="weft-local", Pool=self._pool, SubPool="", Options={}, V6=False
+        )
         pool = {"AddressSpace": "weft-local", "Pool": self._pool, "Gateway": "", "AuxAddresses": {}}
         self._call("NetworkDriver.CreateNetwork", NetworkID=self._network_id, IPv4Data=[pool], IPv6Data=[], Options={})
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench.calls import CallTable
+from bench.convergence import STEPS, STORES, Convergence
 from bench.measure import Results, Series, Spread, percentile
 from bench.metrics import BRIDGE, METRICS, OVERLAY, PARTS, RAW, VARIANTS, WEFT, Metric
+from bench.scale import ENDPOINTS, Scale
 from bench.tables import Large
 
 _BASES = {"a": (OVERLAY, RAW), "b": (OVERLAY, BRIDGE)}
@@ -30,8 +32,18 @@ class Table:
         self.verdicts.append(verdict)
 
 
-def tabulate(results: Results, calls: CallTable, large: Large) -> list[Table]:
-    found = [*(_metrics(part, results) for part in PARTS), _calls(calls), _programming(large), _memory(large)]
+def tabulate(results: Results, calls: CallTable, large: Large, convergence: Convergence, scale: Scale) -> list[Table]:
+    found = [
+        *(_metrics(part, results) for part in PARTS),
+        _calls(calls),
+        _programming(large),
+        _memory(large),
+        _convergence(convergence),
+        _requests(convergence),
+        _crowds(scale),
+        _store_load(scale),
+        _arrivals(scale),
+    ]
     return [table for table in found if table.rows]
 
 
@@ -77,6 +89,69 @@ def _memory(large: Large) -> Table:
     for name, value in large.memory.items():
         title, unit = _MEMORY[name]
         table.add(title, unit, number(value))
+    return table
+
+
+def _convergence(convergence: Convergence) -> Table:
+    columns = [f"{STORES[store]}, {percent}" for store in convergence.milliseconds for percent in ("p50", "p99")]
+    table = Table("Milliseconds from CreateEndpoint on one host, to …", ["", *columns])
+    for step, title in STEPS.items():
+        by_store = [by_step[step] for by_step in convergence.milliseconds.values()]
+        table.add(title, *(number(percentile(values, percent)) for values in by_store for percent in (50, 99)))
+    return table
+
+
+def _requests(convergence: Convergence) -> Table:
+    table = Table("What etcd is asked, by its own counters", ["", "round trips"])
+    for name, count in convergence.requests.items():
+        table.add(name, f"{count:.1f}".removesuffix(".0"))
+    return table
+
+
+def _crowds(scale: Scale) -> Table:
+    who = {"each": "each simulated host", "all": "the last of them", "real": "a real host's kernel"}
+    columns = [f"{title}, {percent}" for title in who.values() for percent in ("p50", "p99")]
+    title = f"Milliseconds from CreateEndpoint to …, with {ENDPOINTS:,} endpoints"
+    table = Table(title, ["simulated hosts", *columns, "all start, s", "CPU of each per endpoint, ms"])
+    for hosts, found in scale.crowds.items():
+        figures = [percentile(found[f"{name}_ms"], percent) for name in who for percent in (50, 99)]
+        table.add(f"{hosts}", *map(number, (*figures, found["start_s"], found["host_cpu_ms"])))
+    return table
+
+
+def _store_load(scale: Scale) -> Table:
+    columns = {
+        "watches": "watches",
+        "idle_round_trips_per_s": "round trips per s, idle",
+        "rate": "endpoints made per s",
+        "round_trips_per_s": "round trips per s",
+        "writes_per_s": "writes per s",
+        "sent_kb": "kB sent per endpoint",
+        "etcd_cpu_ms": "CPU per endpoint, ms",
+        "etcd_mb": "memory, MB",
+    }
+    table = Table("What etcd has to do for them", ["simulated hosts", *columns.values()])
+    for hosts, found in scale.crowds.items():
+        table.add(f"{hosts}", *(number(found[name]) for name in columns))
+    return table
+
+
+def _arrivals(scale: Scale) -> Table:
+    columns = {
+        "list": "list, s",
+        "decode": "decode, s",
+        "plan": "plan, s",
+        "netlink": "write, s",
+        "sync_s": "weft in sync, s",
+        "sync_cpu_s": "its CPU, s",
+        "rest_s": "at rest, s",
+        "rss_mb": "memory, MB",
+        "pss_mb": "its own, MB",
+        "peak_mb": "at most, MB",
+    }
+    table = Table("A host comes to a cluster, in its parts", ["endpoints", "hosts", "networks", *columns.values()])
+    for population, found in scale.arrivals.items():
+        table.add(*(f"{count:,}" for count in population), *(number(found[name]) for name in columns))
     return table
 
 
