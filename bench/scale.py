@@ -78,5 +78,5 @@ def _folder() -> Iterator[str]:
     """For etcd, on the machine's disk."""
     build = PROJECT / "build"
     build.mkdir(exist_ok=True)
-    with TemporaryDirectory(dir=build) as folder:
+    with TemporaryDirectory(dir=build, ignore_cleanup_errors=True) as folder:
         yield folder

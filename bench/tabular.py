@@ -93,11 +93,10 @@ def _memory(large: Large) -> Table:
 
 
 def _convergence(convergence: Convergence) -> Table:
-    columns = [f"{STORES[store]}, {percent}" for store in convergence.milliseconds for percent in ("p50", "p99")]
-    table = Table("Milliseconds from CreateEndpoint on one host, to …", ["", *columns])
-    for step, title in STEPS.items():
-        by_store = [by_step[step] for by_step in convergence.milliseconds.values()]
-        table.add(title, *(number(percentile(values, percent)) for values in by_store for percent in (50, 99)))
+    stores = [STORES[store] for store in convergence.milliseconds]
+    table = Table("Milliseconds from CreateEndpoint on one host, to … (median / 99th percentile)", ["", *stores])
+    for step, title in STEPS.items() if stores else ():
+        table.add(title, *(_median_and_worst(by_step[step]) for by_step in convergence.milliseconds.values()))
     return table
 
 
@@ -109,13 +108,12 @@ def _requests(convergence: Convergence) -> Table:
 
 
 def _crowds(scale: Scale) -> Table:
-    who = {"each": "each simulated host", "all": "the last of them", "real": "a real host's kernel"}
-    columns = [f"{title}, {percent}" for title in who.values() for percent in ("p50", "p99")]
-    title = f"Milliseconds from CreateEndpoint to …, with {ENDPOINTS:,} endpoints"
-    table = Table(title, ["simulated hosts", *columns, "all start, s", "CPU of each per endpoint, ms"])
+    who = {"each_ms": "each of them", "all_ms": "the last of them", "real_ms": "a real host's kernel"}
+    title = f"Milliseconds from CreateEndpoint to …, after {ENDPOINTS:,} endpoints (median / 99th percentile)"
+    table = Table(title, ["simulated hosts", *who.values(), "all start, s", "CPU of each per endpoint, ms"])
     for hosts, found in scale.crowds.items():
-        figures = [percentile(found[f"{name}_ms"], percent) for name in who for percent in (50, 99)]
-        table.add(f"{hosts}", *map(number, (*figures, found["start_s"], found["host_cpu_ms"])))
+        delays = [_median_and_worst(found[name]) for name in who]
+        table.add(f"{hosts}", *delays, number(found["start_s"]), number(found["host_cpu_ms"]))
     return table
 
 
@@ -160,6 +158,10 @@ def _figure(series: Series | None) -> str:
         return ""
     low, middle, high = series.spread
     return number(middle) if len(series.rounds) == 1 else f"{number(middle)} ({number(low)}–{number(high)})"
+
+
+def _median_and_worst(values: Sequence[float]) -> str:
+    return f"{number(percentile(values, 50))} / {number(percentile(values, 99))}"
 
 
 def _ratio(spread: Spread | None) -> str:
