@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median, mode
 from time import monotonic, sleep
-from typing import Any, Self
+from typing import Self
 
 from bench.engine import Engine
 from bench.load import Load
@@ -29,17 +29,17 @@ from weft.driver import mac_of
 from weft.kernel.monitor import Monitor, open_events
 from weft.kernel.namespace import NamespaceThread, open_namespace
 from weft.kernel.netlink import Rtnetlink, open_socket
-from weft.model import ENDPOINTS
 from weft.store import Changes, Put, Store
 from weft.store.etcd import EtcdStore
 from weft.store.sqlite import SqliteStore
 
 STORES = {"sqlite": "SQLite", "etcd1": "etcd, 1 member", "etcd3": "etcd, 3 members"}
 STEPS = {
-    "transaction": "for comparison: a transaction, from here",
-    "stored": "the endpoint, at a watch from here",
-    "forwarding": "its forwarding entry",
-    "rows": "all its rows",
+    "committed": "for comparison, from a bare transaction to its answer",
+    "told": "… and to its event at a watch",
+    "stored": "the endpoint at that watch",
+    "forwarding": "its entry in the other kernel",
+    "rows": "all its rows there",
     "answered": "the answer to the engine",
 }
 AT_START, AT_END = "docker run", "docker rm --force"
@@ -90,17 +90,9 @@ def measure(rig: Rig, results: Results, found: Convergence, terminal: Terminal, 
 
 
 def _sample(rig: Rig, store: Store, switch: NamespaceThread, times: int) -> dict[str, list[float]]:
-    put = partial(store.transact, [], [Put("bench/number", "")])
-    trips = [switch.run(partial(_milliseconds, put)) for _ in range(times)]
     with _Sampler(rig, store, switch) as sampler:
-        samples = [sampler.sample(number) for number in range(times)]
-    return {"transaction": trips} | {step: [sample[step] for sample in samples] for step in samples[0]}
-
-
-def _milliseconds(work: Callable[[], object]) -> float:
-    began = monotonic()
-    work()
-    return (monotonic() - began) * 1000
+        samples = [sampler.transact(number) | sampler.create(number) for number in range(times)]
+    return {step: [sample[step] for sample in samples] for step in STEPS}
 
 
 class _Sampler:
@@ -110,7 +102,8 @@ class _Sampler:
         self._rig = rig
         self._switch = switch
         self._engine = _engine(rig)
-        self._watch = store.watch(ENDPOINTS)
+        self._store = store
+        self._watch = store.watch("")
         self._seen: queue.SimpleQueue[tuple[Token, bool, float]] = queue.SimpleQueue()
         self._resources = ExitStack()
 
@@ -131,8 +124,17 @@ class _Sampler:
     def __exit__(self, *_: object) -> None:
         self._resources.close()
 
-    def sample(self, number: int) -> dict[str, float]:
-        """Milliseconds from the call to each step."""
+    def transact(self, number: int) -> dict[str, float]:
+        """Milliseconds from a write of ours to its answer, and to its event."""
+        name = f"sample{number}"
+        began = monotonic()
+        self._switch.run(partial(self._store.transact, [], [Put(f"bench/{name}", "")]))
+        committed = monotonic()
+        told = self._await({(name, True)})[name]
+        return {"committed": (committed - began) * 1000, "told": (told - began) * 1000}
+
+    def create(self, number: int) -> dict[str, float]:
+        """Milliseconds from the engine's call to each step."""
         address = self._engine.request_address(self._rig.address(WEFT, number % _ADDRESSES))
         forwarding, *others = self._rows(address)
         began = monotonic()
@@ -240,11 +242,9 @@ def _thread_in(namespace: Path) -> Iterator[NamespaceThread]:
 def _etcd(rig: Rig, switch: NamespaceThread, members: int) -> Iterator[Cluster]:
     """The first member in the switch, further ones on the hosts; all on the machine's disk."""
     with_us = ("setpriv", "--pdeathsig", "KILL")  # what we end is nsenter
-    machines: list[tuple[str, Any]] = [
-        (rig.lab.plan.gateway, rig.lab.underlay),
-        *((host.address, host) for host in (rig.h1, rig.h2)),
-    ]
-    places = [Place(address, (*machine.enter([]), *with_us)) for address, machine in machines[:members]]
+    switch_place = Place(rig.lab.plan.gateway, (*rig.lab.underlay.enter([]), *with_us))
+    host_places = [Place(host.address, (*host.enter([]), *with_us)) for host in (rig.h1, rig.h2)]
+    places = [switch_place, *host_places][:members]
     folder = rig.lab.plan.data / f"etcd{members}"
     etcd = switch.run(lambda: Cluster(folder, places=places, options=["--log-level=error"]))
     try:

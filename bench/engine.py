@@ -54,12 +54,6 @@ class Engine:
     def release_address(self, address: str) -> None:
         self._call("IpamDriver.ReleaseAddress", PoolID=self._pool_id, Address=address)
 
-    def create_network(self) -> None:
-        asked = {"AddressSpace": "weft-local", "Pool": self._pool, "SubPool": "", "Options": {}, "V6": False}
-        self._call("IpamDriver.RequestPool", **asked)
-        pool = {"AddressSpace": "weft-local", "Pool": self._pool, "Gateway": "", "AuxAddresses": {}}
-        self._call("NetworkDriver.CreateNetwork", NetworkID=self._network_id, IPv4Data=[pool], IPv6Data=[], Options={})
-
     @property
     def _pool_id(self) -> str:
         return f"weft-local/{self._pool}"

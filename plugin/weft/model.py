@@ -122,7 +122,8 @@ class _Record:
 
     def check(self) -> None:
         """Raise `TypeError` or `ValueError` for fields that would make trouble later."""
-        for name, kind in _kinds(type(self)):
+        kind_of: Any = type(self)  # mypy does not know that a class is hashable
+        for name, kind in _kinds(kind_of):
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be {kind.__name__}")
 
