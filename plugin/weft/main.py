@@ -55,7 +55,7 @@ from weft.sweeper import Sweeper
 
 log = logging.getLogger("weft")
 
-HANDLER_PATIENCE = 1.5
+HANDLER_PATIENCE = 1.3
 """Somebody waits for `docker run`: better a clear error soon."""
 PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""

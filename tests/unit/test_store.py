@@ -301,6 +301,21 @@ for number in range(15):
 """
 
 
+def test_another_process_that_ends_does_not_take_the_file_away(tmp_path: Path) -> None:
+    """SQLite's locks are the process's: who opens and closes the file besides SQLite frees them all."""
+    code = (
+        "import sys; from pathlib import Path; from weft.store.sqlite import SqliteStore; "
+        "store = SqliteStore(Path(sys.argv[1])); print(*(e.key for e in store.list('').entries)); store.close()"
+    )
+    path = str(Path(sqlite_store.__file__).parents[2])
+    argv = [sys.executable, "-c", code, str(tmp_path / "weft.db")]
+    with closing(SqliteStore(tmp_path / "weft.db")) as first, closing(SqliteStore(tmp_path / "weft.db")):
+        for key in ("a", "b", "c"):
+            put(first, key)
+            seen = subprocess.run(argv, check=True, env={"PYTHONPATH": path}, capture_output=True, text=True).stdout
+            assert seen.split()[-1] == key
+
+
 @pytest.mark.parametrize("kind", ["new", "old"])
 def test_processes_may_open_a_new_file_at_once(tmp_path: Path, kind: str) -> None:
     for number in range(15 if kind == "old" else 0):
