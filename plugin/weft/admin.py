@@ -35,8 +35,9 @@ def create_admin(hosts: Hosts, cluster: Cluster, garbage: Garbage) -> Blueprint:
     def forget() -> Response:
         body = Body.parse(request.get_data())
         host = hosts.find(body.required("host"))
+        forgotten = _host(host, cluster)
         hosts.forget(host, force=body.flag("force"))
-        return jsonify(_host(host, cluster))
+        return jsonify(forgotten)
 
     @admin.get("/gc")
     def list_due() -> Response:

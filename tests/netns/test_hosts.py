@@ -103,8 +103,8 @@ def test_a_changed_address_is_published_and_the_others_follow(made: MakeHost) ->
     same = two.network(network.cidr)
     remote = two.endpoint(same)
     wait_until(lambda: one.vteps(one.vni(network)).get(remote.mac) == "192.168.78.2", "the way to h2")
-    two.host.run("ip", "addr", "add", "192.168.78.22/24", "dev", "eth0")
     two.host.run("ip", "addr", "del", "192.168.78.2/24", "dev", "eth0")
+    two.host.run("ip", "addr", "add", "192.168.78.22/24", "dev", "eth0")
     wait_until(lambda: one.vteps(one.vni(network)).get(remote.mac) == "192.168.78.22", "the new way to h2")
     assert "192.168.78.22" in command(one, "host", "ls").stdout
     vxlan = two.overlay_links()[f"vx{two.vni(same)}"]
