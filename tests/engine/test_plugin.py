@@ -81,7 +81,6 @@ def test_containers_reach_each_other_and_a_restarted_plugin_loses_no_packet(clus
 
 def test_a_store_that_cannot_be_used_is_said_and_the_plugin_is_not_enabled(cluster: Cluster) -> None:
     host = cluster.h2
-    cluster.clean()
     host.docker("plugin", "disable", "-f", "weft")
     host.docker("plugin", "set", "weft", "WEFT_STORE=etcd://127.0.0.1:1")
     with pytest.raises(CommandFailed):  # the engine shows no more than that nobody listens

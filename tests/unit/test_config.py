@@ -12,7 +12,6 @@ from weft.config import SETTINGS, from_environment, variable
 from weft.errors import ConfigError, InvalidRequest
 from weft.options import NetworkOptions, parse_options
 
-
 PROJECT = Path(__file__).resolve().parents[2]
 
 
