@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from weft.errors import StoreError
-from weft.model import ALIVE, ENDPOINTS, HOSTS, MEMBERS, NETWORKS, Endpoint, Host, Member, Network, reading
+from weft.model import ALIVE, ENDPOINTS, HOSTS, MEMBERS, NETWORKS, Endpoint, Host, Member, Network
 from weft.store import Entry
 
 
@@ -78,10 +78,9 @@ class Cluster:
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             try:
                 if follow:
-                    with reading(key):
-                        follow(key, value, touched)
-            except StoreError as error:
-                log.error("%s; it is left out", error)
+                    follow(key, value, touched)
+            except (StoreError, ValueError) as error:
+                log.error("the store's entry %s is left out: %s", key, error)
         return touched
 
     def hosts_of(self, vni: int) -> set[str]:

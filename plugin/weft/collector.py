@@ -25,7 +25,7 @@ from weft.inventory import DockerNetwork, Inventory
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.model import ENGINES, Endpoint, Host, PoolClaim, pending_prefix, reading
 from weft.store import Entry, Put, Store
-from weft.sweeper import Outcome, Patience
+from weft.sweeper import Due, Outcome, Patience
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +66,20 @@ class Collector:
 
     def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         """Compare once; collect what has been missing for the grace period."""
-        orphans = [*self._orphans(inventory), *self._orphan_pools(pools, inventory.networks)]
+        orphans = self._all(inventory, pools)
         lasting = self._patience.lasting(orphan.key for orphan in orphans)
         for orphan in orphans:
             if orphan.key in lasting:
                 self._collect(orphan)
         return Outcome(self._grace / 2 if orphans else None)
+
+    def due(self, inventory: Inventory, pools: Sequence[Entry]) -> list[Due]:
+        """What would be collected."""
+        why = "this host's Docker does not have it"
+        return [Due(one.what, why, self._patience.left(one.key)) for one in self._all(inventory, pools)]
+
+    def _all(self, inventory: Inventory, pools: Sequence[Entry]) -> list[Orphan]:
+        return [*self._orphans(inventory), *self._orphan_pools(pools, inventory.networks)]
 
     def _began_anew(self, engine: str, *, complete: bool) -> bool:
         """True if this is another engine than the one that had what is missing."""

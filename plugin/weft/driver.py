@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Protocol
@@ -101,6 +101,14 @@ class EndpointRequest:
     mac: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The network that an id of this engine stands for, and the condition that it still does."""
+
+    network: Network
+    unchanged: KeyIs
+
+
 class Driver:
     """The driver of one host.
 
@@ -125,6 +133,8 @@ class Driver:
         self._attachments = attachments
         self.name = name
         self._mirror = mirror
+        self._bindings: dict[str, _Bound] = {}
+        """By this engine's NetworkID."""
         self._expected: Network | None = None
         self._removing = ""
         self._random = rng or random.Random()
@@ -139,10 +149,11 @@ class Driver:
         self._check_request(request)
         self._attachments.check()
         for _ in range(_ATTEMPTS):
-            bound = self._bound(request.network_id)
-            if bound is not None:
-                self._check_compatible(bound, request)
-                return bound
+            self._bindings.pop(request.network_id, None)  # the cluster may have forgotten this host
+            with suppress(NotFound):
+                network = self._bound(request.network_id).network
+                self._check_compatible(network, request)
+                return network
             pools = self._store.list(POOLS)
             owner = self._owner(request, pools)
             self._check_expected(request, owner)
@@ -188,10 +199,13 @@ class Driver:
         vni = Binding.read(binding).vni
         if self._expected and self._expected.vni == vni:
             retire = False  # the engine could not make it after all
-        for endpoint in self._endpoints(vni):
-            if endpoint.host == self._host.id:
+        self._bindings.pop(network_id, None)
+        present = self._store.get(network_key(vni))
+        for entry in self._store.list(endpoints_prefix(vni)).entries if present else ():
+            endpoint = Endpoint.read(entry)
+            if present and endpoint.host == self._host.id:
                 self._attachments.detach(endpoint.id)
-                self._forget(endpoint)
+                self._forget(Network.read(present), entry)
         while not self._drop_membership(binding.key, Member(vni, self._host.id, network_id), retire):
             pass  # somebody changed the network
         self.remove_unused(vni)
@@ -251,14 +265,14 @@ class Driver:
 
     def create_endpoint(self, request: EndpointRequest) -> Endpoint:
         """Record the endpoint, take over its addresses, and make its veth."""
-        network = self._network(request.network_id)
+        network = self._bound(request.network_id).network
         endpoint = self._endpoint_of(network, request)
-        fresh = self._record(network, endpoint)
+        fresh = self._record(request.network_id, network, endpoint)
         try:
             self._attachments.attach(network, endpoint)
         except WeftError:
             if fresh:
-                self._forget(endpoint)
+                self.forget_endpoint(request.network_id, endpoint.id)
             raise
         return endpoint
 
@@ -267,7 +281,7 @@ class Driver:
         # Most often the veth is there, and no store is needed: a Join that fails costs the container its network.
         if name := self._attachments.attached(endpoint_id):
             return name
-        network = self._network(network_id)
+        network = self._bound(network_id).network
         entry = self._store.get(endpoint_key(network.vni, endpoint_id))
         if entry is None:
             raise NotFound(f"endpoint {endpoint_id[:12]} of {network.title} is not known to weft")
@@ -293,10 +307,11 @@ class Driver:
         self._attachments.detach(endpoint_id)
 
     def forget_endpoint(self, network_id: str, endpoint_id: str) -> None:
-        network = self._bound(network_id)
-        entry = self._store.get(endpoint_key(network.vni, endpoint_id)) if network else None
-        if entry is not None:
-            self._forget(Endpoint.read(entry))
+        """Delete the record; its addresses become pending: the engine releases them next, or they are collected."""
+        with suppress(NotFound):
+            network = self._bound(network_id).network
+            if entry := self._store.get(endpoint_key(network.vni, endpoint_id)):
+                self._forget(network, entry)
 
     def drop_writes(self, endpoint: Endpoint) -> list[Write]:
         """Writes that take away an endpoint of a host that is gone, with its addresses."""
@@ -458,16 +473,21 @@ class Driver:
         entries = {vni: self._store.get(network_key(vni)) for vni in sorted(vnis)}
         return ", ".join(Network.read(e).title if e else f"VNI {vni}" for vni, e in entries.items())
 
-    def _bound(self, network_id: str) -> Network | None:
-        binding = self._store.get(binding_key(self._host.id, network_id))
-        entry = self._store.get(network_key(Binding.read(binding).vni)) if binding else None
-        return Network.read(entry) if entry else None
+    def _bound(self, network_id: str) -> _Bound:
+        """What an id of this engine stands for; `NotFound` if weft does not know.
 
-    def _network(self, network_id: str) -> Network:
-        network = self._bound(network_id)
-        if network is None:
-            raise NotFound(f"Docker network {network_id[:12]} is not known to weft: remove it and create it again")
-        return network
+        It is kept in memory, since handlers are in a hurry: only this host binds its ids, and what a driver asks of a
+        network never changes. Who relies on it in a transaction adds `unchanged`.
+        """
+        bound = self._bindings.get(network_id)
+        if bound is None:
+            binding = self._store.get(binding_key(self._host.id, network_id))
+            entry = self._store.get(network_key(Binding.read(binding).vni)) if binding else None
+            if binding is None or entry is None:
+                raise NotFound(f"Docker network {network_id[:12]} is not known to weft: remove it and create it again")
+            unchanged = KeyIs(binding.key, binding.revision)
+            bound = self._bindings[network_id] = _Bound(Network.read(entry), unchanged)
+        return bound
 
     # Creating an endpoint
 
@@ -490,35 +510,38 @@ class Driver:
             raise InvalidRequest(f"address {address} is in none of the pools of {network.title}")
         return cidr
 
-    def _record(self, network: Network, endpoint: Endpoint) -> bool:
+    def _record(self, network_id: str, network: Network, endpoint: Endpoint) -> bool:
         """Write the endpoint and make its addresses and MAC its own; False if that was done before."""
+        mac = mac_key(network.vni, endpoint.mac)
+        given = [
+            Allocation(self._cidr_of(network, a), a, self._host.id, endpoint=endpoint.id) for a in endpoint.addresses
+        ]
         for _ in range(_ATTEMPTS):
-            present = self._store.get(endpoint.key)
-            if present is not None:
+            bound = self._bound(network_id)
+            found = self._store.get_many([endpoint.key, mac, *(one.key for one in given)])
+            if present := found.get(endpoint.key):
                 if Endpoint.read(present) == endpoint:
                     return False
                 raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} exists with other addresses")
-            conditions: list[Condition] = [KeyIs(endpoint.key, 0)]
-            writes: list[Write] = [Put(endpoint.key, endpoint.encode())]
-            for address in endpoint.addresses:
-                self._take_over(network, endpoint, address, conditions, writes)
-            self._take_mac(network, endpoint, conditions, writes)
-            if self._store.transact(conditions, writes):
+            held = [self._taken_over(network, endpoint, one, found.get(one.key)) for one in given]
+            self._check_mac(network, endpoint, found.get(mac))
+            keys = [endpoint.key, mac, *(one.key for one in given)]
+            conditions = [KeyIs(key, found[key].revision if key in found else 0) for key in keys]
+            writes: list[Write] = [Put(endpoint.key, endpoint.encode()), Put(mac, endpoint.id)]
+            for one in held:
+                writes += [Put(one.key, one.encode()), Delete(one.pending_key)]
+            if self._store.transact([bound.unchanged, *conditions], writes):
                 return True
+            self._bindings.pop(network_id, None)
         raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} is being changed by others: try again")
 
-    def _take_over(
-        self, network: Network, endpoint: Endpoint, address: str, conditions: list[Condition], writes: list[Write]
-    ) -> None:
-        """Add what makes an address that IPAM gave to this host the endpoint's own."""
-        held = Allocation(self._cidr_of(network, address), address, self._host.id, endpoint=endpoint.id)
-        entry = self._store.get(held.key)
-        if entry is not None:
-            before = Allocation.read(entry)
-            self._check_allocation(network, before, endpoint)
-            held = replace(held, space=before.space)
-        conditions.append(KeyIs(held.key, entry.revision if entry else 0))
-        writes += [Put(held.key, held.encode()), Delete(held.pending_key)]
+    def _taken_over(self, network: Network, endpoint: Endpoint, given: Allocation, entry: Entry | None) -> Allocation:
+        """What makes an address that IPAM gave to this host the endpoint's own."""
+        if entry is None:
+            return given
+        before = Allocation.read(entry)
+        self._check_allocation(network, before, endpoint)
+        return replace(given, space=before.space)
 
     def _check_allocation(self, network: Network, held: Allocation, endpoint: Endpoint) -> None:
         if held.kind != "endpoint":
@@ -533,32 +556,20 @@ class Driver:
             where = self._ipam.host_name(held.host)
             raise Taken(f"address {held.address} of {network.title} was given to another host, {where}")
 
-    def _take_mac(self, network: Network, endpoint: Endpoint, conditions: list[Condition], writes: list[Write]) -> None:
-        key = mac_key(network.vni, endpoint.mac)
-        entry = self._store.get(key)
+    def _check_mac(self, network: Network, endpoint: Endpoint, entry: Entry | None) -> None:
         if entry is not None and self._store.get(endpoint_key(network.vni, entry.value)):
             raise Taken(
                 f"MAC address {endpoint.mac} of {network.title} is in use by endpoint {entry.value[:12]}: give another"
             )
-        conditions.append(KeyIs(key, entry.revision if entry else 0))
-        writes.append(Put(key, endpoint.id))
 
-    def _forget(self, endpoint: Endpoint) -> None:
-        """Delete the record; its addresses become pending: the engine releases them next, or they are collected."""
+    def _forget(self, network: Network, entry: Entry) -> None:
+        endpoint = Endpoint.read(entry)
         writes: list[Write] = [Delete(endpoint.key), Delete(mac_key(endpoint.vni, endpoint.mac))]
-        entry = self._store.get(network_key(endpoint.vni))
-        if entry is not None:
-            network = Network.read(entry)
-            for address in endpoint.addresses:
-                held = Allocation(self._cidr_of(network, address), address, endpoint.host)
-                writes.append(Put(held.pending_key, ""))
+        for address in endpoint.addresses:
+            held = Allocation(self._cidr_of(network, address), address, endpoint.host)
+            writes.append(Put(held.pending_key, ""))
         # Unless it is gone already: its MAC and addresses may be another's by now.
-        present = self._store.get(endpoint.key)
-        if present is not None:
-            self._store.transact([KeyIs(endpoint.key, present.revision)], writes)
-
-    def _endpoints(self, vni: int) -> list[Endpoint]:
-        return [Endpoint.read(entry) for entry in self._store.list(endpoints_prefix(vni)).entries]
+        self._store.transact([KeyIs(entry.key, entry.revision)], writes)
 
 
 def mac_of(address: str) -> str:

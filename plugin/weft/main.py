@@ -38,6 +38,7 @@ from weft.config import SETTINGS, Settings
 from weft.driver import Driver
 from weft.engine import DockerEngine
 from weft.errors import ConfigError, KernelError, WeftError
+from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
@@ -54,7 +55,7 @@ from weft.sweeper import Sweeper
 
 log = logging.getLogger("weft")
 
-HANDLER_PATIENCE = 1.5
+HANDLER_PATIENCE = 1.3
 """Somebody waits for `docker run`: better a clear error soon."""
 PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
@@ -129,7 +130,10 @@ def build(settings: Settings) -> Weft:
         moved=agent.refresh,
         grace=settings.host_grace,
     )
-    sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam) if settings.docker != "off" else None
+    sweeper = collector = None
+    if settings.docker != "off":
+        collector = Collector(patient, me.host, cluster, driver, ipam, grace=settings.gc_grace)
+        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, collector)
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))
@@ -137,14 +141,15 @@ def build(settings: Settings) -> Weft:
         sweeper.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     app = create_app(driver, ipam, presence)
-    app.register_blueprint(create_admin(hosts, cluster))
+    app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector)))
     return Weft(app, [store, patient], kernel, agent, presence, sweeper)
 
 
-def _sweeper(settings: Settings, store: Store, host: Host, agent: Agent, driver: Driver, ipam: Ipam) -> Sweeper:
+def _sweeper(
+    settings: Settings, store: Store, host: Host, agent: Agent, driver: Driver, ipam: Ipam, collector: Collector
+) -> Sweeper:
     """What compares this host's Docker Engine with the store."""
     engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
-    collector = Collector(store, host, cluster, driver, ipam, grace=settings.gc_grace)
     adoption = Adoption(store, host, cluster, driver, ipam)
     mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
     sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror])

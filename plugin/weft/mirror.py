@@ -105,19 +105,18 @@ class _Planner:
         self._driver = driver
         self._mirror = mirror
         self._bound = cluster.memberships(me.id)
-        self._holders = {n.name: n for n in list(cluster.networks.values()) if n.published}
+        self._known = dict(cluster.networks)  # the agent goes on changing it
+        self._holders = {network.name: network for network in self._known.values() if network.published}
         self._plan = Plan()
 
     def plan(self) -> Plan:
         for found in sorted(self._networks, key=lambda found: (found.name, found.id)):
-            network = self._cluster.networks.get(self._bound.get(found.id, 0))
-            if network:
+            if network := self._known.get(self._bound.get(found.id, 0)):
                 self._follow(network, found)
         if self._mirror:
-            missing = self._cluster.networks.keys() - set(self._bound.values())
-            for vni in sorted(missing):
-                if (network := self._cluster.networks[vni]).wanted:
-                    self._make(network)
+            for vni in sorted(self._known.keys() - set(self._bound.values())):
+                if self._known[vni].wanted:
+                    self._make(self._known[vni])
         return self._plan
 
     def _follow(self, network: Network, found: DockerNetwork) -> None:
@@ -167,7 +166,7 @@ class _Planner:
                 f"that name, of driver {rival.driver}. Type docker network rm {rival.name}, and it is made; or give "
                 "one of the two another name"
             )
-        elif (other := self._cluster.networks.get(self._bound.get(rival.id, 0))) and other.published:
+        elif (other := self._known.get(self._bound.get(rival.id, 0))) and other.published:
             self._plan.conflicts[network.vni] = (
                 f"{network.title}, made on host {network.creator}, cannot be made here: Docker has {other.title} under "
                 f"that name. Type docker network rm {rival.name}, and both are made under their own names"

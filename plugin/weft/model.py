@@ -26,6 +26,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -70,6 +71,7 @@ VNI_AUTO_MIN = 4096
 
 _KINDS = {"str": str, "int": int, "bool": bool, "Mapping": dict, "tuple": tuple}
 """What a field must be, by the beginning of its annotation."""
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -78,11 +80,20 @@ def reading(key: str) -> Iterator[None]:
     """Whatever is wrong with what the store has under `key` becomes a `StoreError` that names the key."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise StoreError(
-            f"the store's entry {key} cannot be read ({type(error).__name__}: {error}): was it written by hand or by a "
-            "newer weft?"
-        ) from error
+    except _UNREADABLE as error:
+        raise _unreadable(key, error) from error
+
+
+def _unreadable(key: str, error: Exception) -> StoreError:
+    what = f"{type(error).__name__}: {error}"
+    return StoreError(f"the store's entry {key} cannot be read ({what}): was it written by hand or by a newer weft?")
+
+
+@cache
+def _kinds(record: Any) -> tuple[tuple[str, type], ...]:
+    """Names and types of the fields that can be checked by their annotation."""
+    found = ((name, _KINDS.get(str(f.type).partition("[")[0])) for name, f in record.__dataclass_fields__.items())
+    return tuple((name, kind) for name, kind in found if kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +106,15 @@ class _Record:
     @classmethod
     def read(cls, entry: Entry) -> Self:
         """The record in an entry; `StoreError` if it is none, or another one's."""
-        with reading(entry.key):
+        try:  # not `reading`: this is done for every entry of the cluster
             record = cls.decode(entry.value)
             record.check()
             key = getattr(record, "key", entry.key)
-            if isinstance(key, str) and key != entry.key:
+            if key != entry.key and isinstance(key, str):
                 raise ValueError(f"it belongs to {key}")
-            return record
+        except _UNREADABLE as error:
+            raise _unreadable(entry.key, error) from error
+        return record
 
     @classmethod
     def decode(cls, text: str) -> Self:
@@ -109,9 +122,9 @@ class _Record:
 
     def check(self) -> None:
         """Raise `TypeError` or `ValueError` for fields that would make trouble later."""
-        for name, described in self.__dataclass_fields__.items():
-            kind = _KINDS.get(str(described.type).partition("[")[0])
-            if kind and not isinstance(getattr(self, name), kind):
+        kind_of: Any = type(self)  # mypy does not know that a class is hashable
+        for name, kind in _kinds(kind_of):
+            if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be {kind.__name__}")
 
     @classmethod

@@ -38,6 +38,15 @@ class Outcome:
     failing: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something that is to be collected, why, and in how many seconds if nothing changes."""
+
+    what: str
+    why: str
+    seconds: float
+
+
 class Sweep(Protocol):
     def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         """Compare and correct.
@@ -66,6 +75,10 @@ class Patience:
         self._since = {one: self._since.get(one, now) for one in seen}
         return {one for one, since in self._since.items() if now - since >= self._seconds}
 
+    def left(self, one: Hashable) -> float:
+        """Seconds until it lasts, if it goes on."""
+        return max(0.0, self._since.get(one, now := monotonic()) + self._seconds - now)
+
     def forget(self) -> None:
         """What was seen before a silence may be something else of that name after it."""
         self._since.clear()
@@ -83,6 +96,7 @@ class Sweeper:
         self.conflicts: dict[str, str] = {}
         """By object, what does not agree with the cluster and cannot be made to, since two sweeps at least."""
         self._failing: set[str] = set()
+        self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
@@ -118,8 +132,10 @@ class Sweeper:
         while not self._stopping.is_set():
             self._wake.wait(pause)
             self._wake.clear()
+            began = monotonic()
             try:
                 pause = self.sweep()
+                self._stopping.wait(monotonic() - began)  # an engine with hundreds of networks has other work as well
             except WeftError as error:
                 log.debug("nothing compared now: %s", error)
                 for sweep in self._sweeps:
@@ -129,13 +145,21 @@ class Sweeper:
                 log.exception("comparing with Docker met a bug")
                 self._stopping.wait(_IDLE_SECONDS)
 
-    def sweep(self) -> float:
-        """Compare once; return the seconds until the next time."""
-        if not self._cluster.loaded:
-            return _IDLE_SECONDS  # the agent's first snapshot wakes us
+    def look(self) -> tuple[Inventory, Sequence[Entry]]:
+        """What a sweep compares."""
         pools = self._store.list(POOLS).entries
         subnets = {entry.key.removeprefix(POOLS) for entry in pools}
-        inventory = self._engine.inventory(self._cluster.memberships(self._me.id), subnets)
+        return self._engine.inventory(self._cluster.memberships(self._me.id), subnets), pools
+
+    def sweep(self) -> float:
+        """Compare once; return the seconds until the next time."""
+        with self._lock:
+            return self._sweep()
+
+    def _sweep(self) -> float:
+        if not self._cluster.loaded:
+            return _IDLE_SECONDS  # the agent's first snapshot wakes us
+        inventory, pools = self.look()
         outcomes = [sweep.sweep(inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
         self._report({what: text for outcome in outcomes for what, text in outcome.failing.items()})
         return min([outcome.again for outcome in outcomes if outcome.again is not None], default=_IDLE_SECONDS)

@@ -40,7 +40,7 @@ def cluster(*networks: Network, mine: dict[str, int] | None = None, endpoint: in
     """`mine`: this engine's NetworkIDs of VNIs. `endpoint`: a VNI on which h2 has an endpoint."""
     made = Cluster()
     members = [Member(vni, ME.id, network_id) for network_id, vni in (mine or {}).items()]
-    used = [Endpoint("e1", endpoint, "", (), OTHER.id)] if endpoint else []
+    used = [Endpoint("e1", endpoint, "02:42:0a:01:00:02", (), OTHER.id)] if endpoint else []
     records: list[Host | Network | Member | Endpoint] = [ME, OTHER, *networks, *members, *used]
     made.apply((record.key, record.encode()) for record in records)
     return made

@@ -120,7 +120,9 @@ class SqliteStore:
             return Changes(tuple(rows), revision)
 
     def _prepare(self) -> None:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Never open a file that exists: closing it would free SQLite's own locks on it in this process (fcntl(2)).
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise StoreError(
