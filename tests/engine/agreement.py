@@ -60,8 +60,9 @@ def kernel_facts(host: Host) -> set[str]:
     except LabError:
         return set()
     links, fdb, neighbours = (json.loads(line or "[]") for line in shown.splitlines())
+    links = [link for link in links if link["ifname"] != "lo"]
     own = {link["address"] for link in links}
-    facts = {_link(link) for link in links if link["ifname"] != "lo"}
+    facts = {_link(link) for link in links}
     facts |= {_row(row) for row in fdb if _is_lasting(row) and row["mac"] not in own}
     return facts | {f"neighbour {n['dst']} at {n['lladdr']} on {n['dev']}" for n in neighbours if "lladdr" in n}
 
