@@ -46,6 +46,7 @@ from weft.kernel import LinuxKernel
 from weft.mirror import Mirror
 from weft.model import HOSTS, Host
 from weft.presence import Presence
+from weft.restarts import Restarts
 from weft.snapshot import SnapshotFile
 from weft.store import Store
 from weft.store.etcd import EtcdStore
@@ -133,7 +134,7 @@ def build(settings: Settings) -> Weft:
     sweeper = collector = None
     if settings.docker != "off":
         collector = Collector(patient, me.host, cluster, driver, ipam, grace=settings.gc_grace)
-        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, collector)
+        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, presence, collector)
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))
@@ -146,13 +147,20 @@ def build(settings: Settings) -> Weft:
 
 
 def _sweeper(
-    settings: Settings, store: Store, host: Host, agent: Agent, driver: Driver, ipam: Ipam, collector: Collector
+    settings: Settings,
+    store: Store,
+    host: Host,
+    agent: Agent,
+    driver: Driver,
+    ipam: Ipam,
+    presence: Presence,
+    collector: Collector,
 ) -> Sweeper:
     """What compares this host's Docker Engine with the store."""
     engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
     adoption = Adoption(store, host, cluster, driver, ipam)
     mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
-    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror])
+    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence)])
     agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
     return sweeper
 

@@ -13,7 +13,19 @@ ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished"},
-    {"attachments", "driver", "agent", "sweeper", "collector", "adoption", "mirror", "hosts", "presence", "garbage"},
+    {
+        "attachments",
+        "driver",
+        "agent",
+        "sweeper",
+        "collector",
+        "adoption",
+        "mirror",
+        "hosts",
+        "presence",
+        "garbage",
+        "restarts",
+    },
     {"wire", "api", "admin", "cli", "engine", "kernel"},
     {"main"},
 ]
