@@ -47,10 +47,11 @@ class Cluster:
         self._spread: dict[int, Counter[str]] = {}
 
     def load(self, entries: Iterable[Entry]) -> None:
-        """Replace everything by a snapshot."""
-        self.__init__()  # type: ignore[misc]
-        self.apply((entry.key, entry.value) for entry in entries)
-        self.loaded = True
+        """Replace everything by a snapshot, at once: other threads see what was before it, or all of it."""
+        fresh = Cluster()
+        fresh.apply((entry.key, entry.value) for entry in entries)
+        fresh.loaded = True
+        vars(self).update(vars(fresh))
 
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
         """Follow changes in order; a value of None is a deletion. Keys of newer versions are ignored."""
