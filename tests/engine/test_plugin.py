@@ -65,9 +65,9 @@ def cluster(lab: Lab, plugin: Path) -> Cluster:
 
 
 def test_containers_reach_each_other_and_a_restarted_plugin_loses_no_packet(cluster: Cluster) -> None:
-    for host in cluster.lab.hosts:
-        create = ["network", "create", "-d", "weft:latest", "--ipam-driver", "weft:latest", "--subnet", SUBNET, "app"]
-        host.docker(*create)
+    create = ["network", "create", "-d", "weft:latest", "--ipam-driver", "weft:latest", "--subnet", SUBNET, "app"]
+    cluster.h1.docker(*create)
+    eventually(lambda: "app" in cluster.h2.docker("network", "ls", "--format", "{{.Name}}").split(), "app is on h2")
     first = cluster.run(cluster.h1, "web1", "app")
     cluster.run(cluster.h2, "web2", "app")
     eventually(lambda: reaches(cluster.h2, "web2", first), "ping across")
