@@ -10,7 +10,19 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from weft.model import ENDPOINTS, HOSTS, MEMBERS, NETWORKS, Endpoint, Host, Member, Network
+from weft.model import (
+    ALIVE,
+    ENDPOINT_NAMES,
+    ENDPOINTS,
+    HOSTS,
+    MEMBERS,
+    NETWORKS,
+    Endpoint,
+    EndpointNames,
+    Host,
+    Member,
+    Network,
+)
 from weft.store import Entry
 
 
@@ -34,24 +46,42 @@ log = logging.getLogger(__name__)
 
 
 class Cluster:
-    """The mirror. `hosts`, `networks`, `members` and `endpoints` are read-only for everybody else."""
+    """The mirror. All that has no underscore is read-only for everybody else.
+
+    `bindings` are the VNIs of engines' networks, by host and NetworkID; `alive` the hosts that give signs of life.
+    `names` are by VNI and endpoint; `called` has the ids of the endpoints by VNI and lower-case name, and `holders`
+    the endpoint that has an address.
+    """
 
     def __init__(self) -> None:
         self.hosts: dict[str, Host] = {}
         self.networks: dict[int, Network] = {}
         self.members: dict[int, dict[str, Member]] = {}
         self.endpoints: dict[int, dict[str, Endpoint]] = {}
+        self.bindings: dict[tuple[str, str], int] = {}
+        self.alive: set[str] = set()
+        self.names: dict[int, dict[str, EndpointNames]] = {}
+        self.called: dict[int, dict[str, tuple[str, ...]]] = {}
+        self.holders: dict[str, Endpoint] = {}
         self._spread: dict[int, Counter[str]] = {}
 
     def load(self, entries: Iterable[Entry]) -> None:
-        """Replace everything by a snapshot."""
-        self.__init__()  # type: ignore[misc]
-        self.apply((entry.key, entry.value) for entry in entries)
+        """Replace everything by a snapshot, at once: those who look things up see the old or the new."""
+        fresh = type(self)()
+        fresh.apply((entry.key, entry.value) for entry in entries)
+        vars(self).update(vars(fresh))
 
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
         """Follow changes in order; a value of None is a deletion. Keys of newer versions are ignored."""
         touched = Touched()
-        kinds = {ENDPOINTS: self._endpoint, NETWORKS: self._network, MEMBERS: self._member, HOSTS: self._host}
+        kinds = {
+            ENDPOINTS: self._endpoint,
+            ENDPOINT_NAMES: self._names,
+            NETWORKS: self._network,
+            MEMBERS: self._member,
+            HOSTS: self._host,
+            ALIVE: self._alive,
+        }
         for key, value in events:
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             try:
@@ -87,11 +117,34 @@ class Cluster:
             spread[old.host] -= 1
             if not spread[old.host]:
                 del spread[old.host]
+            for address in old.addresses:
+                if self.holders.get(address) is old:  # it may be another's by now
+                    del self.holders[address]
         if value is not None:
             new = endpoints[endpoint_id] = Endpoint.decode(value)
             spread[new.host] += 1
+            self.holders.update(dict.fromkeys(new.addresses, new))
         elif not endpoints:
             del self.endpoints[vni], self._spread[vni]
+
+    def _names(self, key: str, value: str | None, touched: Touched) -> None:
+        vni_text, endpoint_id = key.removeprefix(ENDPOINT_NAMES).split("/", 1)
+        vni = int(vni_text)
+        names, called = self.names.setdefault(vni, {}), self.called.setdefault(vni, {})
+        new = EndpointNames.decode(value) if value is not None else None
+        old = names.pop(endpoint_id, None)
+        if new is not None:
+            names[endpoint_id] = new
+        before, now = old.all if old else frozenset(), new.all if new else frozenset()
+        for name in now - before:
+            called[name] = (*called.get(name, ()), endpoint_id)
+        for name in before - now:
+            if others := tuple(one for one in called[name] if one != endpoint_id):
+                called[name] = others
+            else:
+                del called[name]
+        if not names:
+            del self.names[vni], self.called[vni]
 
     def _network(self, key: str, value: str | None, touched: Touched) -> None:
         vni = int(key.removeprefix(NETWORKS))
@@ -106,10 +159,16 @@ class Cluster:
         vni = int(vni_text)
         touched.networks.add(vni)
         members = self.members.setdefault(vni, {})
+        if old := members.pop(host, None):
+            self.bindings.pop((host, old.network_id), None)
         if value is not None:
-            members[host] = Member.decode(value)
-        elif members.pop(host, None) and not members:
+            new = members[host] = Member.decode(value)
+            self.bindings[host, new.network_id] = vni
+        elif not members:
             del self.members[vni]
+
+    def _alive(self, key: str, value: str | None, touched: Touched) -> None:
+        (self.alive.discard if value is None else self.alive.add)(key.removeprefix(ALIVE))
 
     def _host(self, key: str, value: str | None, touched: Touched) -> None:
         host_id = key.removeprefix(HOSTS)

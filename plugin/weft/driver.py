@@ -32,6 +32,8 @@ from weft.model import (
     PoolClaim,
     binding_key,
     endpoint_key,
+    endpoint_names_key,
+    endpoint_names_prefix,
     endpoints_prefix,
     mac_key,
     members_prefix,
@@ -158,7 +160,8 @@ class Driver:
         if entry is None:
             return False
         network = Network.decode(entry.value)
-        writes: list[Write] = [Delete(entry.key), DeleteAll(endpoints_prefix(vni)), DeleteAll(mac_key(vni, ""))]
+        prefixes = endpoints_prefix(vni), endpoint_names_prefix(vni), mac_key(vni, "")
+        writes: list[Write] = [Delete(entry.key), *map(DeleteAll, prefixes)]
         unused: list[Condition] = [NoneNewer(members_prefix(vni), 0), KeyIs(entry.key, entry.revision)]
         for pool in network.pools:
             claimed = self._store.get(POOLS + pool.cidr)
@@ -450,7 +453,8 @@ class Driver:
 
     def _forget(self, endpoint: Endpoint) -> None:
         """Delete the record; its addresses become pending: the engine releases them next, or they are collected."""
-        writes: list[Write] = [Delete(endpoint.key), Delete(mac_key(endpoint.vni, endpoint.mac))]
+        keys = endpoint.key, endpoint_names_key(endpoint.vni, endpoint.id), mac_key(endpoint.vni, endpoint.mac)
+        writes: list[Write] = [*map(Delete, keys)]
         entry = self._store.get(network_key(endpoint.vni))
         if entry is not None:
             network = Network.decode(entry.value)

@@ -12,9 +12,11 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store"},
-    {"options", "reconcile", "cluster", "identity", "topology", "ipam"},
-    {"attachments", "driver", "agent", "collector"},
-    {"wire", "api", "engine", "kernel"},
+    {"options", "reconcile", "cluster", "identity", "topology", "ipam", "names"},
+    {"containers", "attachments", "driver", "agent", "collector"},
+    {"askers", "publisher"},
+    {"wire", "api", "engine", "kernel", "dns"},
+    {"resolver"},
     {"main"},
 ]
 
@@ -41,6 +43,7 @@ def importers(library: str) -> set[str]:
         ("flask", {"api", "main"}),
         ("gunicorn", "main"),
         ("docker", "engine"),
+        ("dns", "dns"),
         ("sqlite3", "store"),
         ("requests", {"engine", "store"}),
     ],
