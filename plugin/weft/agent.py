@@ -7,8 +7,9 @@ Three sizes of work, all planned by `reconcile`:
 - *repair*: just the links and rows that a kernel event named, where they differ from what is wanted;
 - *resync*: everything against a fresh dump: at start, after lost events or a failure, and on the timer.
 
-Nothing is done, and above all nothing removed, before the store's first snapshot. While the store is away the last
-known state stays in force. The timer backs off when a resync is dear, so that its share of a CPU stays small.
+Nothing is removed before the store's first snapshot; until that comes, what was last known is put where it is
+missing, and nothing else is done. While the store is away the last known state stays in force. The timer backs off
+when a resync is dear, so that its share of a CPU stays small.
 
 A network is *active* while this host has endpoints on it. Its devices stay for a while after the last one has gone
 (until the next timed resync, or until Docker removes the network), since a container that restarts wants them back.
@@ -20,7 +21,7 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Protocol
@@ -41,9 +42,10 @@ from weft.dataplane import (
     vni_of,
 )
 from weft.errors import KernelError, WeftError
-from weft.model import TOPOLOGY, Host
+from weft.identity import LocalHost
+from weft.model import TOPOLOGY
 from weft.reconcile import Create, Kernel, Remove, RowPlan, Step, plan_links, plan_rows
-from weft.store import Changes, Snapshot, Store, Watch
+from weft.store import Changes, Entry, Snapshot, Store, Watch
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +106,7 @@ class _Wanted:
 class Agent:
     """One per host.
 
+    :param cluster: the mirror, which the agent feeds.
     :param monitor: opens the stream of kernel events.
     :param resync: seconds between timed resyncs.
     """
@@ -111,17 +114,18 @@ class Agent:
     def __init__(
         self,
         store: Store,
+        cluster: Cluster,
         kernel: Kernel,
-        host: Host,
+        me: LocalHost,
         attachments: Attachments,
         *,
         monitor: Callable[[], Monitor],
         resync: float,
     ) -> None:
-        self.cluster = Cluster()
+        self.cluster = cluster
         self._store = store
         self._kernel = kernel
-        self._me = host
+        self._me = me
         self._attachments = attachments
         self._open_monitor = monitor
         self._resync_seconds = resync
@@ -130,6 +134,8 @@ class Agent:
         self._threads: list[threading.Thread] = []
         self._sources: dict[str, Watch | Monitor] = {}
         self._loaded = False
+        self._certain = False
+        """Whether the mirror is what the store has, and not only what was last known of it."""
         self._wanted: dict[int, _Wanted] = {}
         """By the VNI of each network that has devices here."""
         self._failures: list[KernelError] = []
@@ -138,7 +144,18 @@ class Agent:
         self._retry_seconds = _RETRY_SECONDS
         self._next_resync = monotonic()
 
-    def start(self) -> None:
+    def load(self, entries: Iterable[Entry]) -> None:
+        """Know what the store has, all of it."""
+        self.cluster.load(entries)
+        self._loaded = self._certain = True
+
+    def refresh(self) -> None:
+        """Compare everything soon. Any thread may call."""
+        self._triggers.put(Overflow())
+
+    def start(self, *, restored: bool = False) -> None:
+        """:param restored: the mirror holds what was last known, to begin with, since the store may be away."""
+        self._loaded = restored
         for name, work in (("agent", self._loop), ("store-watch", self._watch), ("kernel-monitor", self._monitor)):
             thread = threading.Thread(target=work, name=name, daemon=True)
             self._threads.append(thread)
@@ -189,8 +206,8 @@ class Agent:
             while True:
                 match trigger:
                     case Snapshot():
-                        self.cluster.load(trigger.entries)
-                        self._loaded = batch.resync = True
+                        self.load(trigger.entries)
+                        batch.resync = True
                         events.clear()
                     case Changes():
                         events.extend(trigger.events)
@@ -328,7 +345,7 @@ class Agent:
         possible = [link for link in wanted.values() if link.name in observed or not isinstance(link, Port)]
         steps = plan_links(possible, observed)
         pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
-        used = self._used(pruned) if pruned else set()
+        used = pruned if not self._certain else self._used(pruned) if pruned else set()
         self._perform([step for step in steps if not (isinstance(step, Remove) and step.name in used)])
         made = (step.link.name for step in steps if isinstance(step, Create))
         return set(filter(None, map(vni_of, made)))
@@ -375,7 +392,7 @@ class Agent:
         """Compute the rows of these networks anew and compare them with a dump."""
         for vni in vnis:
             self._wanted[vni] = _Wanted()
-            self._wanted[vni].change(set(), topology.network_rows(self.cluster, vni, self._me))
+            self._wanted[vni].change(set(), topology.network_rows(self.cluster, vni, self._me.host))
         # A device that could not be made is among the failures already.
         ready = [vni for vni in vnis if self._kernel.has_links(device_names(vni))]
         if not ready:
@@ -383,20 +400,25 @@ class Agent:
         observed = self._kernel.observe_rows([name for vni in ready for name in device_names(vni)])
         rows = [self._wanted[vni].rows for vni in ready]
         wanted = rows[0] if len(rows) == 1 else set[Row]().union(*rows)
+        if not self._certain:  # what is there may be newer than what was last known
+            present = {row.key for row in observed}
+            wanted = observed | {row for row in wanted if row.key not in present}
         self._write(plan_rows(wanted, observed))
 
     def _apply_delta(self, vni: int, touched: Touched) -> None:
         """Follow what changed on one network, without looking at the rest of it."""
         before, now = touched.endpoints[vni], self.cluster.endpoints.get(vni, {})
-        old = topology.endpoint_rows(self.cluster, (e for e in before.values() if e), self._me)
-        old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me)
-        new = topology.endpoint_rows(self.cluster, (now[i] for i in before if i in now), self._me)
-        new |= topology.flood_rows(self.cluster, vni, self.cluster.hosts_of(vni), self._me)
+        old = topology.endpoint_rows(self.cluster, (e for e in before.values() if e), self._me.host)
+        old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me.host)
+        new = topology.endpoint_rows(self.cluster, (now[i] for i in before if i in now), self._me.host)
+        new |= topology.flood_rows(self.cluster, vni, self.cluster.hosts_of(vni), self._me.host)
         self._wanted[vni].change(old, new)
         self._write(plan_rows(new, old))
 
     def _repair_rows(self, events: dict[Row, bool]) -> None:
         """Put right what somebody else changed. Most events are echoes of our own writes, which match."""
+        if not self._certain:
+            return
         by_network = ((self._wanted.get(vni_of(row.device) or 0), row, present) for row, present in events.items())
         seen = [(wanted, wanted.complete(row), present) for wanted, row, present in by_network if wanted]
         keys = {row.key for wanted, row, present in seen if present != (row in wanted.rows)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
@@ -26,16 +26,38 @@ log = logging.getLogger(__name__)
 MAX_BODY = 1 << 20
 """Bytes; an engine's requests are a few kilobytes."""
 
+_ADDING = {
+    "NetworkDriver.AllocateNetwork",
+    "NetworkDriver.CreateNetwork",
+    "NetworkDriver.CreateEndpoint",
+    "IpamDriver.RequestPool",
+    "IpamDriver.RequestAddress",
+}
+"""Calls that wait for the gate. The engine never repeats those that take away, so the gate finishes these later; but
+not ReleasePool, which counts and so cannot be repeated: the collector makes up for it."""
+
 Reply = dict[str, Any]
 Call = Callable[[Body], Reply]
 
 
-def create_app(driver: Driver, ipam: Ipam) -> Flask:
+class Gate(Protocol):
+    """Orders calls while the store is away, and after; see `presence.Presence`."""
+
+    def admit(self) -> None:
+        """Raise `StoreError` if nothing can be added now."""
+        ...
+
+    def finish(self, what: str, work: Callable[[], object]) -> None:
+        """Do it now, or as soon as the store is back."""
+        ...
+
+
+def create_app(driver: Driver, ipam: Ipam, gate: Gate) -> Flask:
     """The WSGI application; it holds no state of its own."""
     app = Flask("weft", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.url_map.merge_slashes = False
-    calls = {**_plugin_calls(), **_network_calls(driver), **_ipam_calls(driver, ipam)}
+    calls = {**_plugin_calls(), **_network_calls(driver, gate), **_ipam_calls(driver, ipam, gate)}
 
     @app.before_request
     def begin() -> None:
@@ -47,6 +69,8 @@ def create_app(driver: Driver, ipam: Ipam) -> Flask:
             return _refuse(f"weft does not know the call {name}", 404)
         body = Body.parse(request.get_data())
         g.objects = _objects(body)
+        if name in _ADDING:
+            gate.admit()
         return jsonify(calls[name](body))
 
     @app.errorhandler(Exception)
@@ -54,7 +78,7 @@ def create_app(driver: Driver, ipam: Ipam) -> Flask:
         if isinstance(error, HTTPException):
             return _refuse(f"{error.name}: {request.method} {request.path}", error.code or 500)
         if isinstance(error, WeftError):
-            return _refuse(str(error), 400 if isinstance(error, Malformed) else 200)
+            return _refuse(str(error), 400 if isinstance(error, Malformed) else 409 if request.blueprint else 200)
         log.exception("a bug in weft: %s", request.path)
         return _refuse(f"weft met a bug in {request.path[1:]} ({type(error).__name__}): its log has the details", 500)
 
@@ -88,13 +112,14 @@ def _plugin_calls() -> dict[str, Call]:
     return {"Plugin.Activate": lambda _: {"Implements": ["NetworkDriver", "IpamDriver"]}}
 
 
-def _network_calls(driver: Driver) -> dict[str, Call]:
+def _network_calls(driver: Driver, gate: Gate) -> dict[str, Call]:
     def create_network(body: Body) -> Reply:
         driver.create_network(wire.network_request(body))
         return {}
 
     def delete_network(body: Body) -> Reply:
-        driver.delete_network(body.identifier("NetworkID"))
+        network_id = body.identifier("NetworkID")
+        gate.finish(f"removal of network {network_id[:12]}", lambda: driver.delete_network(network_id))
         return {}
 
     def create_endpoint(body: Body) -> Reply:
@@ -109,7 +134,9 @@ def _network_calls(driver: Driver) -> dict[str, Call]:
         return {"InterfaceName": {"SrcName": interface, "DstPrefix": "eth"}}
 
     def delete_endpoint(body: Body) -> Reply:
-        driver.delete_endpoint(body.identifier("NetworkID"), body.identifier("EndpointID"))
+        network_id, endpoint_id = body.identifier("NetworkID"), body.identifier("EndpointID")
+        driver.detach(endpoint_id)
+        gate.finish(f"removal of endpoint {endpoint_id[:12]}", lambda: driver.forget_endpoint(network_id, endpoint_id))
         return {}
 
     def allocate_network(body: Body) -> Reply:
@@ -136,7 +163,7 @@ def _network_calls(driver: Driver) -> dict[str, Call]:
     }
 
 
-def _ipam_calls(driver: Driver, ipam: Ipam) -> dict[str, Call]:
+def _ipam_calls(driver: Driver, ipam: Ipam, gate: Gate) -> dict[str, Call]:
     def request_pool(body: Body) -> Reply:
         space, v6 = body.required("AddressSpace"), body.flag("V6")
         pool = body.network("Pool")
@@ -162,7 +189,7 @@ def _ipam_calls(driver: Driver, ipam: Ipam) -> dict[str, Call]:
     def release_address(body: Body) -> Reply:
         pool_id, address = PoolId.find(body.required("PoolID")), body.address("Address")
         if pool_id and address:
-            ipam.release_address(pool_id, address)
+            gate.finish(f"release of address {address}", lambda: ipam.release_address(pool_id, address))
         return {}
 
     return {

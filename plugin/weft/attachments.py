@@ -14,7 +14,8 @@ from errno import EEXIST, ENODEV
 from weft import topology
 from weft.dataplane import Link, device_names
 from weft.errors import KernelError
-from weft.model import Endpoint, Host, Network
+from weft.identity import LocalHost
+from weft.model import Endpoint, Network
 from weft.reconcile import Create, Kernel, Remove, Update, plan_links
 
 _ATTEMPTS = 3
@@ -26,10 +27,10 @@ class Attachments:
     :param port: UDP port of VXLAN.
     """
 
-    def __init__(self, kernel: Kernel, host: Host, *, port: int) -> None:
+    def __init__(self, kernel: Kernel, me: LocalHost, *, port: int) -> None:
         self.step_lock = threading.Lock()
         self._kernel = kernel
-        self._host = host
+        self._me = me
         self._port = port
         self._pinned: dict[str, Endpoint] = {}
         self._largest_mtu = 0
@@ -45,7 +46,7 @@ class Attachments:
 
     def refresh_mtu(self) -> int:
         """Read the underlay's MTU again."""
-        underlay = self._host.underlay
+        underlay = self._me.host.underlay
         self._largest_mtu = self._kernel.underlay_mtu(underlay) - topology.overhead(underlay)
         return self._largest_mtu
 
@@ -56,7 +57,7 @@ class Attachments:
     def links(self, network: Network, endpoints: Iterable[Endpoint] = ()) -> list[Link]:
         """All that a network with these local endpoints has in this host's data plane."""
         mtu = self.mtu(network)
-        devices = topology.network_links(network, local=self._host.underlay, port=self._port, mtu=mtu)
+        devices = topology.network_links(network, local=self._me.host.underlay, port=self._port, mtu=mtu)
         return [*devices, *(topology.endpoint_port(endpoint, mtu) for endpoint in endpoints)]
 
     def attach(self, network: Network, endpoint: Endpoint) -> str:

@@ -32,12 +32,14 @@ class Touched:
 
     :param networks: VNIs whose record or membership changed.
     :param hosts: ids of hosts that appeared, went away or moved to another underlay address.
+    :param alive: ids of hosts that fell silent or gave a sign of life.
     :param endpoints: by VNI, what each touched endpoint was before the batch (None: it is new).
     :param spread: by VNI of touched endpoints, the hosts that had endpoints there before the batch.
     """
 
     networks: set[int] = field(default_factory=set)
     hosts: set[str] = field(default_factory=set)
+    alive: set[str] = field(default_factory=set)
     endpoints: dict[int, dict[str, Endpoint | None]] = field(default_factory=lambda: defaultdict(dict))
     spread: dict[int, set[str]] = field(default_factory=dict)
 
@@ -48,18 +50,19 @@ log = logging.getLogger(__name__)
 class Cluster:
     """The mirror. All that has no underscore is read-only for everybody else.
 
-    `bindings` are the VNIs of engines' networks, by host and NetworkID; `alive` the hosts that give signs of life.
-    `names` are by VNI and endpoint; `called` has the ids of the endpoints by VNI and lower-case name, and `holders`
-    the endpoint that has an address.
+    `alive` are the ids of hosts that give signs of life; `version` grows with every change. `bindings` are the VNIs of
+    engines' networks, by host and NetworkID. `names` are by VNI and endpoint; `called` has the ids of the endpoints by
+    VNI and lower-case name, and `holders` the endpoint that has an address.
     """
 
     def __init__(self) -> None:
+        self.version = 0
         self.hosts: dict[str, Host] = {}
+        self.alive: set[str] = set()
         self.networks: dict[int, Network] = {}
         self.members: dict[int, dict[str, Member]] = {}
         self.endpoints: dict[int, dict[str, Endpoint]] = {}
         self.bindings: dict[tuple[str, str], int] = {}
-        self.alive: set[str] = set()
         self.names: dict[int, dict[str, EndpointNames]] = {}
         self.called: dict[int, dict[str, tuple[str, ...]]] = {}
         self.holders: dict[str, Endpoint] = {}
@@ -68,6 +71,7 @@ class Cluster:
     def load(self, entries: Iterable[Entry]) -> None:
         """Replace everything by a snapshot, at once: those who look things up see the old or the new."""
         fresh = type(self)()
+        fresh.version = self.version + 1
         fresh.apply((entry.key, entry.value) for entry in entries)
         vars(self).update(vars(fresh))
 
@@ -83,6 +87,7 @@ class Cluster:
             ALIVE: self._alive,
         }
         for key, value in events:
+            self.version += 1
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             try:
                 if follow:
@@ -103,6 +108,17 @@ class Cluster:
     def local_networks(self, host: str) -> set[int]:
         """VNIs of the networks on which `host` has endpoints."""
         return {vni for vni, spread in self._spread.items() if host in spread}
+
+    def entries_of(self, host: str) -> list[tuple[str, str]]:
+        """All that this host's engine needs, as entries of the store: the hosts, and the networks it has."""
+        vnis = self.local_networks(host) | {vni for vni, members in list(self.members.items()) if host in members}
+        networks = [self.networks[vni] for vni in vnis if vni in self.networks]
+        members = [self.members[vni][host] for vni in vnis if host in self.members.get(vni, ())]
+        endpoints = [endpoint for vni in vnis for endpoint in list(self.endpoints.get(vni, {}).values())]
+        names = [names for vni in vnis for names in list(self.names.get(vni, {}).values())]
+        shared: list[Host | Network | Member] = [*self.hosts.values(), *networks, *members]
+        records: list[Host | Network | Member | Endpoint | EndpointNames] = [*shared, *endpoints, *names]
+        return [(record.key, record.encode()) for record in records]
 
     def _endpoint(self, key: str, value: str | None, touched: Touched) -> None:
         vni_text, endpoint_id = key.removeprefix(ENDPOINTS).split("/", 1)
@@ -167,9 +183,6 @@ class Cluster:
         elif not members:
             del self.members[vni]
 
-    def _alive(self, key: str, value: str | None, touched: Touched) -> None:
-        (self.alive.discard if value is None else self.alive.add)(key.removeprefix(ALIVE))
-
     def _host(self, key: str, value: str | None, touched: Touched) -> None:
         host_id = key.removeprefix(HOSTS)
         old, new = self.hosts.pop(host_id, None), Host.decode(value) if value is not None else None
@@ -177,3 +190,11 @@ class Cluster:
             self.hosts[host_id] = new
         if (old and old.underlay) != (new and new.underlay):
             touched.hosts.add(host_id)
+
+    def _alive(self, key: str, value: str | None, touched: Touched) -> None:
+        host_id = key.removeprefix(ALIVE)
+        touched.alive.add(host_id)
+        if value is None:
+            self.alive.discard(host_id)
+        else:
+            self.alive.add(host_id)

@@ -50,6 +50,7 @@ class Settings:
     driver: str
     resync: float
     gc_grace: float
+    host_grace: float
     log: str
 
     @property
@@ -64,6 +65,12 @@ class Settings:
             return ()
         scheme = "https" if found["tls"] else "http"
         return tuple(f"{scheme}://{place}" for place in dict.fromkeys(found["places"].split(",")))
+
+    @property
+    def store_origin(self) -> str:
+        """What tells this store, as it is reached now, from another."""
+        access = (self.store_ca, self.store_cert, self.store_key, self.store_user, self.store_password_file)
+        return " ".join([self.store, *(str(one) for one in access if one)])
 
     @property
     def etcd_root(self) -> str:
@@ -193,7 +200,11 @@ SETTINGS: dict[str, Setting] = {
         "/run/docker/plugins/weft.sock", _path, "where the engine finds the driver; its name is the file's"
     ),
     "run": Setting("/run/docker/weft", _path, "run-time folder: the data-plane namespace and the lock"),
-    "state": Setting("/var/lib/weft", _path, "what must survive a reboot: the host's identity"),
+    "state": Setting(
+        "/var/lib/weft",
+        _path,
+        "what must survive a reboot: the host's identity, and a snapshot of what it knows of the cluster",
+    ),
     "store": Setting("sqlite:///var/lib/weft/weft.db", _store, "the store that hosts share, or etcd://…"),
     "store_ca": Setting(
         "", _path_or_none, "file with the CA that signed etcd's certificates (default: the public ones)"
@@ -203,7 +214,11 @@ SETTINGS: dict[str, Setting] = {
     "store_user": Setting("", str, "etcd user"),
     "store_password_file": Setting("", _path_or_none, "file with that user's password"),
     "hostname": Setting(platform.node() or "host", str, "this host's name in messages and lists"),
-    "underlay": Setting("", str, "VTEP address: an interface, an address or a CIDR (default: the default route's)"),
+    "underlay": Setting(
+        "",
+        str,
+        "VTEP address: an interface, an address or a CIDR (default: from the route to other hosts or the store)",
+    ),
     "port": Setting("4789", _port, "UDP port of VXLAN, the same on all hosts"),
     "pools": Setting(
         "10.64.0.0/10:24 fdf7:7765:6674::/48:64", _pools, "ranges and sizes of pools when no --subnet is given"
@@ -212,6 +227,7 @@ SETTINGS: dict[str, Setting] = {
     "driver": Setting("weft", str, "the name users type after -d (a managed plugin: weft:latest)"),
     "resync": Setting("30", _seconds, "seconds between full comparisons of kernel and store"),
     "gc_grace": Setting("10", _seconds, "seconds that Docker must not know an object before it is collected"),
+    "host_grace": Setting("600", _seconds, "seconds that a host must be silent before what it has is collected"),
     "log": Setting("info", _level, "debug, info, warning or error"),
 }
 

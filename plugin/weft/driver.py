@@ -30,6 +30,7 @@ from weft.model import (
     Network,
     Pool,
     PoolClaim,
+    address_key,
     binding_key,
     endpoint_key,
     endpoint_names_key,
@@ -224,14 +225,33 @@ class Driver:
         return self._attachments.is_alive(endpoint.id)
 
     def delete_endpoint(self, network_id: str, endpoint_id: str) -> None:
-        """Forget the endpoint. Its addresses stay taken until they are released."""
+        """Remove the endpoint's veth and forget it. Its addresses stay taken until they are released."""
         try:
-            self._attachments.detach(endpoint_id)
+            self.detach(endpoint_id)
         finally:
-            network = self._bound(network_id)
-            entry = self._store.get(endpoint_key(network.vni, endpoint_id)) if network else None
-            if entry is not None:
-                self._forget(Endpoint.decode(entry.value))
+            self.forget_endpoint(network_id, endpoint_id)
+
+    def detach(self, endpoint_id: str) -> None:
+        """Remove the endpoint's veth; the store is not needed for that."""
+        self._attachments.detach(endpoint_id)
+
+    def forget_endpoint(self, network_id: str, endpoint_id: str) -> None:
+        network = self._bound(network_id)
+        entry = self._store.get(endpoint_key(network.vni, endpoint_id)) if network else None
+        if entry is not None:
+            self._forget(Endpoint.decode(entry.value))
+
+    def drop_writes(self, endpoint: Endpoint) -> list[Write]:
+        """Writes that take away an endpoint of a host that is gone, with its addresses."""
+        writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
+        entry = self._store.get(network_key(endpoint.vni))
+        network = Network.decode(entry.value) if entry else None
+        for address in endpoint.addresses:
+            cidr = network.cidr_of(address) if network else None
+            held = self._store.get(address_key(cidr, address)) if cidr else None
+            if held and Allocation.decode(held.value).space != GLOBAL_SPACE:  # else Swarm takes it back
+                writes.append(Delete(held.key))
+        return writes
 
     # Creating a network
 
@@ -453,8 +473,7 @@ class Driver:
 
     def _forget(self, endpoint: Endpoint) -> None:
         """Delete the record; its addresses become pending: the engine releases them next, or they are collected."""
-        keys = endpoint.key, endpoint_names_key(endpoint.vni, endpoint.id), mac_key(endpoint.vni, endpoint.mac)
-        writes: list[Write] = [*map(Delete, keys)]
+        writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
         entry = self._store.get(network_key(endpoint.vni))
         if entry is not None:
             network = Network.decode(entry.value)
@@ -468,6 +487,11 @@ class Driver:
 
     def _endpoints(self, vni: int) -> list[Endpoint]:
         return [Endpoint.decode(entry.value) for entry in self._store.list(endpoints_prefix(vni)).entries]
+
+
+def _keys_of(endpoint: Endpoint) -> tuple[str, str, str]:
+    """What goes with an endpoint."""
+    return endpoint.key, endpoint_names_key(endpoint.vni, endpoint.id), mac_key(endpoint.vni, endpoint.mac)
 
 
 def mac_of(address: str) -> str:

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from weft.errors import ConfigError
+from weft.model import Host
+
+
+class LocalHost:
+    """This host's record as it is now: its underlay address may change while weft runs."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    @property
+    def id(self) -> str:
+        return self.host.id
+
+    def move(self, underlay: str) -> None:
+        self.host = replace(self.host, underlay=underlay)
 
 
 def host_id(state: Path) -> str:
@@ -27,3 +44,9 @@ def host_id(state: Path) -> str:
     if len(text) != 32 or not text.isalnum():
         raise ConfigError(f"{path} does not hold a host id: restore it, or delete it and this host becomes a new one")
     return text
+
+
+def instance() -> str:
+    """What tells this machine, as it runs now, from its clone and from itself before a reboot."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.stat('/proc/self/ns/net').st_ino}"

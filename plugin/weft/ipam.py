@@ -140,17 +140,20 @@ class Ipam:
                     f"pool {pool} overlaps this host's route to {route}: type --subnet {pool} to use it anyway"
                 )
 
-    def release_pool(self, pool: IPNetwork, *, entirely: bool = False) -> None:
+    def release_pool(self, pool: IPNetwork, *, entirely: bool = False, host: str = "") -> None:
         """Take back one request of this host for a pool (all of them if `entirely`); the last frees all in it.
 
         A weft network's pool stays with the network.
+
+        :param host: the id of another host, whose requests are taken back instead.
         """
+        host = host or self._host
         while (entry := self._store.get(POOLS + str(pool))) is not None:
             claim = PoolClaim.decode(entry.value)
-            count = claim.users.get(self._host, 0)
+            count = claim.users.get(host, 0)
             if not count:
                 return
-            left = claim.used(self._host, -count if entirely else -1)
+            left = claim.used(host, -count if entirely else -1)
             kept = left.users or left.vni
             writes = [Put(entry.key, left.encode())] if kept else [Delete(entry.key), *self.free_all(str(pool))]
             if self._store.transact([KeyIs(entry.key, entry.revision)], writes):

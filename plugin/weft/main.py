@@ -13,34 +13,47 @@ import os
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from socket import SOCK_STREAM, getaddrinfo
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
-from weft import __version__, config
+from weft import __version__, cli, config
+from weft.admin import create_admin
 from weft.agent import Agent
 from weft.api import create_app
 from weft.attachments import Attachments
+from weft.cluster import Cluster
 from weft.collector import Collector
 from weft.config import SETTINGS, Settings
 from weft.driver import Driver
 from weft.engine import DockerEngine
 from weft.errors import ConfigError, KernelError, WeftError
-from weft.identity import host_id
+from weft.hosts import Hosts
+from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
-from weft.model import Host
-from weft.store import KeyIs, Put, Store
+from weft.model import HOSTS, Host
+from weft.presence import Presence
+from weft.snapshot import SnapshotFile
+from weft.store import Store
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
 
 log = logging.getLogger("weft")
 
+HANDLER_PATIENCE = 1.5
+"""Somebody waits for `docker run`: better a clear error soon."""
+PATIENCE = 5.0
+"""Background work may wait for an election whose first vote was split."""
 _THREADS = 32
 """Calls answered at once: the engine waits in parallel, and none of ours takes long."""
 _LOCK_SECONDS = 10.0
@@ -58,47 +71,77 @@ class Weft:
     """All parts of one host's weft, running."""
 
     app: Flask
-    store: Store
+    stores: Sequence[Store]
     kernel: LinuxKernel
     agent: Agent
+    presence: Presence
     collector: Collector | None
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
         if self.collector:
             self.collector.stop()
+        self.presence.stop()
         self.agent.stop()
         self.kernel.close()
-        self.store.close()
+        for store in self.stores:
+            store.close()
 
 
 def build(settings: Settings) -> Weft:
     """Wire everything up and start it."""
     identity = host_id(settings.state)
-    store = open_store(settings)
+    store, patient = open_store(settings), open_store(settings, patience=PATIENCE)
+    snapshot = SnapshotFile(settings.state / "snapshot.json", settings.store_origin)
+    restored = snapshot.load()
+    cluster = Cluster()
+    cluster.load(restored or patient.list(HOSTS).entries)
     kernel = LinuxKernel(settings.run)
     kernel.open()
-    underlay = kernel.underlay_address(settings.underlay)
-    host = Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__)
-    _register(store, host)
-    ipam = Ipam(store, host.id, ranges=settings.pools, host_routes=kernel.routes)
-    attachments = Attachments(kernel, host, port=settings.port)
-    driver = Driver(store, host, ipam, attachments, name=settings.driver)
-    agent = Agent(store, kernel, host, attachments, monitor=kernel.monitor, resync=settings.resync)
+
+    def locate(present: str) -> str:
+        others = (host.underlay for host in list(cluster.hosts.values()) if host.id != identity)
+        towards = chain(others, store_addresses(settings))
+        return kernel.underlay_address(settings.underlay, present=present, towards=towards)
+
+    before = cluster.hosts.get(identity)
+    underlay = locate(before.underlay if before else "")
+    me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
+    ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
+    attachments = Attachments(kernel, me, port=settings.port)
+    driver = Driver(store, me.host, ipam, attachments, name=settings.driver)
+    agent = Agent(patient, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=settings.resync)
+    hosts = Hosts(patient, cluster, driver, ipam)
+    presence = Presence(
+        hosts,
+        cluster,
+        me,
+        snapshot,
+        instance=instance(),
+        locate=locate,
+        moved=agent.refresh,
+        grace=settings.host_grace,
+    )
     collector = None
     if settings.docker != "off":
         engine = DockerEngine(settings.docker)
-        collector = Collector(store, host, agent.cluster, driver, ipam, engine, grace=settings.gc_grace)
+        collector = Collector(patient, me.host, cluster, driver, ipam, engine, grace=settings.gc_grace)
+    presence.start(restored=bool(restored))
     _check_kernel(attachments)
-    agent.start()
+    agent.start(restored=bool(restored))
     if collector:
         collector.start()
-    log.info("weft %s serves host %s (%s) with VTEP %s", __version__, host.name, host.id[:12], host.underlay)
-    return Weft(create_app(driver, ipam), store, kernel, agent, collector)
+    log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
+    app = create_app(driver, ipam, presence)
+    app.register_blueprint(create_admin(hosts, cluster))
+    return Weft(app, [store, patient], kernel, agent, presence, collector)
 
 
-def open_store(settings: Settings) -> Store:
-    """The store that the settings name. Hosts begin with different members of an etcd cluster, to share its load."""
+def open_store(settings: Settings, *, patience: float = HANDLER_PATIENCE) -> Store:
+    """The store that the settings name. Hosts begin with different members of an etcd cluster, to share its load.
+
+    :param patience: seconds that one call may take while etcd is away.
+    """
     endpoints = settings.etcd_endpoints
     if not endpoints:
         return SqliteStore(settings.sqlite_path)
@@ -109,7 +152,16 @@ def open_store(settings: Settings) -> Store:
         user=settings.store_user,
         password_file=settings.store_password_file,
     )
-    return EtcdStore(random.sample(endpoints, len(endpoints)), root=settings.etcd_root, access=access)
+    return EtcdStore(
+        random.sample(endpoints, len(endpoints)), root=settings.etcd_root, access=access, patience=patience
+    )
+
+
+def store_addresses(settings: Settings) -> Iterator[str]:
+    """Addresses of etcd's members, as far as their names can be resolved."""
+    for endpoint in settings.etcd_endpoints:
+        with suppress(OSError):
+            yield from (str(found[4][0]) for found in getaddrinfo(urlsplit(endpoint).hostname, None, type=SOCK_STREAM))
 
 
 def _check_kernel(attachments: Attachments) -> None:
@@ -118,16 +170,6 @@ def _check_kernel(attachments: Attachments) -> None:
         attachments.check()
     except KernelError as error:
         log.error("no network can be made on this host: %s", error)
-
-
-def _register(store: Store, host: Host) -> None:
-    """Publish this host's record if it changed."""
-    while True:
-        entry = store.get(host.key)
-        if entry is not None and Host.decode(entry.value) == host:
-            return
-        if store.transact([KeyIs(host.key, entry.revision if entry else 0)], [Put(host.key, host.encode())]):
-            return
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
@@ -228,7 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = config.from_environment(os.environ)
         logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", force=True)
         log.setLevel(settings.log.upper())  # of weft alone: pyroute2 writes pages per request
-        serve(settings)
+        if options.command == "serve":
+            serve(settings)
+        else:
+            cli.run(options, settings.socket)
     except WeftError as error:
         print(f"weft {options.command}: {error}", file=sys.stderr)
         return 1
@@ -248,4 +293,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"weft {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve this host's Docker Engine (in the foreground)")
+    cli.add_commands(commands)
     return parser

@@ -12,8 +12,10 @@ import pytest
 from tests.fakes import FakeKernel, FakeMonitor
 from weft.agent import Agent
 from weft.attachments import Attachments
+from weft.cluster import Cluster
 from weft.config import from_environment
 from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
+from weft.identity import LocalHost
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.model import Endpoint, Host, Network, Pool
 from weft.options import NetworkOptions
@@ -47,10 +49,12 @@ class FakeHost:
         store.transact([], [Put(self.record.key, self.record.encode())])
         ranges = from_environment({}).pools
         self.ipam = Ipam(store, self.record.id, ranges=ranges, host_routes=kernel.routes, rng=random.Random(number))
-        self.attachments = Attachments(kernel, self.record, port=4789)
+        self.me = LocalHost(self.record)
+        self.cluster = Cluster()
+        self.attachments = Attachments(kernel, self.me, port=4789)
         self.driver = Driver(store, self.record, self.ipam, self.attachments, rng=random.Random(number))
         self.monitor = FakeMonitor()
-        self.agent = Agent(store, kernel, self.record, self.attachments, monitor=self.monitor, resync=3600)
+        self.agent = Agent(store, self.cluster, kernel, self.me, self.attachments, monitor=self.monitor, resync=3600)
 
     def create_network(self, network_id: str, *cidrs: str, internal: bool = False, **options: int | str) -> Network:
         """RequestPool, gateway and CreateNetwork, in the engine's order."""

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from werkzeug.test import TestResponse
 
-from tests.fakes import FakeKernel
+from tests.fakes import FakeKernel, OpenGate
 from tests.unit.conftest import FakeHost
 from weft.api import MAX_BODY, create_app
 from weft.dataplane import Port
@@ -116,7 +116,7 @@ class Engine:
 
     def settle(self) -> None:
         """Let the agent compare kernel and store, and try again where the kernel refuses."""
-        self._host.agent.cluster.load(self._host.store.list(TOPOLOGY).entries)
+        self._host.agent.load(self._host.store.list(TOPOLOGY).entries)
         for _ in range(self._faults + 1):
             with suppress(KernelError):
                 self._host.agent.resync()
@@ -156,7 +156,7 @@ def fresh_engine() -> Iterator[Engine]:
     with TemporaryDirectory() as folder:
         store = SqliteStore(Path(folder) / "weft.db")
         host = FakeHost(store, 1, FakeKernel())
-        yield Engine(host, create_app(host.driver, host.ipam).test_client())
+        yield Engine(host, create_app(host.driver, host.ipam, OpenGate()).test_client())
         store.close()
 
 

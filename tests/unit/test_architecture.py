@@ -12,10 +12,10 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store"},
-    {"options", "reconcile", "cluster", "identity", "topology", "ipam", "names"},
-    {"containers", "attachments", "driver", "agent", "collector"},
+    {"options", "reconcile", "cluster", "identity", "topology", "ipam", "snapshot", "unfinished", "names"},
+    {"attachments", "driver", "agent", "collector", "hosts", "presence", "containers"},
     {"askers", "publisher"},
-    {"wire", "api", "engine", "kernel", "dns"},
+    {"wire", "api", "admin", "cli", "engine", "kernel", "dns"},
     {"resolver"},
     {"main"},
 ]
@@ -40,7 +40,8 @@ def importers(library: str) -> set[str]:
     ("library", "module"),
     [
         ("pyroute2", "kernel"),
-        ("flask", {"api", "main"}),
+        ("flask", {"admin", "api", "main"}),
+        ("rich", "cli"),
         ("gunicorn", "main"),
         ("docker", "engine"),
         ("dns", "dns"),

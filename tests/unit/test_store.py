@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
@@ -17,7 +18,7 @@ import pytest
 from tests.etcd import MISSING, Cluster
 from tests.unit.conftest import together
 from weft.errors import StoreError
-from weft.store import Changes, Delete, DeleteAll, KeyIs, NoneNewer, Put, Snapshot, Store
+from weft.store import Changes, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Snapshot, Store
 from weft.store import sqlite as sqlite_store
 from weft.store.etcd import EtcdStore
 from weft.store.sqlite import SqliteStore
@@ -168,6 +169,71 @@ def test_a_closed_watch_ends_its_reader_at_once(store: Store) -> None:
     assert not reader.is_alive()
 
 
+def test_many_keys_are_read_at_once(store: Store) -> None:
+    revisions = [put(store, key, key) for key in ("a", "b")]
+    found = store.get_many(["b", "ghost", "a", "a"])
+    assert {key: (entry.key, entry.value, entry.revision) for key, entry in found.items()} == {
+        "a": ("a", "a", revisions[0]),
+        "b": ("b", "b", revisions[1]),
+    }
+    assert store.get_many([]) == {}
+    assert len(store.get_many([f"k{number}" for number in range(99)] + ["a"])) == 1
+
+
+def next_events(news: Iterator[Snapshot | Changes]) -> tuple[tuple[str, str | None], ...]:
+    change = next(news)
+    assert isinstance(change, Changes)
+    return change.events
+
+
+def test_a_beaten_key_goes_by_itself_and_watches_see_it(store: Store) -> None:
+    watch = store.watch("alive/")
+    news = iter(watch)
+    next(news)
+    put(store, "alive/h2", "not beaten")
+    assert next_events(news) == (("alive/h2", "not beaten"),)
+    began = time.monotonic()
+    assert store.beat("alive/h1", "me", 2)
+    assert next_events(news) == (("alive/h1", "me"),)
+    assert next_events(news) == (("alive/h1", None),)
+    assert 1.9 < time.monotonic() - began < 5
+    assert [entry.key for entry in store.list("").entries] == ["alive/h2"]
+    assert store.beat("alive/h1", "me", 2)
+    assert next_events(news) == (("alive/h1", "me"),)
+    watch.close()
+
+
+def test_beats_keep_a_key_without_changing_anything(store: Store) -> None:
+    assert store.beat("k", "me", 2)
+    before = store.list("")
+    deadline = time.monotonic() + 4
+    while time.monotonic() < deadline:
+        time.sleep(0.4)
+        assert store.beat("k", "me", 2)
+        assert not store.beat("k", "somebody else", 2)
+    assert store.list("") == before
+
+
+def test_a_beaten_key_that_was_deleted_is_put_again(store: Store) -> None:
+    assert store.beat("k", "me", 60)
+    assert store.transact([], [Delete("k")])
+    assert store.get("k") is None
+    assert store.beat("k", "me", 60)
+    assert store.get("k") is not None
+
+
+def test_a_silent_key_is_not_there_for_who_asks(store: Store) -> None:
+    """Nobody watches."""
+    assert store.beat("k", "me", 2)
+    put(store, "other")
+    deadline = time.monotonic() + 5
+    while store.get("k"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert [entry.key for entry in store.list("").entries] == ["other"]
+    assert store.beat("k", "somebody else", 2)
+
+
 def test_values_and_keys_are_any_text(store: Store) -> None:
     text = 'ä "quoted"\n\0 \U0001f9f6'
     put(store, "p/é:1/10.0.0.0/24", text)
@@ -235,16 +301,54 @@ for number in range(15):
 """
 
 
-def test_processes_may_open_a_new_file_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["new", "old"])
+def test_processes_may_open_a_new_file_at_once(tmp_path: Path, kind: str) -> None:
+    for number in range(15 if kind == "old" else 0):
+        make_version_1(tmp_path / f"{number}.db")
     path = str(Path(sqlite_store.__file__).parents[2])
     subprocess.run([sys.executable, "-c", _OPEN_AT_ONCE, str(tmp_path)], check=True, env={"PYTHONPATH": path})
+
+
+_VERSION_1 = """
+PRAGMA journal_mode = WAL;
+CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE changes (revision INTEGER NOT NULL, key TEXT NOT NULL, value TEXT);
+CREATE INDEX changes_by_revision ON changes (revision);
+CREATE TABLE counter (revision INTEGER NOT NULL, trimmed INTEGER NOT NULL);
+INSERT INTO counter VALUES (7, 0);
+INSERT INTO entries VALUES ('a', '1', 7);
+INSERT INTO changes VALUES (7, 'a', '1');
+PRAGMA user_version = 1;
+"""
+
+
+def make_version_1(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(_VERSION_1)
+
+
+def test_a_file_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    make_version_1(tmp_path / "weft.db")
+    for _ in range(2):
+        with closing(SqliteStore(tmp_path / "weft.db")) as store:
+            assert store.list("") == Listing((Entry("a", "1", 7),), 7)
+            assert store.beat("a", "1", 60)
+    with closing(sqlite3.connect(tmp_path / "weft.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+
+
+def test_what_is_no_text_is_read_all_the_same(database: Path) -> None:
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute("INSERT INTO entries VALUES (CAST(x'7061ff' AS TEXT), CAST(x'ff7b' AS TEXT), 1, NULL)")
+    with closing(SqliteStore(database)) as store:
+        assert store.list("p").entries == (Entry("pa\ufffd", "\ufffd{", 1),)
 
 
 def test_a_newer_schema_is_refused_by_name(database: Path) -> None:
     connection = sqlite3.connect(database)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(StoreError, match=r"weft\.db was written by a newer weft \(schema 99, this one knows 1\)"):
+    with pytest.raises(StoreError, match=r"weft\.db was written by a newer weft \(schema 99, this one knows 2\)"):
         SqliteStore(database)
 
 

@@ -108,6 +108,10 @@ class LinuxKernel:
     def underlay_mtu(self, address: str) -> int:
         return self._underlay.mtu(address)
 
-    def underlay_address(self, spec: str) -> str:
-        """The address that the setting WEFT_UNDERLAY means; `ConfigError` names the candidates if it means none."""
-        return self._underlay.address(spec)
+    def underlay_address(self, spec: str, *, present: str = "", towards: Iterable[str] = ()) -> str:
+        """The address that the setting WEFT_UNDERLAY means; `ConfigError` names the candidates if it means none.
+
+        :param present: the address until now, which stays while it can be meant.
+        :param towards: addresses of other hosts or of the store: without a setting, the route to them decides.
+        """
+        return self._underlay.address(spec, present=present, towards=towards)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from errno import EADDRNOTAVAIL
+from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from socket import AF_INET, AF_INET6
 from typing import Any
@@ -63,18 +65,31 @@ class Underlay:
             link = self._link(_output(route))
         return int(link.get_attr("IFLA_MTU"))
 
-    def address(self, spec: str) -> str:
-        """The address that is meant by an interface, an address, a CIDR, or "" for the default route's source.
+    def address(self, spec: str, *, present: str = "", towards: Iterable[str] = ()) -> str:
+        """The address that is meant by an interface, an address, a CIDR, or "".
 
-        IPv4 comes before IPv6, lasting addresses before others.
+        "" means the source of the first route to one of `towards`, else of the default route. The `present` one stays
+        while it can be meant. IPv4 comes before IPv6, lasting addresses before others.
         """
         candidates = sorted(self._addresses(), key=lambda a: (a.ip.version, not a.fit, a.index))
-        chosen = [a for a in candidates if _matches(a, spec)] if spec else self._of_default_route(candidates)
+        possible = [a for a in candidates if _matches(a, spec)] if spec else candidates
+        if any(str(a.ip) == present for a in possible):
+            return present
+        chosen = possible if spec else [*self._of_routes(towards, candidates), *self._of_default_route(candidates)]
         if chosen:
             return str(chosen[0].ip)
         problem = f"WEFT_UNDERLAY={spec} is none of this host's" if spec else "this host has no default route"
         known = ", ".join(map(str, candidates)) or "none at all"
         raise ConfigError(f"{problem}; set WEFT_UNDERLAY to an interface, an address or a CIDR of: {known}")
+
+    def _of_routes(self, towards: Iterable[str], candidates: list[_Address]) -> Iterator[_Address]:
+        """The addresses from which this host would send to these destinations."""
+        for destination in towards:
+            try:
+                source = self._host.call("look up a route", partial(_source, destination=destination))
+            except KernelError:
+                continue  # there is none
+            yield from (a for a in candidates if a.ip == source)
 
     def _of_default_route(self, candidates: list[_Address]) -> list[_Address]:
         """What the kernel would take as source, first choice first."""
@@ -132,6 +147,13 @@ class Underlay:
 
     def _link(self, index: int) -> Any:
         return self._host.call("read the underlay link", lambda route: route.link("get", index=index)[0])
+
+
+def _source(route: Any, destination: str) -> IPAddress | None:
+    """The source address that the kernel would choose; None if the destination is this host."""
+    found = route.route("get", dst=destination)[0]
+    local = found["type"] != _RTN_UNICAST
+    return None if local else ip_address(found.get_attr("RTA_PREFSRC"))
 
 
 def _matches(address: _Address, spec: str) -> bool:

@@ -95,6 +95,10 @@ class Store(Protocol):
 
     def get(self, key: str) -> Entry | None: ...
 
+    def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Those of these keys that are present, all as they stood at one revision. At most a hundred keys."""
+        ...
+
     def list(self, prefix: str) -> Listing: ...
 
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
@@ -108,7 +112,8 @@ class Store(Protocol):
         """Put a key that goes by itself unless this is said again within `seconds`; watches see both.
 
         Saying it again with the same value changes nothing but the deadline: no revision, no event. False, and nothing
-        done, if the key has another value: somebody else keeps it.
+        done, if the key has another value: somebody else keeps it. Whoever wants it gone at once deletes it; the next
+        beat puts it again.
         """
         ...
 

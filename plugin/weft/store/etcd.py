@@ -8,6 +8,7 @@
   how far the events go; to go on from there would lose some.
 - *A silent watch may be a dead one*: a member that hangs keeps its connections. While a watch is open, a guard asks
   that member something every few seconds. The last message of a stream, an error, may lack its newline.
+- *A key that goes by itself has a lease*, which every process that keeps the key finds at the key: none remembers one.
 - *History may be gone*: etcd was compacted or restored from a backup, or (before 3.4.17) events do not fit into the
   gateway's 4 MB. Then a watch begins again, with a snapshot. Otherwise it goes on, at any member, with the revision
   after the last it gave, however long etcd was away.
@@ -25,13 +26,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from math import ceil
 from time import monotonic
 
 import requests
 
 from weft.errors import StoreError
 from weft.store import Changes, Condition, Delete, Entry, KeyIs, Listing, Put, Snapshot, Write
-from weft.store.gateway import Access, Away, Gateway, Json, Refused, Silence
+from weft.store.gateway import PATIENCE_SECONDS, Access, Away, Gateway, Json, Refused, Silence
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +69,21 @@ class EtcdStore:
 
     :param endpoints: URLs of members (`https://etcd1:2379`); the first that answers is used while it does.
     :param root: what all keys begin with, ending in a slash. Receipts are beside it: `/weft/v1.receipts/…`.
+    :param patience: seconds that a call may take before it fails because no member answers; they are shared among
+        the members. The first of several calls waits so long for etcd to come back, the next ones ask each member once.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, root: str = "/weft/v1/", access: Access | None = None) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        root: str = "/weft/v1/",
+        access: Access | None = None,
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         prefix = root.rstrip("/")
         self._root = root
-        self._gateway = Gateway(endpoints, access or Access(), prefix)
+        self._gateway = Gateway(endpoints, access or Access(), prefix, patience=patience)
         self._receipts = f"{prefix}.receipts/"
         self._free: deque[_Receipt] = deque()
         """Receipts that no transaction uses at the moment."""
@@ -80,8 +91,14 @@ class EtcdStore:
         self._lease_until = monotonic()
 
     def get(self, key: str) -> Entry | None:
-        found = self._gateway.call("kv/range", self._at(key)).get("kvs")
-        return self._entry(found[0]) if found else None
+        found = self._find(key)
+        return self._entry(found) if found else None
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        reads = [{"request_range": self._at(key)} for key in keys]
+        answers = self._gateway.call("kv/txn", {"success": reads}).get("responses", ())
+        found = (kv for answer in answers for kv in answer["response_range"].get("kvs", ()))
+        return {entry.key: entry for entry in map(self._entry, found)}
 
     def list(self, prefix: str) -> Listing:
         for _ in range(_ATTEMPTS):
@@ -102,6 +119,23 @@ class EtcdStore:
             return self._transact(compare, operations, receipt)
         finally:
             self._free.append(receipt)
+
+    def beat(self, key: str, value: str, seconds: float) -> bool:
+        wanted = ceil(seconds)
+        for _ in range(_ATTEMPTS):
+            found = self._find(key)
+            if found and _text(found, "value") != value:
+                return False
+            if found and self._keep(found.get("lease", "0")) >= wanted:
+                return True
+            put = {**self._at(key), "value": _base64(value.encode()), "lease": self._grant(wanted)}
+            unchanged = _revision(self._at(key), "EQUAL", int(found["mod_revision"]) if found else 0)
+            if self._gateway.call("kv/txn", {"compare": [unchanged], "success": [{"request_put": put}]}).get(
+                "succeeded"
+            ):
+                return True
+            # Else it was changed meanwhile, maybe by an earlier copy of the request, whose answer was lost.
+        raise StoreError(f"etcd's key {self._root}{key} is changed by others all the time: let only weft write there")
 
     def watch(self, prefix: str) -> EtcdWatch:
         return EtcdWatch(self, self._gateway, prefix)
@@ -172,9 +206,21 @@ class EtcdStore:
     def _current_lease(self) -> str:
         """The lease for receipts. It is replaced, never renewed, so an old one takes unused receipts along."""
         if monotonic() >= self._lease_until:
-            self._lease = self._gateway.call("lease/grant", {"TTL": _RECEIPT_SECONDS})["ID"]
+            self._lease = self._grant(_RECEIPT_SECONDS)
             self._lease_until = monotonic() + _RECEIPT_SECONDS / 2
         return self._lease
+
+    def _grant(self, seconds: int) -> str:
+        lease: str = self._gateway.call("lease/grant", {"TTL": seconds})["ID"]
+        return lease
+
+    def _keep(self, lease: str) -> int:
+        """Let a lease last as long again as when it was granted: so many seconds, 0 if it is gone."""
+        return int(self._gateway.call("lease/keepalive", {"ID": lease})["result"].get("TTL", 0))
+
+    def _find(self, key: str) -> Json | None:
+        found: list[Json] = self._gateway.call("kv/range", self._at(key)).get("kvs", [])
+        return found[0] if found else None
 
     def _compare(self, condition: Condition) -> Json:
         if isinstance(condition, KeyIs):

@@ -21,12 +21,13 @@ from typing import Any
 from weakref import WeakSet
 
 import requests
+from urllib3 import Timeout
 
 from weft.errors import StoreError
 
+PATIENCE_SECONDS = 4.7
+"""Long enough for an election whose first vote was split."""
 _ANSWER_SECONDS = 1.5
-_PATIENCE_SECONDS = 4.7
-"""Long enough for an election whose first vote was split, and short enough for somebody who waits for an error."""
 _LEAST_SECONDS = 0.2
 _PAUSE_SECONDS = 0.1
 _SILENCE_SECONDS = 60.0
@@ -92,14 +93,18 @@ class Gateway:
     """
     :param endpoints: URLs of members, in the order in which they are asked until one answers.
     :param prefix: what every key begins with.
+    :param patience: seconds after which a call fails, whatever the members do: refuse, hang, or have no leader.
     """
 
-    def __init__(self, endpoints: Sequence[str], access: Access, prefix: str) -> None:
+    def __init__(
+        self, endpoints: Sequence[str], access: Access, prefix: str, *, patience: float = PATIENCE_SECONDS
+    ) -> None:
         self.endpoint = endpoints[0]
         """The member to ask first."""
         self._endpoints = tuple(endpoints)
         self._access = access
         self._prefix = prefix
+        self._patience = patience
         self._token = ""
         self._token_lock = threading.Lock()
         self._gave_up = False
@@ -111,12 +116,8 @@ class Gateway:
 
         While etcd is away, only the first call waits for it to come back; the next ones ask every member once.
         """
-        deadline = monotonic() + _PATIENCE_SECONDS
-        start = self._endpoints.index(self.endpoint)
-        turns = self._endpoints[start:] + self._endpoints[:start]
         problems: dict[str, str] = {}
-        for endpoint in cycle(turns):
-            seconds = min(_ANSWER_SECONDS, max(deadline - monotonic(), _LEAST_SECONDS))
+        for endpoint, seconds in self._turns():
             try:
                 answer = self.ask(endpoint, path, body, seconds)
             except Away as error:
@@ -125,11 +126,6 @@ class Gateway:
             else:
                 self._gave_up = False
                 return answer
-            round_over = endpoint == turns[-1]
-            if monotonic() > deadline or (round_over and self._gave_up):
-                break
-            if round_over:
-                sleep(_PAUSE_SECONDS)
         self._gave_up = True
         text = ", ".join(f"{_place(endpoint)} ({problem})" for endpoint, problem in problems.items())
         raise StoreError(self._explained(f"etcd cannot be used: {text}"))
@@ -147,7 +143,7 @@ class Gateway:
         except Refused as refusal:
             if not (self._access.user and any(text in str(refusal) for text in _LOG_IN)):
                 raise
-        self._log_in(endpoint, token)
+        self._log_in(endpoint, token, seconds)
         return self._post(endpoint, path, body, self._token, seconds)
 
     @contextmanager
@@ -168,13 +164,32 @@ class Gateway:
         for session in list(self._sessions):
             session.close()
 
+    def _turns(self) -> Iterator[tuple[str, float]]:
+        """Whom to ask next, and for how many seconds: an equal share of what is left for each member of a round."""
+        deadline = monotonic() + self._patience
+        start = self._endpoints.index(self.endpoint)
+        turns = self._endpoints[start:] + self._endpoints[:start]
+        for number, endpoint in enumerate(cycle(turns)):
+            again, place = divmod(number, len(turns))
+            if again and not place:
+                if self._gave_up:
+                    return
+                sleep(_PAUSE_SECONDS)
+            left = deadline - monotonic()
+            if again and left < _LEAST_SECONDS:
+                return
+            yield endpoint, min(_ANSWER_SECONDS, max(left / (len(turns) - place), _LEAST_SECONDS))
+
     def _post(self, endpoint: str, path: str, body: Json, token: str, seconds: float) -> Json:
         url, data, headers = self._request(endpoint, path, body, token)
+        limit: Any = Timeout(total=seconds)  # a plain number would be granted to each step
         with _failures():
-            response = self._session.post(url, data, headers=headers, timeout=seconds)
+            response = self._session.post(url, data, headers=headers, timeout=limit)
             self._check(endpoint, response)
             answer: Json = response.json()
-            return answer
+        if "error" in answer:  # of a stream, which had begun well
+            raise Away(str(answer["error"].get("message")))
+        return answer
 
     def _request(self, endpoint: str, path: str, body: Json, token: str) -> tuple[str, str, dict[str, str]]:
         headers = {"Grpc-Metadata-hasleader": "true"} | ({"Authorization": token} if token else {})
@@ -192,11 +207,15 @@ class Gateway:
             raise Away(text)
         raise Refused(code, self._explained(f"etcd at {_place(endpoint)} refuses: {text}"))
 
-    def _log_in(self, endpoint: str, stale: str) -> None:
-        with self._token_lock:
+    def _log_in(self, endpoint: str, stale: str, seconds: float) -> None:
+        if not self._token_lock.acquire(timeout=seconds):
+            raise Away("no answer")
+        try:
             if self._token == stale:  # else another thread was quicker
                 body = {"name": self._access.user, "password": self._password()}
-                self._token = str(self._post(endpoint, "auth/authenticate", body, "", _ANSWER_SECONDS)["token"])
+                self._token = str(self._post(endpoint, "auth/authenticate", body, "", seconds)["token"])
+        finally:
+            self._token_lock.release()
 
     def _password(self) -> str:
         try:

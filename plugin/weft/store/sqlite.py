@@ -4,6 +4,9 @@
 behind gets a snapshot instead. A writer touches `<file>.changed` after each commit, and watches wait for that by
 inotify: watching the database's own files would wake them before the commit can be seen.
 
+A key that was beaten has a time at which it expires, by the wall clock that all processes share. Who next asks for
+anything removes it, and an open watch asks every second.
+
 WAL with `synchronous=FULL`: what was answered to the engine survives a power failure, as the engine's own state does.
 """
 
@@ -13,32 +16,39 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, flock
+from functools import partial
 from pathlib import Path
+from time import time
 
 from inotify_simple import INotify, flags
 
 from weft.errors import StoreError
-from weft.store import Changes, Condition, DeleteAll, Entry, KeyIs, Listing, Put, Snapshot, Write
+from weft.store import Changes, Condition, Delete, DeleteAll, Entry, KeyIs, Listing, Put, Snapshot, Write
 
-SCHEMA_VERSION = 1
 HISTORY = 50_000
 """Revisions of history that are kept for watches."""
 _BUSY_SECONDS = 5.0
 _FALLBACK_MS = 1000
 """A watch looks by itself this often, in case a writer died between its commit and its touch."""
 
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS entries (key TEXT PRIMARY KEY, value TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS changes (revision INTEGER NOT NULL, key TEXT NOT NULL, value TEXT);
-CREATE INDEX IF NOT EXISTS changes_by_revision ON changes (revision);
-CREATE TABLE IF NOT EXISTS counter (revision INTEGER NOT NULL, trimmed INTEGER NOT NULL);
-INSERT INTO counter SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM counter);
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
+_MIGRATIONS = (
+    """
+    CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT NOT NULL, revision INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE changes (revision INTEGER NOT NULL, key TEXT NOT NULL, value TEXT);
+    CREATE INDEX changes_by_revision ON changes (revision);
+    CREATE TABLE counter (revision INTEGER NOT NULL, trimmed INTEGER NOT NULL);
+    INSERT INTO counter VALUES (0, 0);
+    """,
+    """
+    ALTER TABLE entries ADD COLUMN expires REAL;
+    CREATE INDEX entries_by_expiry ON entries (expires) WHERE expires IS NOT NULL;
+    """,
+)
+"""What makes a file of each version one of the next; an empty one has version 0."""
+SCHEMA_VERSION = len(_MIGRATIONS)
+_EXPIRED = "SELECT key FROM entries WHERE expires <= ?"
 
 
 class SqliteStore:
@@ -56,9 +66,12 @@ class SqliteStore:
                 self._prepare()
 
     def get(self, key: str) -> Entry | None:
-        with self.errors():
-            row = self._db.execute("SELECT key, value, revision FROM entries WHERE key = ?", (key,)).fetchone()
-        return Entry(*row) if row else None
+        return self.get_many([key]).get(key)
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        with self.errors(), self._transaction("BEGIN") as db:
+            query = "SELECT key, value, revision FROM entries WHERE key = ?"
+            return {key: Entry(*row) for key in keys for row in db.execute(query, (key,))}
 
     def list(self, prefix: str) -> Listing:
         with self.errors(), self._transaction("BEGIN") as db:
@@ -68,15 +81,21 @@ class SqliteStore:
         with self.errors(), self._transaction("BEGIN IMMEDIATE") as db:
             if not all(_holds(db, condition) for condition in conditions):
                 return False
-            revision = _revision(db) + 1
-            for write in writes:
-                _write(db, write, revision)
-            db.execute("UPDATE counter SET revision = ?", (revision,))
-            if revision % (HISTORY // 10) == 0:
-                _trim(db, revision - HISTORY)
-            db.execute("COMMIT")
-            self.signal.touch()
+            with self._change(db) as revision:
+                for write in writes:
+                    _write(db, write, revision)
         return True
+
+    def beat(self, key: str, value: str, seconds: float) -> bool:
+        with self.errors(), self._transaction("BEGIN IMMEDIATE") as db:
+            present = db.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
+            if present is None:
+                with self._change(db) as revision:
+                    _write(db, Put(key, value), revision)
+                    _expire(db, key, seconds)
+            elif present[0] == value:
+                _expire(db, key, seconds)
+        return present is None or bool(present[0] == value)
 
     def watch(self, prefix: str) -> SqliteWatch:
         return SqliteWatch(self, prefix)
@@ -112,8 +131,9 @@ class SqliteStore:
         if damage != "ok":
             raise sqlite3.DatabaseError(damage)
         if version < SCHEMA_VERSION:
+            steps = "".join(_MIGRATIONS[version:])
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.executescript(_SCHEMA)
+            self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -121,15 +141,39 @@ class SqliteStore:
         if db is None:
             db = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
             db.execute("PRAGMA synchronous = FULL")
+            db.text_factory = partial(str, encoding="utf-8", errors="replace")  # of what other programs wrote
             self._local.db = db
         return db
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         db = self._db
+        if db.execute(_EXPIRED, (time(),)).fetchone():
+            with suppress(sqlite3.OperationalError):  # a full disk, say, that can be read nevertheless
+                self._remove_expired(db)
         db.execute(begin)
         with db:  # commits, or rolls back on an exception
             yield db
+
+    @contextmanager
+    def _change(self, db: sqlite3.Connection) -> Iterator[int]:
+        """The revision of what is now written; commits, and wakes the watches."""
+        revision = _revision(db) + 1
+        yield revision
+        db.execute("UPDATE counter SET revision = ?", (revision,))
+        if revision % (HISTORY // 10) == 0:
+            _trim(db, revision - HISTORY)
+        db.execute("COMMIT")
+        self.signal.touch()
+
+    def _remove_expired(self, db: sqlite3.Connection) -> None:
+        db.execute("BEGIN IMMEDIATE")
+        with db:
+            # Another may have been quicker, and its keeper be back.
+            if keys := db.execute(_EXPIRED, (time(),)).fetchall():
+                with self._change(db) as revision:
+                    for (key,) in keys:
+                        _write(db, Delete(key), revision)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -204,7 +248,7 @@ def _holds(db: sqlite3.Connection, condition: Condition) -> bool:
 
 def _write(db: sqlite3.Connection, write: Write, revision: int) -> None:
     if isinstance(write, Put):
-        db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?)", (write.key, write.value, revision))
+        db.execute("INSERT OR REPLACE INTO entries VALUES (?, ?, ?, NULL)", (write.key, write.value, revision))
         db.execute("INSERT INTO changes VALUES (?, ?, ?)", (revision, write.key, write.value))
         return
     where, what = (
@@ -214,6 +258,10 @@ def _write(db: sqlite3.Connection, write: Write, revision: int) -> None:
     )
     db.execute(f"INSERT INTO changes SELECT {revision}, key, NULL FROM entries WHERE {where} ORDER BY key", what)
     db.execute(f"DELETE FROM entries WHERE {where}", what)
+
+
+def _expire(db: sqlite3.Connection, key: str, seconds: float) -> None:
+    db.execute("UPDATE entries SET expires = ? WHERE key = ?", (time() + seconds, key))
 
 
 def _trim(db: sqlite3.Connection, up_to: int) -> None:

@@ -1,0 +1,119 @@
+"""The `weft` command for people and scripts: asks the daemon on this host, and shows the answer.
+
+Every command takes `--json`. Exit codes: 0 done, 1 it failed, 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from socket import AF_UNIX, SOCK_STREAM, socket
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from weft.errors import ConfigError, WeftError
+
+_TIMEOUT_SECONDS = 30.0
+_PLUGINS = Path("/run/docker/plugins")
+
+Show = Callable[[Any, Console], None]
+
+
+class _Connection(HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("weft", timeout=_TIMEOUT_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket(AF_UNIX, SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def ask(socket_path: Path, method: str, path: str, body: Any = None) -> Any:
+    """The daemon's answer; `WeftError` with its message if it refuses, `ConfigError` if there is no daemon.
+
+    The daemon is looked for at `socket_path`, then where the engine keeps the sockets of managed plugins.
+    """
+    for place in [socket_path, *sorted(_PLUGINS.glob("*/weft.sock"))]:
+        connection = _Connection(place)
+        try:
+            connection.request(method, path, json.dumps(body) if body is not None else None)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (FileNotFoundError, ConnectionRefusedError):
+            continue
+        except (OSError, HTTPException, ValueError) as error:
+            raise WeftError(f"the weft daemon at {place} does not answer: {error}") from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise WeftError(answer["Err"])
+        return answer
+    raise ConfigError(f"no weft daemon runs on this host: none listens at {socket_path}")
+
+
+def add_commands(commands: Any) -> None:
+    """Add what this module does to `weft`'s parser; each command sets `run` (ask the daemon) and `show`."""
+    host = commands.add_parser("host", help="the hosts of the cluster").add_subparsers(required=True, metavar="COMMAND")
+    _add(host, "ls", _list_hosts, _show_hosts, "list the hosts")
+    forget = _add(host, "forget", _forget, _show_forgotten, "collect what a host that is gone for good has")
+    forget.add_argument("host", help="name, id or underlay address")
+    forget.add_argument("--force", action="store_true", help="even if it was alive a moment ago")
+
+
+def run(options: argparse.Namespace, socket_path: Path) -> None:
+    """Do one command and print its answer."""
+    answer = options.run(options, socket_path)
+    if options.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        options.show(answer, Console(soft_wrap=True))
+
+
+def _add(commands: Any, name: str, work: Callable[..., Any], show: Show, meaning: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=meaning, description=meaning)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=work, show=show)
+    return parser
+
+
+def _list_hosts(options: argparse.Namespace, socket_path: Path) -> Any:
+    return ask(socket_path, "GET", "/weft/hosts")
+
+
+def _forget(options: argparse.Namespace, socket_path: Path) -> Any:
+    return ask(socket_path, "POST", "/weft/hosts/forget", {"host": options.host, "force": options.force})
+
+
+def _show_hosts(hosts: Any, console: Console) -> None:
+    rows = (
+        (
+            h["name"],
+            h["underlay"],
+            "[green]alive[/]" if h["alive"] else "[red]silent[/]",
+            str(h["endpoints"]),
+            h["version"],
+            h["id"][:12],
+        )
+        for h in hosts
+    )
+    _table(console, ("NAME", "UNDERLAY", "STATE", "ENDPOINTS", "WEFT", "ID"), rows)
+
+
+def _show_forgotten(host: Any, console: Console) -> None:
+    console.print(f"host {host['name']} ({host['underlay']}) is forgotten, with {host['endpoints']} endpoints")
+
+
+def _table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

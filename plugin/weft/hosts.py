@@ -1,0 +1,157 @@
+"""The hosts of the cluster: how one joins it, and how one that is gone is forgotten.
+
+A host has a record, which stays, and a sign of life, which goes by itself when the host is silent. A silent host is
+*unreachable*, not dead: its entries stay, so that an outage of the store or of a link takes nothing away. Its id, name
+and underlay address are refused to others until it is forgotten.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_network
+from itertools import islice
+
+from weft.cluster import Cluster
+from weft.driver import Driver
+from weft.errors import Conflict, NotFound
+from weft.ipam import Ipam
+from weft.model import (
+    BINDINGS,
+    HOSTS,
+    POOLS,
+    Allocation,
+    Binding,
+    Endpoint,
+    Host,
+    Member,
+    PoolClaim,
+    address_key,
+    endpoints_prefix,
+    pending_prefix,
+)
+from weft.store import Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
+
+log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 10.0
+"""A host that was silent for so long is unreachable."""
+_BATCH = 20
+"""Endpoints a transaction: etcd takes 128 operations at once (--max-txn-ops)."""
+
+
+class IdInUse(Conflict):
+    """Another machine lives with this host's id; or this one did, a moment before it was restarted."""
+
+
+class Hosts:
+    """Use cases about hosts; any thread may call."""
+
+    def __init__(self, store: Store, cluster: Cluster, driver: Driver, ipam: Ipam) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._driver = driver
+        self._ipam = ipam
+
+    def all(self) -> list[Host]:
+        return [Host.decode(entry.value) for entry in self._store.list(HOSTS).entries]
+
+    def register(self, me: Host, instance: str) -> None:
+        """Give a sign of life and publish the record; `Conflict` names the host that has its id, name or address.
+
+        :param instance: tells this run of the machine from others (`identity.instance`).
+        """
+        if not self._store.beat(me.alive_key, instance, LEASE_SECONDS):
+            self._take_over(me, instance)
+        while self._cluster.hosts.get(me.id) != me:
+            listing = self._store.list(HOSTS)
+            hosts = [Host.decode(entry.value) for entry in listing.entries]
+            _refuse_double(me, hosts)
+            # NoneNewer: no other host has registered meanwhile.
+            alone = [NoneNewer(HOSTS, listing.revision)]
+            if me in hosts or self._store.transact(alone, [Put(me.key, me.encode())]):
+                return
+
+    def _take_over(self, me: Host, instance: str) -> None:
+        """The id shows another machine's sign of life. It is our own from before a reboot if the address is ours."""
+        entry = self._store.get(me.key)
+        other = Host.decode(entry.value) if entry else None
+        if other is None or other.underlay == me.underlay:
+            self._store.transact([], [Delete(me.alive_key)])
+            if self._store.beat(me.alive_key, instance, LEASE_SECONDS):
+                return
+        raise IdInUse(
+            f"the id of this host, {me.id[:12]}, is in use by {other.title if other else 'another machine'}: if this "
+            "machine was made from a copy of that one, delete the file host-id in its state folder (WEFT_STATE)"
+        )
+
+    def find(self, name_or_id: str) -> Host:
+        """The host of this name, address, or id (or beginning of it)."""
+        hosts = self.all()
+        found = [h for h in hosts if name_or_id in (h.id, h.name, h.underlay)]
+        found = found or [h for h in hosts if name_or_id and h.id.startswith(name_or_id)]
+        if len(found) == 1:
+            return found[0]
+        known = ", ".join(sorted(h.name for h in hosts))
+        raise NotFound(f"{'several hosts are' if found else 'no host is'} called {name_or_id!r} (known: {known})")
+
+    def forget(self, host: Host, *, force: bool = False) -> None:
+        """Collect all that a host has: endpoints, addresses, its parts of networks and pools, and its record.
+
+        :param force: even if it has given a sign of life within the last seconds.
+        """
+        if force:
+            self._store.transact([], [Delete(host.alive_key)])
+        gone = KeyIs(host.alive_key, 0)
+        self._still_gone(host, self._store.transact([gone], []))
+        bindings = [Binding.decode(e.value) for e in self._store.list(f"{BINDINGS}{host.id}/").entries]
+        vnis = {binding.vni for binding in bindings} | self._cluster.local_networks(host.id)
+        writes = self._endpoint_writes(host, vnis)
+        while batch := list(islice(writes, _BATCH)):
+            self._still_gone(host, self._store.transact([gone], [write for some in batch for write in some]))
+        for entry in self._pending(host):
+            self._store.transact([gone, KeyIs(entry.key, entry.revision)], [Delete(entry.key)])
+        left = [DeleteAll(pending_prefix(host.id)), DeleteAll(f"{BINDINGS}{host.id}/")]
+        self._still_gone(host, self._store.transact([gone], left))
+        for vni in vnis:
+            self._store.transact([gone], [Delete(Member(vni, host.id, "").key)])
+            self._driver.remove_unused(vni)
+        for claim in [PoolClaim.decode(entry.value) for entry in self._store.list(POOLS).entries]:
+            if host.id in claim.users:
+                self._ipam.release_pool(ip_network(claim.cidr), entirely=True, host=host.id)
+        self._still_gone(host, self._store.transact([gone], [Delete(host.key)]))
+        log.warning("%s is forgotten, with all that it had", host.title)
+
+    def _still_gone(self, host: Host, done: bool) -> None:
+        if not done:
+            raise Conflict(f"{host.title} is alive: stop weft there first; if that machine is surely off, add --force")
+
+    def _endpoint_writes(self, host: Host, vnis: Iterable[int]) -> Iterator[list[Write]]:
+        for vni in vnis:
+            for entry in self._store.list(endpoints_prefix(vni)).entries:
+                endpoint = Endpoint.decode(entry.value)
+                if endpoint.host == host.id:
+                    yield self._driver.drop_writes(endpoint)
+
+    def _pending(self, host: Host) -> Iterator[Entry]:
+        """The addresses that the host had taken, but no endpoint of it held."""
+        prefix = pending_prefix(host.id)
+        for mark in self._store.list(prefix).entries:
+            cidr, address = mark.key.removeprefix(prefix).rsplit("/", 1)
+            entry = self._store.get(address_key(cidr, address))
+            if entry and Allocation.decode(entry.value).host == host.id:
+                yield entry
+
+
+def _refuse_double(me: Host, hosts: Sequence[Host]) -> None:
+    for other in hosts:
+        if other.id != me.id and other.underlay == me.underlay:
+            raise Conflict(
+                f"the underlay address {me.underlay} of this host is {other.title}'s: choose another (WEFT_UNDERLAY); "
+                f"if that host is gone for good, type weft host forget {other.id[:12]} on any other"
+            )
+        if other.id != me.id and other.name == me.name:
+            raise Conflict(
+                f"the name {me.name} of this host is {other.title}'s: choose another (WEFT_HOSTNAME); if that host is "
+                f"gone for good, type weft host forget {other.id[:12]} on any other"
+            )

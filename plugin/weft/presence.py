@@ -1,0 +1,173 @@
+"""This host as the others see it: registered and alive; and what goes with that, at every beat.
+
+At each beat the underlay address is looked up again, what the store could not take is made up for, hosts that were
+silent for the whole grace are collected, and the last state known is kept on disk. The grace is counted by this host's
+own monotonic clock, and only while the store answers: no clock of another host, and no outage, shortens it.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from time import monotonic
+
+from weft.cluster import Cluster
+from weft.errors import ConfigError, StoreError, WeftError
+from weft.hosts import LEASE_SECONDS, Hosts, IdInUse
+from weft.identity import LocalHost
+from weft.snapshot import SnapshotFile
+from weft.unfinished import Unfinished
+
+log = logging.getLogger(__name__)
+
+_BEAT_SECONDS = 3.0
+_RETRY_SECONDS = 1.0
+_START_SECONDS = 30.0
+"""So long after weft's start a container's start waits for the store: at a reboot of everything etcd may be slower."""
+_DUTY = 50
+"""Writing the snapshot may take one fiftieth of the time."""
+
+
+class Presence:
+    """
+    :param instance: tells this run of the machine from others (`identity.instance`).
+    :param locate: the underlay address now, given the present one; may raise `ConfigError` or `KernelError`.
+    :param moved: called when the underlay address has changed.
+    :param grace: seconds that a host must be silent before what it has is collected.
+    """
+
+    def __init__(
+        self,
+        hosts: Hosts,
+        cluster: Cluster,
+        me: LocalHost,
+        snapshot: SnapshotFile,
+        *,
+        instance: str,
+        locate: Callable[[str], str],
+        moved: Callable[[], None],
+        grace: float,
+    ) -> None:
+        self.problem = ""
+        """Why the last beat failed; "" if it did not."""
+        self._hosts = hosts
+        self._cluster = cluster
+        self._me = me
+        self._snapshot = snapshot
+        self._instance = instance
+        self._locate = locate
+        self._moved = moved
+        self._grace = grace
+        self._unfinished = Unfinished()
+        self._silent_since: dict[str, float] = {}
+        self._saved = 0
+        self._next_save = 0.0
+        self._began = monotonic()
+        self._registered = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="presence", daemon=True)
+
+    def start(self, *, restored: bool) -> None:
+        """Register, and go on to give signs of life.
+
+        :param restored: the last state known was found on disk: then a store that is away is no reason not to start.
+        """
+        while not self._registered.is_set():
+            try:
+                self._register()
+            except IdInUse:
+                # A sign of life of ourselves before a reboot, at another address, goes by itself.
+                if self._stopping.wait(_RETRY_SECONDS) or monotonic() - self._began > LEASE_SECONDS + 2:
+                    raise
+            except StoreError as error:
+                if not restored:
+                    raise
+                self._note(error)
+                break
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def admit(self) -> None:
+        """Before a call that adds something: be registered, and have nothing left to undo. Else `StoreError`."""
+        if not self._registered.wait(max(0.0, self._began + _START_SECONDS - monotonic())):
+            raise StoreError(f"this host is not registered: {self.problem}")
+        self._unfinished.settle()
+
+    def finish(self, what: str, work: Callable[[], object]) -> None:
+        """Do what takes something away now, or as soon as the store is back."""
+        self._unfinished.do(what, work)
+
+    def _loop(self) -> None:
+        pause = _BEAT_SECONDS
+        while not self._stopping.wait(pause * random.uniform(0.9, 1.0)):
+            try:
+                self.beat()
+                pause = _BEAT_SECONDS
+            except WeftError as error:
+                self._note(error)
+                self._silent_since.clear()
+                pause = _RETRY_SECONDS
+            except Exception:
+                log.exception("a beat met a bug; trying again")
+
+    def beat(self) -> None:
+        """All that is due now."""
+        self._follow_underlay()
+        self._register()
+        self._unfinished.settle()
+        self._collect_silent()
+        self._save()
+
+    def _note(self, error: WeftError) -> None:
+        if not self.problem:
+            log.error("%s; the data plane stays as it is, trying again", error)
+        self.problem = str(error)
+
+    def _register(self) -> None:
+        self._hosts.register(self._me.host, self._instance)
+        if self.problem:
+            log.info("this host is registered again")
+        self.problem = ""
+        self._registered.set()
+
+    def _follow_underlay(self) -> None:
+        present = self._me.host.underlay
+        try:
+            found = self._locate(present)
+        except ConfigError as error:
+            log.warning("the underlay address %s stays: %s", present, error)
+            return
+        if found != present:
+            log.warning("the underlay address changed from %s to %s", present, found)
+            self._me.move(found)
+            self._moved()
+
+    def _collect_silent(self) -> None:
+        """Of all hosts that are alive, the one with the lowest id does it, so that not everybody tries."""
+        silent = [host for host in list(self._cluster.hosts.values()) if self._is_silent(host.id)]
+        now = monotonic()
+        for host in silent:
+            if host.id not in self._silent_since:
+                log.warning("%s is silent: its entries stay for %.0f s, unless it returns", host.title, self._grace)
+        self._silent_since = {host.id: self._silent_since.get(host.id, now) for host in silent}
+        if min(self._cluster.alive, default="") != self._me.id:
+            return
+        for host in silent:
+            if now - self._silent_since[host.id] >= self._grace:
+                self._hosts.forget(host)
+
+    def _is_silent(self, host: str) -> bool:
+        return host not in self._cluster.alive and host != self._me.id
+
+    def _save(self) -> None:
+        version, now = self._cluster.version, monotonic()
+        if version != self._saved and now >= self._next_save:
+            self._snapshot.save(self._cluster.entries_of(self._me.id))
+            self._saved = version
+            self._next_save = now + _DUTY * (monotonic() - now)

@@ -1,0 +1,167 @@
+"""Signs of life, the grace, deletes that wait, and the snapshot on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.conftest import FakeHost, together
+from weft.errors import ConfigError, StoreError
+from weft.hosts import Hosts
+from weft.presence import Presence
+from weft.snapshot import SnapshotFile
+from weft.store import Delete, Entry
+from weft.unfinished import Unfinished
+
+CIDR = "10.1.0.0/24"
+
+
+class World:
+    """A host's presence, without its thread."""
+
+    def __init__(self, one: FakeHost, path: Path, *, grace: float = 0.0) -> None:
+        self.one = one
+        self.underlay = one.record.underlay
+        self.moves: list[str] = []
+        self.snapshot = SnapshotFile(path, "here")
+        hosts = Hosts(one.store, one.cluster, one.driver, one.ipam)
+        self.presence = Presence(
+            hosts, one.cluster, one.me, self.snapshot, instance="boot", locate=self.locate, moved=self.move, grace=grace
+        )
+
+    def locate(self, present: str) -> str:
+        if not self.underlay:
+            raise ConfigError("this host has no default route")
+        return self.underlay
+
+    def move(self) -> None:
+        self.moves.append(self.underlay)
+
+    def beat(self) -> None:
+        self.one.cluster.load(self.one.store.list("topology/").entries)
+        self.presence.beat()
+
+
+@pytest.fixture
+def world(host: Callable[..., FakeHost], tmp_path: Path) -> Callable[..., World]:
+    return lambda number=1, **options: World(host(number), tmp_path / f"snapshot{number}", **options)
+
+
+def test_a_silent_host_is_collected_after_the_grace_by_one_host(world: Callable[..., World]) -> None:
+    low, high = world(1), world(2)
+    gone = world(3).one
+    for one in (low, high, high):  # the higher id never does it
+        one.beat()
+    assert gone.store.get(gone.record.key)
+    low.beat()
+    assert not gone.store.get(gone.record.key)
+
+
+def test_nobody_is_collected_before_the_grace_is_over(world: Callable[..., World]) -> None:
+    low, gone = world(1, grace=3600), world(3).one
+    for _ in range(3):
+        low.beat()
+    assert gone.store.get(gone.record.key)
+
+
+def test_a_host_that_was_forgotten_registers_again(world: Callable[..., World]) -> None:
+    one = world(1)
+    one.beat()
+    store, record = one.one.store, one.one.record
+    store.transact([], [Delete(record.key), Delete(record.alive_key)])
+    one.beat()
+    assert store.get(record.key)
+    assert store.get(record.alive_key)
+
+
+def test_a_changed_address_is_published_and_an_address_that_is_missing_for_a_moment_is_not(
+    world: Callable[..., World],
+) -> None:
+    one = world(1)
+    one.beat()
+    one.underlay = ""
+    one.beat()
+    assert one.one.me.host.underlay == "192.168.78.1"
+    assert not one.moves
+    one.underlay = "192.168.78.91"
+    one.beat()
+    assert one.moves == ["192.168.78.91"]
+    entry = one.one.store.get(one.one.record.key)
+    assert entry
+    assert "192.168.78.91" in entry.value
+
+
+def test_the_snapshot_has_the_networks_of_this_host_only(world: Callable[..., World]) -> None:
+    one, other = world(1), world(2)
+    mine = one.one.create_network("a" * 64, CIDR)
+    other.one.create_network("b" * 64, CIDR)
+    remote = other.one.run("b" * 64, "e" * 64, CIDR)
+    other.one.create_network("c" * 64, "10.2.0.0/24")
+    one.beat()
+    kept = {entry.key: entry.value for entry in one.snapshot.load()}
+    assert {key for key in kept if key.startswith("topology/networks/")} == {mine.key}
+    assert kept[remote.key] == remote.encode()
+    assert one.one.record.key in kept
+    assert other.one.record.key in kept
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"origin":"there","entries":[["a","b"]]}', '{"origin":"here"}'])
+def test_a_snapshot_that_is_broken_or_of_another_store_is_not_used(tmp_path: Path, text: str) -> None:
+    file = SnapshotFile(tmp_path / "snapshot.json", "here")
+    assert file.load() == ()
+    file.save([("a", "b")])
+    assert file.load() == (Entry("a", "b", 0),)
+    (tmp_path / "snapshot.json").write_text(text)
+    assert file.load() == ()
+
+
+class Work:
+    """A delete that the store does not take while it is away."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.done: list[str] = []
+
+    def __call__(self, name: str) -> Callable[[], None]:
+        def work() -> None:
+            if self.away:
+                raise StoreError("away")
+            self.done.append(name)
+
+        return work
+
+
+def test_deletes_wait_for_the_store_and_are_done_in_order_once() -> None:
+    unfinished, work = Unfinished(), Work()
+    unfinished.do("one", work("one"))
+    unfinished.do("two", work("two"))
+    with pytest.raises(StoreError):
+        unfinished.settle()
+    work.away = False
+    together(*[unfinished.settle] * 4)
+    unfinished.do("three", work("three"))
+    assert work.done == ["one", "two", "three"]
+
+
+def test_a_delete_that_meets_a_bug_does_not_hold_up_the_others(caplog: Any) -> None:
+    unfinished, work = Unfinished(), Work()
+    unfinished.do("first", work("first"))
+    unfinished.do("broken", lambda: [].pop())
+    unfinished.do("last", work("last"))
+    work.away = False
+    unfinished.settle()
+    assert work.done == ["first", "last"]
+    assert "broken" in caplog.text
+
+
+def test_nothing_is_added_before_this_host_is_registered(world: Callable[..., World], monkeypatch: Any) -> None:
+    monkeypatch.setattr("weft.presence._START_SECONDS", 0.0)
+    one = world(1)
+    one.presence.problem = "etcd is away"
+    with pytest.raises(StoreError, match="not registered: etcd is away"):
+        one.presence.admit()
+    one.beat()
+    one.presence.admit()
