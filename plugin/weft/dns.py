@@ -77,12 +77,17 @@ class Resolve(Protocol):
 
 
 def parse(wire: bytes) -> Query | None:
-    """The question of a message; None for what is no question at all. Raises `dns.exception.DNSException`."""
+    """The question of a message; None for what is no question at all.
+
+    Raises `dns.exception.DNSException` for what cannot be read, `NotImplementedError` for what is not QUERY.
+    """
     if len(wire) < _HEADER.size:
         return None
     identifier, flags, questions, answers, authorities, additional = _HEADER.unpack_from(wire)
     if flags & QR:  # two servers that answer each other's answers would never stop
         return None
+    if flags & _OPCODE != QUERY:
+        raise NotImplementedError
     if questions != 1 or answers or authorities:
         raise dns.exception.FormError
     name, used = dns.name.from_wire(wire, _HEADER.size)
@@ -118,6 +123,8 @@ class Responder:
         """The answer to send, if any; an asker whom nobody knows is refused. `stream`: there is no small limit."""
         try:
             query = parse(wire)
+        except NotImplementedError:
+            return _bare(wire, NOTIMP)
         except dns.exception.DNSException:
             return _bare(wire, FORMERR)
         if query is None:
@@ -129,8 +136,6 @@ class Responder:
             return _bare(wire, SERVFAIL)
 
     def _answer(self, query: Query, asker: Asker | None, stream: bool) -> bytes:
-        if query.flags & _OPCODE != QUERY:
-            return _render(query, NOTIMP)
         if query.version:
             return _render(query, BADVERS)
         if asker is None or query.rdclass != IN or query.type in _REFUSED_TYPES:
@@ -150,7 +155,7 @@ def _render(
     stream: bool = False,
 ) -> bytes:
     limit = 0xFFFF if stream else min(query.payload or _LEAST_UDP, _MOST_UDP)
-    renderer = dns.renderer.Renderer(query.id, QR | AA | RA | query.flags & (RD | _OPCODE) | code & 0xF, limit)
+    renderer = dns.renderer.Renderer(query.id, QR | AA | RA | query.flags & RD | code & 0xF, limit)
     renderer.add_question(query.name, query.type, query.rdclass)
     if records := list(records):
         room = limit - len(renderer.get_wire()) - (_OPT_BYTES if query.payload else 0)

@@ -41,7 +41,9 @@ from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
 from weft.model import HOSTS, Host
+from weft.nameservice import NameService
 from weft.presence import Presence
+from weft.sandboxes import ResolverRoutes
 from weft.snapshot import SnapshotFile
 from weft.store import Store
 from weft.store.etcd import EtcdStore
@@ -76,9 +78,12 @@ class Weft:
     agent: Agent
     presence: Presence
     collector: Collector | None
+    names: NameService | None
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
+        if self.names:
+            self.names.stop()
         if self.collector:
             self.collector.stop()
         self.presence.stop()
@@ -108,7 +113,7 @@ def build(settings: Settings) -> Weft:
     underlay = locate(before.underlay if before else "")
     me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
-    attachments = Attachments(kernel, me, port=settings.port)
+    attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns)
     driver = Driver(store, me.host, ipam, attachments, name=settings.driver)
     agent = Agent(patient, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=settings.resync)
     hosts = Hosts(patient, cluster, driver, ipam)
@@ -122,19 +127,22 @@ def build(settings: Settings) -> Weft:
         moved=agent.refresh,
         grace=settings.host_grace,
     )
-    collector = None
+    collector = names = None
     if settings.docker != "off":
         engine = DockerEngine(settings.docker)
         collector = Collector(patient, me.host, cluster, driver, ipam, engine, grace=settings.gc_grace)
+        names = NameService(patient, me.host, cluster, engine, kernel, address=settings.dns)
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))
     if collector:
         collector.start()
+    if names:
+        names.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
-    app = create_app(driver, ipam, presence)
+    app = create_app(driver, ipam, presence, ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes"))
     app.register_blueprint(create_admin(hosts, cluster))
-    return Weft(app, [store, patient], kernel, agent, presence, collector)
+    return Weft(app, [store, patient], kernel, agent, presence, collector, names)
 
 
 def open_store(settings: Settings, *, patience: float = HANDLER_PATIENCE) -> Store:

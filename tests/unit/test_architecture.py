@@ -13,10 +13,11 @@ ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store"},
     {"options", "reconcile", "cluster", "identity", "topology", "ipam", "snapshot", "unfinished", "names"},
-    {"attachments", "driver", "agent", "collector", "hosts", "presence", "containers"},
+    {"attachments", "driver", "agent", "collector", "hosts", "presence", "containers", "sandboxes"},
     {"askers", "publisher"},
     {"wire", "api", "admin", "cli", "engine", "kernel", "dns"},
     {"resolver"},
+    {"nameservice"},
     {"main"},
 ]
 
