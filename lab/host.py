@@ -4,13 +4,12 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 from lab import image
 from lab.capture import tcpdump
 from lab.daemon import Daemon, answers
-from lab.namespaces import Namespaces
+from lab.machine import Machine
 from lab.plan import PROJECT, Plan
 from lab.process import Environment, LabError, run
 from lab.underlay import Underlay
@@ -40,21 +39,18 @@ mount -n --make-rshared /run/docker
 """
 
 
-class Host:
-    """`settings` (of weft) and `engine_options` (of daemon.json) may be changed; the next start uses them."""
+class Host(Machine):
+    """`settings` (of weft), `engine_options` (of daemon.json) and `clock_offset` may be changed for the next start.
+
+    `clock_offset` is how many seconds weft's clock is ahead (see lab/clock). The engine's, a Go program's, stays right.
+    """
 
     def __init__(self, plan: Plan, index: int, underlay: Underlay) -> None:
-        self.name = f"h{index}"
-        self.address = plan.address(index)
-        self.runtime = plan.runtime / self.name
-        self.data = plan.data / self.name
+        super().__init__(plan, f"h{index}", index, underlay)
         self.docker_host = f"unix://{self.runtime}/docker.sock"
         self.settings = {**self._weft_defaults(plan), **(plan.settings or {})}
         self.engine_options = {**self._engine_defaults(plan), **(plan.engine_options or {})}
-        self._plan = plan
-        self._index = index
-        self._underlay = underlay
-        self._namespaces = Namespaces(f"{plan.name}/{self.name}", plan.runtime / f"{self.name}.holder")
+        self.clock_offset = 0
         self.engine = Daemon("dockerd", self._namespaces, self.data / "dockerd.log")
         self.weft = Daemon("weft", self._namespaces, self.data / "weft.log")
 
@@ -63,7 +59,7 @@ class Host:
             "WEFT_SOCKET": _PLUGIN_SOCKET,
             "WEFT_RUN": "/run/docker/weft",
             "WEFT_STATE": str(self.data / "weft"),
-            "WEFT_STORE": f"sqlite://{plan.data}/store.db",
+            "WEFT_STORE": plan.store_url,
             "WEFT_HOSTNAME": self.name,
             "WEFT_UNDERLAY": "eth0",
             "WEFT_DOCKER": "unix:///var/run/docker.sock",
@@ -84,36 +80,17 @@ class Host:
     def daemons(self) -> list[Daemon]:
         return [self.weft, self.engine] if self._plan.weft else [self.engine]
 
-    @property
-    def up(self) -> bool:
-        return self._namespaces.holder is not None
-
     def boot(self) -> None:
         """weft is there before the engine, which would wait up to 15 s a call for a plugin it knows of."""
-        self.runtime.mkdir(parents=True, exist_ok=True)
-        self.data.mkdir(parents=True, exist_ok=True)
-        self._namespaces.create()
+        self.power_on()
         folders = {"NAME": self.name, "RUNTIME": str(self.runtime), "DATA": str(self.data)}
         self.run("sh", "-ec", _MACHINE, env=folders)
         self._write_names()
-        self._underlay.plug_in(self._namespaces, self._index)
+        self.plug_in()
         if self._plan.weft:
             self.start_weft()
         self.start_engine()
         self._import_image()
-
-    def crash(self) -> None:
-        """As if the power failed: nobody can say goodbye. The data folder is what a disk would keep."""
-        self._underlay.unplug(self._index)
-        self._namespaces.destroy()
-
-    def run(self, *argv: str, check: bool = True, timeout: float = 60, env: Environment = None) -> str:
-        environment = {**self._environment(), **(env or {})}
-        return self._namespaces.run(argv, check=check, timeout=timeout, env=environment)
-
-    def enter(self, argv: Sequence[str]) -> list[str]:
-        """The command line which runs argv inside, for callers who start processes themselves."""
-        return self._namespaces.enter(argv)
 
     def dataplane(self, *argv: str, check: bool = True, timeout: float = 60) -> str:
         if self.run("stat", "--file-system", "--format=%T", DATAPLANE, check=False) != "nsfs":
@@ -166,12 +143,9 @@ class Host:
 
     def start_weft(self, settings: Environment = None, *, timeout: float = 30) -> None:
         """With further settings for this start only."""
-        venv = PROJECT / ".venv/bin/python"
-        python = str(venv) if venv.exists() else sys.executable
-        project = {"PYTHONPATH": str(PROJECT / "plugin"), "PYTHONUNBUFFERED": "1"}
         self.weft.start(
-            [python, "-m", "weft", "serve"],
-            env={**self._environment(), **project, **self.settings, **(settings or {})},
+            [*self._weft_command(), "serve"],
+            env={**self._environment(), **self._weft_environment(), **(settings or {})},
             ready=lambda: answers(self._namespaces.root / _PLUGIN_SOCKET[1:], "POST /Plugin.Activate"),
             timeout=timeout,
         )
@@ -187,14 +161,22 @@ class Host:
         self.stop_weft()
         self.start_weft()
 
+    def ask_weft(self, *args: str, timeout: float = 30) -> str:
+        """What `weft ARGS` prints on this host."""
+        return self.run(*self._weft_command(), *args, env=self._weft_environment(), timeout=timeout)
+
+    def _weft_command(self) -> list[str]:
+        venv = PROJECT / ".venv/bin/python"
+        return [str(venv) if venv.exists() else sys.executable, "-m", "weft"]
+
+    def _weft_environment(self) -> dict[str, str]:
+        path = str(PROJECT / "plugin")
+        clock = {"LAB_CLOCK_OFFSET": str(self.clock_offset)} if self.clock_offset else {}
+        if clock:
+            path = f"{PROJECT / 'lab/clock'}:{path}"
+        return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **clock, **self.settings}
+
     # The underlay
-
-    def cut_link(self) -> None:
-        """Pulls the cable: eth0 keeps its address and routes, but has no carrier."""
-        self._underlay.connect(self._namespaces, self._index, False)
-
-    def restore_link(self) -> None:
-        self._underlay.connect(self._namespaces, self._index, True)
 
     def set_mtu(self, mtu: int) -> None:
         self.run("ip", "link", "set", "eth0", "mtu", str(mtu))
@@ -202,7 +184,7 @@ class Host:
 
     def narrow_path(self, mtu: int) -> None:
         """Larger packets get lost whatever eth0 says, but for the kernel's TCP bundles, cut up behind it."""
-        self._underlay.set_port(self._index, "mtu", str(mtu))
+        self._underlay.set_port(self.index, "mtu", str(mtu))
 
     def drop_udp(self, port: int) -> None:
         """As a firewall on this host, for what comes in."""
@@ -221,10 +203,6 @@ class Host:
             enter=self.enter,
             stop=lambda pid: self.run("sh", "-c", f"kill -INT {pid}", check=False),
         )
-
-    def _environment(self) -> dict[str, str]:
-        """Not the caller's, whose proxies and DOCKER_* variables have no meaning in here."""
-        return {"PATH": self._plan.path, "HOME": str(self.data), "LANG": "C.UTF-8"}
 
     def _write_names(self) -> None:
         hosts = [f"{self._plan.address(i)} h{i}" for i in range(1, self._plan.hosts + 1)]

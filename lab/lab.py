@@ -10,21 +10,19 @@ Labs of different names do not meet. All there is of one lives in its namespaces
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
 
 from lab import image
+from lab.etcd import Etcd
 from lab.host import Host
 from lab.namespaces import Namespaces
 from lab.plan import PROJECT, Plan
-from lab.process import LabError, wait_until
+from lab.process import LabError, all_at_once, wait_until
 from lab.underlay import Underlay
 
-T = TypeVar("T")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -41,11 +39,14 @@ class Lab:
         engine_options: Mapping[str, object] | None = None,
         binaries: str = "",
         data_root: str = Plan.data_root,
+        store: str = Plan.store,
     ) -> None:
         """`settings`: further variables for weft. `engine_options`: further keys of daemon.json.
-        `binaries`: a folder with another Docker than the machine's. `data_root`: where hosts' disks are."""
-        self.plan = Plan(hosts, name, subnet, mtu, weft, settings, engine_options, binaries, data_root)
+        `binaries`: a folder with another Docker than the machine's. `data_root`: where hosts' disks are.
+        `store`: "sqlite", one file for all, or "etcd", three members on the switch."""
+        self.plan = Plan(hosts, name, subnet, mtu, weft, settings, engine_options, binaries, data_root, store)
         self.underlay = Underlay(self.plan)
+        self.etcd = Etcd(self.plan, self.underlay)
         self.hosts = [Host(self.plan, index, self.underlay) for index in range(1, hosts + 1)]
 
     @classmethod
@@ -78,7 +79,8 @@ class Lab:
             self.plan.data.mkdir(parents=True)
             image.build(self.plan.data / "image.tar")
             self.underlay.create()
-            _all_at_once(Host.boot, self.hosts)
+            self.etcd.boot()
+            all_at_once(Host.boot, self.hosts)
         except BaseException:
             self.down()
             raise
@@ -86,7 +88,7 @@ class Lab:
     def down(self) -> None:
         """By what is on disk: thus it ends a lab of another size as well, or one that crashed half-way."""
         records = [*self.plan.runtime.glob("*.holder"), self.plan.runtime / "switch"]
-        _all_at_once(Namespaces.destroy, [Namespaces(f"{self.plan.name}/{r.stem}", r) for r in records])
+        all_at_once(Namespaces.destroy, [Namespaces(f"{self.plan.name}/{r.stem}", r) for r in records])
         for controller in (CGROUPS, *CGROUPS.glob("*/")):
             _remove(controller / "weft-lab" / self.plan.name, _remove_cgroup)
         for folder in (self.plan.runtime, self.plan.data):
@@ -101,13 +103,6 @@ class Lab:
         }
         if missing := [problem for problem, fine in problems.items() if not fine]:
             raise LabError(f"the lab cannot start here: {'; '.join(missing)}")
-
-
-def _all_at_once(action: Callable[[T], None], targets: Iterable[T]) -> None:
-    """Waits for all, then raises the first error."""
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        for done in [pool.submit(action, target) for target in targets]:
-            done.result()
 
 
 def _remove(folder: Path, how: Callable[[Path], None]) -> None:

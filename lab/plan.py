@@ -13,6 +13,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 RUNTIME = Path("/run/weft-lab")
 # The distribution's Docker comes before one that happens to be first in the caller's PATH.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
+CLIENT_PORT = 2379
+"""On which members of etcd serve."""
+STORES = ("sqlite", "etcd")
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Plan:
     engine_options: Mapping[str, object] | None = None
     binaries: str = ""
     data_root: str = "/var/lib/weft-lab"
+    store: str = "sqlite"
 
     def __post_init__(self) -> None:
         # The name becomes part of folders which are deleted at the end.
@@ -33,6 +37,8 @@ class Plan:
             raise LabError(f"{self.name!r} cannot be a lab's name: at most 24 of a-z, 0-9 and -")
         if not 1 <= self.hosts <= 250:
             raise LabError(f"a lab has 1 to 250 hosts, not {self.hosts}")
+        if self.store not in STORES:
+            raise LabError(f"a lab's store is one of {', '.join(STORES)}, not {self.store!r}")
 
     @property
     def runtime(self) -> Path:
@@ -57,6 +63,16 @@ class Plan:
     def address(self, index: int) -> str:
         return str(self.network[index])
 
+    @property
+    def members(self) -> dict[int, str]:
+        """Names of etcd's members by their port of the switch; none if the store is another."""
+        return {250 + number: f"etcd{number}" for number in (1, 2, 3)} if self.store == "etcd" else {}
+
+    @property
+    def store_url(self) -> str:
+        places = ",".join(f"{in_url(self.address(index))}:{CLIENT_PORT}" for index in self.members)
+        return f"etcd://{places}" if places else f"sqlite://{self.data}/store.db"
+
     def save(self) -> None:
         self.runtime.mkdir(parents=True)
         (self.runtime / "plan.json").write_text(json.dumps(asdict(self)))
@@ -68,3 +84,7 @@ class Plan:
             return cls(**json.loads((cls(name=name).runtime / "plan.json").read_text()))
         except (FileNotFoundError, ValueError):
             return cls(name=name)
+
+
+def in_url(address: str) -> str:
+    return f"[{address}]" if ":" in address else address

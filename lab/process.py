@@ -3,10 +3,13 @@
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import DEVNULL
+from typing import TypeVar
 
+T = TypeVar("T")
 Environment = Mapping[str, str] | None
 
 
@@ -56,3 +59,10 @@ def wait_until(condition: Callable[[], bool], what: str, *, timeout: float = 10)
         if time.monotonic() > deadline:
             raise LabError(f"{what}: not within {timeout:g} s")
         time.sleep(0.01)
+
+
+def all_at_once(action: Callable[[T], None], targets: Iterable[T]) -> None:
+    """Waits for all, then raises the first error."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for done in [pool.submit(action, target) for target in targets]:
+            done.result()

@@ -6,6 +6,8 @@ nothing, and it says so at once.
 """
 
 import sys
+from collections.abc import Iterable
+from itertools import permutations
 
 from lab import resolver
 from lab.namespaces import Namespaces
@@ -19,14 +21,26 @@ ip addr add "$0" dev switch
 ip link set switch up
 echo 1 > /proc/sys/net/ipv4/ip_forward
 for call in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$call" ] || echo 0 > "$call"; done
+nft -f - <<END
+table bridge lab {
+    set parted { type ether_addr . ether_addr; }
+    chain forward {
+        type filter hook forward priority 0;
+        ether type { ip, ip6 } ether saddr . ether daddr @parted drop
+    }
+}
+END
 """
 # An address that is still being checked for duplicates (IPv6) cannot be used yet.
 _CABLE = """
 ip link set lo up
 echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad || true
-ip addr add "$0" dev eth0
 ip link set eth0 up
-ip route add default via "$1"
+"""
+_ADDRESS = """
+ip addr flush dev eth0 scope global
+ip addr add "$0" dev eth0
+ip route replace default via "$1"
 """
 
 
@@ -41,15 +55,19 @@ class Underlay(Namespaces):
         server = [sys.executable, resolver.__file__, self._plan.gateway]
         spawn(self.enter(["setsid", "--fork", *server]), log=self._plan.runtime / "resolver.log")
 
-    def plug_in(self, host: Namespaces, index: int) -> None:
+    def plug_in(self, host: Namespaces, index: int, address: str) -> None:
         """The card's own address never changes, so that a host is no stranger when it comes back."""
         self.unplug(index)
         mtu = ["mtu", str(self._plan.mtu)]
-        card = ["name", "eth0", "address", f"02:78:00:00:00:{index:02x}", *mtu, "netns", str(host.pid)]
+        card = ["name", "eth0", "address", _mac(index), *mtu, "netns", str(host.pid)]
         self._ip_link("add", f"port{index}", *mtu, "type", "veth", "peer", *card)
         self.set_port(index, "master", "switch")
-        host.run(["sh", "-ec", _CABLE, self._with_prefix(self._plan.address(index)), self._plan.gateway])
+        host.run(["sh", "-ec", _CABLE])
+        self.readdress(host, address)
         self.connect(host, index, True)
+
+    def readdress(self, host: Namespaces, address: str) -> None:
+        host.run(["sh", "-ec", _ADDRESS, self._with_prefix(address), self._plan.gateway])
 
     def unplug(self, index: int) -> None:
         """At once, both ends: the kernel removes those of a dead namespace only some time later."""
@@ -63,6 +81,19 @@ class Underlay(Namespaces):
         wait_until(lambda: ("state forwarding" in run(show_port)) == connected, f"port{index} of the switch")
         wait_until(lambda: (card.read_text() == "up\n") == connected, f"carrier of eth0 on {host.name}")
 
+    def part(self, index: int, others: Iterable[int]) -> None:
+        """The switch drops IP between these ports, by cards and not by addresses, which may change."""
+        self._change_parted("add", index, others)
+
+    def join(self, index: int, others: Iterable[int]) -> None:
+        self._change_parted("add", index, others)  # deleting what is not there is an error
+        self._change_parted("delete", index, others)
+
+    def _change_parted(self, verb: str, index: int, others: Iterable[int]) -> None:
+        pairs = [pair for other in others for pair in permutations((_mac(index), _mac(other)))]
+        elements = ", ".join(" . ".join(pair) for pair in pairs)
+        run(self._in_switch("nft", f"{verb} element bridge lab parted {{ {elements} }}"))
+
     def set_port(self, index: int, *settings: str) -> None:
         self._ip_link("set", f"port{index}", *settings)
 
@@ -75,3 +106,7 @@ class Underlay(Namespaces):
 
     def _with_prefix(self, address: str) -> str:
         return f"{address}/{self._plan.network.prefixlen}"
+
+
+def _mac(index: int) -> str:
+    return f"02:78:00:00:00:{index:02x}"

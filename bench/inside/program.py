@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
 
-from bench.inside.population import MTU, UNDERLAY, VNI, myself, network, records, row_count
+from bench.inside.population import MTU, UNDERLAY, VNI, Population, myself
 from weft import topology
 from weft.cluster import Cluster
 from weft.dataplane import bridge_name, vxlan_name
@@ -24,17 +24,19 @@ DEVICES = (bridge_name(VNI), vxlan_name(VNI))
 
 
 def main(size: int, times: int) -> list[dict[str, dict[str, float]]]:
+    population = Population(size)
     cluster = Cluster()
-    cluster.apply((put.key, put.value) for put in records(HOST_ID, size))
+    cluster.apply((put.key, put.value) for put in population.records(HOST_ID))
     kernel = LinuxKernel(Path("/run/weft"))
     kernel.open()
     with closing(kernel):
-        return [_once(kernel, cluster, row_count(size)) for _ in range(times)]
+        return [_once(kernel, cluster, population) for _ in range(times)]
 
 
-def _once(kernel: LinuxKernel, cluster: Cluster, rows: int) -> dict[str, dict[str, float]]:
-    for link in topology.network_links(network(), local=UNDERLAY, port=PORT, mtu=MTU):
+def _once(kernel: LinuxKernel, cluster: Cluster, population: Population) -> dict[str, dict[str, float]]:
+    for link in topology.network_links(population.network(), local=UNDERLAY, port=PORT, mtu=MTU):
         kernel.perform(Create(link))
+    rows = population.row_count
     measured = {"program": _resync(kernel, cluster, expected=rows), "idle": _resync(kernel, cluster, expected=0)}
     for name in reversed(DEVICES):
         kernel.perform(Remove(name, "measured"))

@@ -189,6 +189,7 @@ class Agent:
                     if failing:
                         log.info("%s events are back", name)
                     failing = False
+                    del trigger  # a snapshot is large, and the next trigger may be long in coming
             except WeftError as error:
                 if not failing:
                     log.error("no %s events: %s; the data plane stays as it is, trying again", name, error)
@@ -312,8 +313,9 @@ class Agent:
 
     def _moved(self, vni: int, touched: Touched) -> bool:
         """True if a host that has, or until now had, endpoints on the network is at another address."""
-        present, before = self.cluster.hosts_of(vni), touched.spread.get(vni, set())
-        return bool(touched.hosts and touched.hosts & (present | before))
+        if not touched.hosts:
+            return False
+        return not touched.hosts.isdisjoint(self.cluster.hosts_of(vni) | touched.spread.get(vni, set()))
 
     def _keeps(self, vni: int) -> bool:
         """True while this host's engine has the network, used or not."""
@@ -409,9 +411,10 @@ class Agent:
         """Follow what changed on one network, without looking at the rest of it."""
         before, now = touched.endpoints[vni], self.cluster.endpoints.get(vni, {})
         old = topology.endpoint_rows(self.cluster, (e for e in before.values() if e), self._me.host)
-        old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me.host)
         new = topology.endpoint_rows(self.cluster, (now[i] for i in before if i in now), self._me.host)
-        new |= topology.flood_rows(self.cluster, vni, self.cluster.hosts_of(vni), self._me.host)
+        if (hosts := self.cluster.hosts_of(vni)) != touched.spread[vni]:
+            old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me.host)
+            new |= topology.flood_rows(self.cluster, vni, hosts, self._me.host)
         self._wanted[vni].change(old, new)
         self._write(plan_rows(new, old))
 
@@ -435,5 +438,5 @@ class Agent:
 
     def _write(self, plan: RowPlan) -> None:
         if plan:
-            log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
             self._kernel.write_rows(plan)
+            log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))

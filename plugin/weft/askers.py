@@ -30,10 +30,13 @@ _MOST_STRANGERS = 1000
 class Askers:
     """See `resolver.Directory`. `follow` is a listener of `containers.Containers`.
 
+    `heard` is the monotonic time of the last question that came through docker_gwbridge.
+
     :param me: id of this host.
     """
 
     def __init__(self, cluster: Cluster, me: str, engine: Engine) -> None:
+        self.heard = 0.0
         self._cluster = cluster
         self._me = me
         self._engine = engine
@@ -78,8 +81,10 @@ class Askers:
     def _container(self, source: str) -> Container | None:
         if (endpoint := self._cluster.holders.get(source)) and (found := self._by_endpoint.get(endpoint.id)):
             return found
-        sandbox = self._gateways.get(source)
-        return (self._by_sandbox.get(sandbox) if sandbox else None) or self._by_address.get(source)
+        if (sandbox := self._gateways.get(source)) and (found := self._by_sandbox.get(sandbox)):
+            self.heard = monotonic()
+            return found
+        return self._by_address.get(source)
 
     def _asker(self, container: Container) -> Asker:
         vnis = {self._cluster.bindings.get((self._me, a.network_id)): a.network for a in container.attachments}

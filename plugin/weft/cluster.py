@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from weft.errors import StoreError
 from weft.model import (
     ALIVE,
     ENDPOINT_NAMES,
@@ -22,6 +23,7 @@ from weft.model import (
     Host,
     Member,
     Network,
+    reading,
 )
 from weft.store import Entry
 
@@ -91,9 +93,10 @@ class Cluster:
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             try:
                 if follow:
-                    follow(key, value, touched)
-            except (ValueError, TypeError, KeyError):
-                log.exception("the store's entry %s cannot be read and is left out: is it of a newer weft?", key)
+                    with reading(key):
+                        follow(key, value, touched)
+            except StoreError as error:
+                log.error("%s; it is left out", error)
         return touched
 
     def hosts_of(self, vni: int) -> set[str]:
@@ -137,7 +140,8 @@ class Cluster:
                 if self.holders.get(address) is old:  # it may be another's by now
                     del self.holders[address]
         if value is not None:
-            new = endpoints[endpoint_id] = Endpoint.decode(value)
+            new = Endpoint.read(Entry(key, value, 0))
+            endpoints[new.id if new.id == endpoint_id else endpoint_id] = new  # not a second string for it
             spread[new.host] += 1
             self.holders.update(dict.fromkeys(new.addresses, new))
         elif not endpoints:
@@ -146,12 +150,13 @@ class Cluster:
     def _names(self, key: str, value: str | None, touched: Touched) -> None:
         vni_text, endpoint_id = key.removeprefix(ENDPOINT_NAMES).split("/", 1)
         vni = int(vni_text)
+        new = EndpointNames.read(Entry(key, value, 0)) if value is not None else None
+        now = new.all if new else frozenset()
         names, called = self.names.setdefault(vni, {}), self.called.setdefault(vni, {})
-        new = EndpointNames.decode(value) if value is not None else None
         old = names.pop(endpoint_id, None)
+        before = old.all if old else frozenset()
         if new is not None:
             names[endpoint_id] = new
-        before, now = old.all if old else frozenset(), new.all if new else frozenset()
         for name in now - before:
             called[name] = (*called.get(name, ()), endpoint_id)
         for name in before - now:
@@ -168,24 +173,26 @@ class Cluster:
         if value is None:
             self.networks.pop(vni, None)
         else:
-            self.networks[vni] = Network.decode(value)
+            self.networks[vni] = Network.read(Entry(key, value, 0))
 
     def _member(self, key: str, value: str | None, touched: Touched) -> None:
         vni_text, host = key.removeprefix(MEMBERS).split("/", 1)
         vni = int(vni_text)
         touched.networks.add(vni)
+        member = Member.read(Entry(key, value, 0)) if value is not None else None
         members = self.members.setdefault(vni, {})
         if old := members.pop(host, None):
             self.bindings.pop((host, old.network_id), None)
-        if value is not None:
-            new = members[host] = Member.decode(value)
-            self.bindings[host, new.network_id] = vni
+        if member is not None:
+            members[host] = member
+            self.bindings[host, member.network_id] = vni
         elif not members:
             del self.members[vni]
 
     def _host(self, key: str, value: str | None, touched: Touched) -> None:
         host_id = key.removeprefix(HOSTS)
-        old, new = self.hosts.pop(host_id, None), Host.decode(value) if value is not None else None
+        new = Host.read(Entry(key, value, 0)) if value is not None else None
+        old = self.hosts.pop(host_id, None)
         if new is not None:
             self.hosts[host_id] = new
         if (old and old.underlay) != (new and new.underlay):

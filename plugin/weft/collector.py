@@ -32,6 +32,7 @@ from weft.model import (
     PoolClaim,
     network_key,
     pending_prefix,
+    reading,
 )
 from weft.store import Entry, KeyIs, Put, Store
 
@@ -149,7 +150,7 @@ class Collector:
 
     def sweep(self) -> None:
         """Compare once; collect what has been missing for the grace period."""
-        bindings = [Binding.decode(e.value) for e in self._store.list(f"{BINDINGS}{self._me.id}/").entries]
+        bindings = [Binding.read(e) for e in self._store.list(f"{BINDINGS}{self._me.id}/").entries]
         pools = self._store.list(POOLS).entries
         subnets = {entry.key.removeprefix(POOLS) for entry in pools}
         networks = {n.id: n for n in self._engine.networks({b.network_id for b in bindings}, subnets)}
@@ -173,7 +174,7 @@ class Collector:
     def _learn_name(self, vni: int, name: str) -> None:
         """The engine never tells the driver a network's name; the first host that learns it records it."""
         entry = self._store.get(network_key(vni))
-        if entry and not (network := Network.decode(entry.value)).name:
+        if entry and not (network := Network.read(entry)).name:
             self._store.transact(
                 [KeyIs(entry.key, entry.revision)], [Put(entry.key, replace(network, name=name).encode())]
             )
@@ -201,7 +202,9 @@ class Collector:
         prefix = pending_prefix(self._me.id)
         used = {(subnet, address) for n in networks for subnet in n.subnets for address in n.addresses}
         for entry in self._store.list(prefix).entries:
-            cidr, address = entry.key.removeprefix(prefix).rsplit("/", 1)
+            with reading(entry.key):
+                cidr, address = entry.key.removeprefix(prefix).rsplit("/", 1)
+                ip_network(cidr), ip_address(address)
             if (cidr, address) not in used:
                 what = f"address {address} of pool {cidr}"
                 yield Orphan(what, partial(self._release, cidr, address), entry.revision)
@@ -209,7 +212,7 @@ class Collector:
     def _orphan_pools(self, pools: Iterable[Entry], networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
         used = {subnet for n in networks for subnet in n.subnets}
         for entry in pools:
-            claim = PoolClaim.decode(entry.value)
+            claim = PoolClaim.read(entry)
             if self._me.id in claim.users and claim.cidr not in used:
                 release = partial(self._ipam.release_pool, ip_network(claim.cidr), entirely=True)
                 yield Orphan(f"pool {claim.cidr}", release, entry.revision)

@@ -20,6 +20,7 @@ All of them are values: two equal objects are the same wish, a difference is wor
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -127,12 +128,13 @@ class Neighbour(NamedTuple):
 Row = Fdb | Station | Neighbour
 
 
+# One string for all rows of a device.
 def bridge_name(vni: int) -> str:
-    return f"br{vni}"
+    return sys.intern(f"br{vni}")
 
 
 def vxlan_name(vni: int) -> str:
-    return f"vx{vni}"
+    return sys.intern(f"vx{vni}")
 
 
 def device_names(vni: int) -> tuple[str, str]:

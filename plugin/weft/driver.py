@@ -147,7 +147,7 @@ class Driver:
         binding = self._store.get(binding_key(self._host.id, network_id))
         if binding is None:
             return
-        vni = Binding.decode(binding.value).vni
+        vni = Binding.read(binding).vni
         for endpoint in self._endpoints(vni):
             if endpoint.host == self._host.id:
                 self._attachments.detach(endpoint.id)
@@ -160,13 +160,13 @@ class Driver:
         entry = self._store.get(network_key(vni))
         if entry is None:
             return False
-        network = Network.decode(entry.value)
+        network = Network.read(entry)
         prefixes = endpoints_prefix(vni), endpoint_names_prefix(vni), mac_key(vni, "")
         writes: list[Write] = [Delete(entry.key), *map(DeleteAll, prefixes)]
         unused: list[Condition] = [NoneNewer(members_prefix(vni), 0), KeyIs(entry.key, entry.revision)]
         for pool in network.pools:
             claimed = self._store.get(POOLS + pool.cidr)
-            claim = PoolClaim.decode(claimed.value) if claimed else None
+            claim = PoolClaim.read(claimed) if claimed else None
             unused.append(KeyIs(POOLS + pool.cidr, claimed.revision if claimed else 0))
             if claim and claim.users:  # another network has it, for its addresses only
                 writes.append(Put(claim.key, replace(claim, vni=0).encode()))
@@ -176,7 +176,7 @@ class Driver:
 
     def find_network(self, name_or_vni: str) -> Network:
         """The network with this VNI or this name; `NotFound` lists those there are."""
-        networks = [Network.decode(entry.value) for entry in self._store.list(NETWORKS).entries]
+        networks = [Network.read(entry) for entry in self._store.list(NETWORKS).entries]
         found = [n for n in networks if name_or_vni in (str(n.vni), n.name)]
         if len(found) == 1:
             return found[0]
@@ -218,7 +218,7 @@ class Driver:
         entry = self._store.get(endpoint_key(network.vni, endpoint_id))
         if entry is None:
             raise NotFound(f"endpoint {endpoint_id[:12]} of {network.title} is not known to weft")
-        return self._attachments.attach(network, Endpoint.decode(entry.value))
+        return self._attachments.attach(network, Endpoint.read(entry))
 
     def is_alive(self, endpoint: Endpoint) -> bool:
         """True if a running container uses the endpoint's veth."""
@@ -239,17 +239,17 @@ class Driver:
         network = self._bound(network_id)
         entry = self._store.get(endpoint_key(network.vni, endpoint_id)) if network else None
         if entry is not None:
-            self._forget(Endpoint.decode(entry.value))
+            self._forget(Endpoint.read(entry))
 
     def drop_writes(self, endpoint: Endpoint) -> list[Write]:
         """Writes that take away an endpoint of a host that is gone, with its addresses."""
         writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
         entry = self._store.get(network_key(endpoint.vni))
-        network = Network.decode(entry.value) if entry else None
+        network = Network.read(entry) if entry else None
         for address in endpoint.addresses:
             cidr = network.cidr_of(address) if network else None
             held = self._store.get(address_key(cidr, address)) if cidr else None
-            if held and Allocation.decode(held.value).space != GLOBAL_SPACE:  # else Swarm takes it back
+            if held and Allocation.read(held).space != GLOBAL_SPACE:  # else Swarm takes it back
                 writes.append(Delete(held.key))
         return writes
 
@@ -288,7 +288,7 @@ class Driver:
     def _owner(self, request: NetworkRequest, pools: Listing) -> Entry | None:
         """The network that the request means: by option, by VNI, or by the pools; `Conflict` if those differ."""
         cidrs = {one.pool.cidr for one in request.pools}
-        claims = (PoolClaim.decode(entry.value) for entry in pools.entries)
+        claims = (PoolClaim.read(entry) for entry in pools.entries)
         vnis = {claim.vni for claim in claims if claim.vni and claim.cidr in cidrs}
         options = request.options
         if options.network is not None:
@@ -323,12 +323,12 @@ class Driver:
 
     def _join_network(self, owner: Entry, request: NetworkRequest) -> Network | None:
         """Make this host a member of an existing network; None if it went away meanwhile."""
-        network = Network.decode(owner.value)
+        network = Network.read(owner)
         self._check_compatible(network, request)
         member = Member(network.vni, self._host.id, request.network_id)
         present = self._store.get(member.key)
         if present is not None:
-            other = Member.decode(present.value).network_id
+            other = Member.read(present).network_id
             raise Conflict(f"{network.title} is on this host already, as Docker network {other[:12]}")
         conditions: list[Condition] = [KeyIs(owner.key, owner.revision), KeyIs(member.key, 0)]
         writes = self._membership(network, request.network_id)
@@ -368,7 +368,7 @@ class Driver:
 
     def _owned(self, pool: Pool, vni: int, pools: Listing) -> list[Write]:
         """Writes that make a pool, its gateway and its auxiliary addresses the network's."""
-        claims = (PoolClaim.decode(entry.value) for entry in pools.entries)
+        claims = (PoolClaim.read(entry) for entry in pools.entries)
         before = next((claim for claim in claims if claim.cidr == pool.cidr), PoolClaim(pool.cidr))
         claim = replace(before, vni=vni, gateway=pool.gateway)
         writes: list[Write] = [Put(claim.key, claim.encode())]
@@ -388,12 +388,12 @@ class Driver:
 
     def _titles(self, vnis: Iterable[int]) -> str:
         entries = {vni: self._store.get(network_key(vni)) for vni in sorted(vnis)}
-        return ", ".join(Network.decode(e.value).title if e else f"VNI {vni}" for vni, e in entries.items())
+        return ", ".join(Network.read(e).title if e else f"VNI {vni}" for vni, e in entries.items())
 
     def _bound(self, network_id: str) -> Network | None:
         binding = self._store.get(binding_key(self._host.id, network_id))
-        entry = self._store.get(network_key(Binding.decode(binding.value).vni)) if binding else None
-        return Network.decode(entry.value) if entry else None
+        entry = self._store.get(network_key(Binding.read(binding).vni)) if binding else None
+        return Network.read(entry) if entry else None
 
     def _network(self, network_id: str) -> Network:
         network = self._bound(network_id)
@@ -427,7 +427,7 @@ class Driver:
         for _ in range(_ATTEMPTS):
             present = self._store.get(endpoint.key)
             if present is not None:
-                if Endpoint.decode(present.value) == endpoint:
+                if Endpoint.read(present) == endpoint:
                     return False
                 raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} exists with other addresses")
             conditions: list[Condition] = [KeyIs(endpoint.key, 0)]
@@ -446,7 +446,7 @@ class Driver:
         held = Allocation(self._cidr_of(network, address), address, self._host.id, endpoint=endpoint.id)
         entry = self._store.get(held.key)
         if entry is not None:
-            before = Allocation.decode(entry.value)
+            before = Allocation.read(entry)
             self._check_allocation(network, before, endpoint)
             held = replace(held, space=before.space)
         conditions.append(KeyIs(held.key, entry.revision if entry else 0))
@@ -476,7 +476,7 @@ class Driver:
         writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
         entry = self._store.get(network_key(endpoint.vni))
         if entry is not None:
-            network = Network.decode(entry.value)
+            network = Network.read(entry)
             for address in endpoint.addresses:
                 held = Allocation(self._cidr_of(network, address), address, endpoint.host)
                 writes.append(Put(held.pending_key, ""))
@@ -486,7 +486,7 @@ class Driver:
             self._store.transact([KeyIs(endpoint.key, present.revision)], writes)
 
     def _endpoints(self, vni: int) -> list[Endpoint]:
-        return [Endpoint.decode(entry.value) for entry in self._store.list(endpoints_prefix(vni)).entries]
+        return [Endpoint.read(entry) for entry in self._store.list(endpoints_prefix(vni)).entries]
 
 
 def _keys_of(endpoint: Endpoint) -> tuple[str, str, str]:

@@ -30,6 +30,7 @@ from weft.model import (
     endpoints_prefix,
     pending_prefix,
 )
+from weft.schema import check_schema
 from weft.store import Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
 
 log = logging.getLogger(__name__)
@@ -52,20 +53,27 @@ class Hosts:
         self._cluster = cluster
         self._driver = driver
         self._ipam = ipam
+        self._checked = False
+        """Whether the store is known to be of our version."""
 
     def all(self) -> list[Host]:
-        return [Host.decode(entry.value) for entry in self._store.list(HOSTS).entries]
+        return [Host.read(entry) for entry in self._store.list(HOSTS).entries]
 
     def register(self, me: Host, instance: str) -> None:
         """Give a sign of life and publish the record; `Conflict` names the host that has its id, name or address.
 
+        `ConfigError` if the store belongs to another version of weft.
+
         :param instance: tells this run of the machine from others (`identity.instance`).
         """
+        if not self._checked:
+            check_schema(self._store)
+            self._checked = True
         if not self._store.beat(me.alive_key, instance, LEASE_SECONDS):
             self._take_over(me, instance)
         while self._cluster.hosts.get(me.id) != me:
             listing = self._store.list(HOSTS)
-            hosts = [Host.decode(entry.value) for entry in listing.entries]
+            hosts = [Host.read(entry) for entry in listing.entries]
             _refuse_double(me, hosts)
             # NoneNewer: no other host has registered meanwhile.
             alone = [NoneNewer(HOSTS, listing.revision)]
@@ -75,7 +83,7 @@ class Hosts:
     def _take_over(self, me: Host, instance: str) -> None:
         """The id shows another machine's sign of life. It is our own from before a reboot if the address is ours."""
         entry = self._store.get(me.key)
-        other = Host.decode(entry.value) if entry else None
+        other = Host.read(entry) if entry else None
         if other is None or other.underlay == me.underlay:
             self._store.transact([], [Delete(me.alive_key)])
             if self._store.beat(me.alive_key, instance, LEASE_SECONDS):
@@ -104,7 +112,7 @@ class Hosts:
             self._store.transact([], [Delete(host.alive_key)])
         gone = KeyIs(host.alive_key, 0)
         self._still_gone(host, self._store.transact([gone], []))
-        bindings = [Binding.decode(e.value) for e in self._store.list(f"{BINDINGS}{host.id}/").entries]
+        bindings = [Binding.read(e) for e in self._store.list(f"{BINDINGS}{host.id}/").entries]
         vnis = {binding.vni for binding in bindings} | self._cluster.local_networks(host.id)
         writes = self._endpoint_writes(host, vnis)
         while batch := list(islice(writes, _BATCH)):
@@ -116,7 +124,7 @@ class Hosts:
         for vni in vnis:
             self._store.transact([gone], [Delete(Member(vni, host.id, "").key)])
             self._driver.remove_unused(vni)
-        for claim in [PoolClaim.decode(entry.value) for entry in self._store.list(POOLS).entries]:
+        for claim in [PoolClaim.read(entry) for entry in self._store.list(POOLS).entries]:
             if host.id in claim.users:
                 self._ipam.release_pool(ip_network(claim.cidr), entirely=True, host=host.id)
         self._still_gone(host, self._store.transact([gone], [Delete(host.key)]))
@@ -129,7 +137,7 @@ class Hosts:
     def _endpoint_writes(self, host: Host, vnis: Iterable[int]) -> Iterator[list[Write]]:
         for vni in vnis:
             for entry in self._store.list(endpoints_prefix(vni)).entries:
-                endpoint = Endpoint.decode(entry.value)
+                endpoint = Endpoint.read(entry)
                 if endpoint.host == host.id:
                     yield self._driver.drop_writes(endpoint)
 
@@ -139,7 +147,7 @@ class Hosts:
         for mark in self._store.list(prefix).entries:
             cidr, address = mark.key.removeprefix(prefix).rsplit("/", 1)
             entry = self._store.get(address_key(cidr, address))
-            if entry and Allocation.decode(entry.value).host == host.id:
+            if entry and Allocation.read(entry).host == host.id:
                 yield entry
 
 

@@ -37,6 +37,7 @@ from weft.model import (
     endpoint_key,
     network_key,
     pending_prefix,
+    reading,
 )
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
 
@@ -149,7 +150,7 @@ class Ipam:
         """
         host = host or self._host
         while (entry := self._store.get(POOLS + str(pool))) is not None:
-            claim = PoolClaim.decode(entry.value)
+            claim = PoolClaim.read(entry)
             count = claim.users.get(host, 0)
             if not count:
                 return
@@ -176,7 +177,7 @@ class Ipam:
             listing = self._store.list(POOLS)
             self.refuse_overlap(pool, listing.entries)
             entry = next((entry for entry in listing.entries if entry.key == key), None)
-            claim = PoolClaim.decode(entry.value) if entry else PoolClaim(str(pool))
+            claim = PoolClaim.read(entry) if entry else PoolClaim(str(pool))
             if claim.vni and self._host in claim.users:
                 return  # asked again for what it has: the network keeps the pool
             # NoneNewer: nobody has reserved an overlapping pool since the listing was read, nor changed this one.
@@ -207,11 +208,11 @@ class Ipam:
         )
 
     def _owner(self, entry: Entry) -> str:
-        claim = PoolClaim.decode(entry.value)
+        claim = PoolClaim.read(entry)
         network = self._store.get(network_key(claim.vni)) if claim.vni else None
         if network is None:
             return f"a network of host {', '.join(map(self._host_name, claim.users)) or '?'}"
-        record = Network.decode(network.value)
+        record = Network.read(network)
         return f"{record.title}, made on host {record.creator}"
 
     # Addresses
@@ -222,7 +223,7 @@ class Ipam:
             check_usable(pool_id.pool, wanted)
         while True:
             entry = self._claim_entry(pool_id)
-            claim = PoolClaim.decode(entry.value)
+            claim = PoolClaim.read(entry)
             if claim.gateway:
                 return _same_gateway(claim, wanted)
             address = wanted or self._lowest_free(pool_id)
@@ -232,7 +233,7 @@ class Ipam:
             if self._store.transact(free, [Put(gateway.key, gateway.encode()), Put(entry.key, chosen.encode())]):
                 return address
             if wanted is not None and (holder := self._store.get(gateway.key)):
-                self._refuse(pool_id, Allocation.decode(holder.value))
+                self._refuse(pool_id, Allocation.read(holder))
 
     def request_address(self, pool_id: PoolId, wanted: IPAddress | None) -> IPAddress:
         """An address for an endpoint: `wanted` or any free one.
@@ -256,7 +257,7 @@ class Ipam:
         """
         key = address_key(str(pool_id.pool), str(address))
         entry = self._store.get(key)
-        allocation = Allocation.decode(entry.value) if entry else None
+        allocation = Allocation.read(entry) if entry else None
         mark = Allocation(str(pool_id.pool), str(address), self._host).pending_key
         if entry and allocation and self._may_release(pool_id, allocation):
             if self._store.transact([KeyIs(key, entry.revision)], [Delete(key), Delete(mark)]):
@@ -288,7 +289,7 @@ class Ipam:
         while not self._try(pool_id, address):
             entry = self._store.get(address_key(str(pool_id.pool), str(address)))
             if entry is not None:
-                allocation = Allocation.decode(entry.value)
+                allocation = Allocation.read(entry)
                 if not self._confirms(pool_id, allocation):
                     self._refuse(pool_id, allocation)
                 return
@@ -315,7 +316,7 @@ class Ipam:
         if not allocation.endpoint:
             return False
         claim = self._store.get(POOLS + allocation.cidr)
-        vni = PoolClaim.decode(claim.value).vni if claim else 0
+        vni = PoolClaim.read(claim).vni if claim else 0
         return self._store.get(endpoint_key(vni, allocation.endpoint)) is not None
 
     def _describe(self, allocation: Allocation) -> str:
@@ -326,7 +327,7 @@ class Ipam:
 
     def _host_name(self, host: str) -> str:
         entry = self._store.get(HOSTS + host)
-        return Host.decode(entry.value).name if entry else host
+        return Host.read(entry).name if entry else host
 
     def _candidates(self, pool_id: PoolId) -> Iterator[IPAddress]:
         """Addresses to try, most promising first; ends when none is free."""
@@ -351,7 +352,7 @@ class Ipam:
         yield from cooling
 
     def _allocations(self, pool: IPNetwork) -> list[Allocation]:
-        return [Allocation.decode(e.value) for e in self._store.list(address_key(str(pool), "")).entries]
+        return [Allocation.read(e) for e in self._store.list(address_key(str(pool), "")).entries]
 
     def _full(self, pool_id: PoolId) -> str:
         first, last = _automatic_bounds(pool_id)
@@ -417,7 +418,8 @@ def _automatic_bounds(pool_id: PoolId) -> tuple[int, int]:
 
 
 def _cidr(entry: Entry) -> IPNetwork:
-    return ip_network(entry.key.removeprefix(POOLS))
+    with reading(entry.key):
+        return ip_network(entry.key.removeprefix(POOLS))
 
 
 def _free_subnet(r: PoolRange, taken: list[IPNetwork]) -> IPNetwork | None:

@@ -21,7 +21,10 @@ Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from ipaddress import (
     IPv4Address,
@@ -34,6 +37,9 @@ from ipaddress import (
     ip_network,
 )
 from typing import Any, Self
+
+from weft.errors import StoreError
+from weft.store import Entry
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -62,6 +68,23 @@ VNI_AUTO_MIN = 4096
 """Chosen VNIs start here, as Docker's overlay does, to leave the low ones to people (moby ovmanager.go)."""
 
 
+_KINDS = {"str": str, "int": int, "bool": bool, "Mapping": dict, "tuple": tuple}
+"""What a field must be, by the beginning of its annotation."""
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+@contextmanager
+def reading(key: str) -> Iterator[None]:
+    """Whatever is wrong with what the store has under `key` becomes a `StoreError` that names the key."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise StoreError(
+            f"the store's entry {key} cannot be read ({type(error).__name__}: {error}): was it written by hand or by a "
+            "newer weft?"
+        ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class _Record:
     """JSON form shared by all records: field names as keys; unknown keys of newer versions are ignored."""
@@ -70,8 +93,26 @@ class _Record:
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
+    def read(cls, entry: Entry) -> Self:
+        """The record in an entry; `StoreError` if it is none, or another one's."""
+        with reading(entry.key):
+            record = cls.decode(entry.value)
+            record.check()
+            key = getattr(record, "key", entry.key)
+            if isinstance(key, str) and key != entry.key:
+                raise ValueError(f"it belongs to {key}")
+            return record
+
+    @classmethod
     def decode(cls, text: str) -> Self:
         return cls.of(json.loads(text))
+
+    def check(self) -> None:
+        """Raise `TypeError` or `ValueError` for fields that would make trouble later."""
+        for name, described in self.__dataclass_fields__.items():
+            kind = _KINDS.get(str(described.type).partition("[")[0])
+            if kind and not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} must be {kind.__name__}")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
@@ -91,6 +132,10 @@ class Host(_Record):
     def key(self) -> str:
         return HOSTS + self.id
 
+    def check(self) -> None:
+        super(Host, self).check()
+        ip_address(self.underlay)
+
     @property
     def alive_key(self) -> str:
         return ALIVE + self.id
@@ -108,6 +153,10 @@ class Pool(_Record):
     cidr: str
     gateway: str = ""
     auxiliary: Mapping[str, str] = field(default_factory=dict)
+
+    def check(self) -> None:
+        super(Pool, self).check()  # slots make a new class, which the short form does not find
+        ip_network(self.cidr)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +204,12 @@ class Network(_Record):
     def title(self) -> str:
         """How messages call it."""
         return f"network {self.name} (VNI {self.vni})" if self.name else f"network with VNI {self.vni}"
+
+    def check(self) -> None:
+        super(Network, self).check()
+        for part in (*self.pools, self.published):
+            if part:
+                part.check()
 
     def cidr_of(self, address: str) -> str | None:
         """CIDR of the pool that an address is in."""
@@ -211,10 +266,18 @@ class Endpoint(_Record):
     def key(self) -> str:
         return endpoint_key(self.vni, self.id)
 
+    def check(self) -> None:
+        super(Endpoint, self).check()
+        for address in self.addresses:
+            ip_address(address)
+        if not _MAC.fullmatch(self.mac):
+            raise ValueError(f"{self.mac} is no MAC address")
+
     @classmethod
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
-        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), values["host"])
+        host = sys.intern(values["host"])  # a hundred endpoints share it
+        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +325,12 @@ class PoolClaim(_Record):
     vni: int = 0
     gateway: str = ""
     users: Mapping[str, int] = field(default_factory=dict)
+
+    def check(self) -> None:
+        super(PoolClaim, self).check()
+        ip_network(self.cidr)
+        if self.gateway:
+            ip_address(self.gateway)
 
     def used(self, host: str, by: int) -> PoolClaim:
         """The claim with `by` more networks of a host."""

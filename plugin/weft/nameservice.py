@@ -13,8 +13,10 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
+from weft import firewall
 from weft.askers import Askers
 from weft.cluster import Cluster
 from weft.containers import Containers, Engine
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 _RETRY_SECONDS = 15.0
 
 
-class Kernel(Protocol):
+class Kernel(firewall.Kernel, Protocol):
     """See `kernel.LinuxKernel`."""
 
     def own(self, address: str) -> None: ...
@@ -42,10 +44,19 @@ class NameService:
     """One per host.
 
     :param address: the resolver's; "" if this host shall have none, as when another program does that.
+    :param sandboxes: where the engine keeps the network namespaces of containers.
     """
 
     def __init__(
-        self, store: Store, host: Host, cluster: Cluster, engine: Engine, kernel: Kernel, *, address: str
+        self,
+        store: Store,
+        host: Host,
+        cluster: Cluster,
+        engine: Engine,
+        kernel: Kernel,
+        *,
+        address: str,
+        sandboxes: Path,
     ) -> None:
         askers = Askers(cluster, host.id, engine)
         self._publisher = Publisher(store, host, cluster)
@@ -55,6 +66,7 @@ class NameService:
         self._address = address
         self._askers = askers
         self._responder = Responder(partial(_resolve, cluster, host.id))
+        self._watchman = firewall.Watchman(kernel, engine, askers, address, sandboxes)
         self._server: DnsServer | None = None
         self._stopping = threading.Event()
         self._serving = threading.Thread(target=self._serve, name="dns-start", daemon=True)
@@ -89,7 +101,9 @@ class NameService:
             server = self._server = DnsServer(self._responder, self._askers, sockets)
             server.start()
             log.info("names are answered at %s", self._address)
-            return
+            break
+        while not self._stopping.wait(firewall.PAUSE_SECONDS):
+            self._watchman.look()
 
     def _open(self) -> list[socket.socket]:
         self._kernel.own(self._address)

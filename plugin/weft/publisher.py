@@ -116,7 +116,7 @@ class Publisher:
             # A network may be younger than the mirror.
             entry = self._store.get(binding_key(self._me.id, network_id))
             if entry is not None:
-                return Binding.decode(entry.value).vni
+                return Binding.read(entry).vni
             self._foreign.add(network_id)
         return vni
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from weft.cluster import Cluster
 from weft.dataplane import (
@@ -101,10 +101,12 @@ def network_rows(cluster: Cluster, vni: int, me: Host) -> set[Row]:
 
 def endpoint_rows(cluster: Cluster, endpoints: Iterable[Endpoint], me: Host) -> set[Row]:
     """The rows of these endpoints as far as they are on other, reachable hosts."""
-    vteps = {host.id: pack_address(host.underlay) for host in _peers(cluster, me)}
+    vteps: dict[str, bytes | None] = {}
     rows: set[Row] = set()
     for endpoint in endpoints:
-        vtep = vteps.get(endpoint.host)
+        if endpoint.host not in vteps:
+            vteps[endpoint.host] = _vtep(cluster, endpoint.host, me)
+        vtep = vteps[endpoint.host]
         if vtep is None:
             continue
         mac, tunnel, bridge = pack_mac(endpoint.mac), vxlan_name(endpoint.vni), bridge_name(endpoint.vni)
@@ -116,16 +118,13 @@ def endpoint_rows(cluster: Cluster, endpoints: Iterable[Endpoint], me: Host) -> 
 
 def flood_rows(cluster: Cluster, vni: int, hosts: Iterable[str], me: Host) -> set[Row]:
     """Where frames without a known destination go: one entry for each of `hosts` that is a peer."""
-    wanted = set(hosts)
-    return {
-        Fdb(vxlan_name(vni), FLOOD_MAC, pack_address(host.underlay))
-        for host in _peers(cluster, me)
-        if host.id in wanted
-    }
+    vteps = (_vtep(cluster, host, me) for host in hosts)
+    return {Fdb(vxlan_name(vni), FLOOD_MAC, vtep) for vtep in vteps if vtep}
 
 
-def _peers(cluster: Cluster, me: Host) -> Iterator[Host]:
-    """Other hosts whose VTEP is of our address family: one VXLAN device cannot mix them."""
-    for host in cluster.hosts.values():
-        if host.id != me.id and (":" in host.underlay) == (":" in me.underlay):
-            yield host
+def _vtep(cluster: Cluster, host_id: str, me: Host) -> bytes | None:
+    """Of another host whose VTEP is of our address family: one VXLAN device cannot mix them."""
+    host = cluster.hosts.get(host_id)
+    if host is None or host.id == me.id or (":" in host.underlay) != (":" in me.underlay):
+        return None
+    return pack_address(host.underlay)

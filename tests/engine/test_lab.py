@@ -131,6 +131,28 @@ def test_cut_link_cuts_and_restore_link_restores(h1: Host, h2: Host) -> None:
     wait_until(lambda: reaches(h1, h2), "h2 after the ARP question that got no answer", timeout=5)
 
 
+def test_cut_from_loses_what_passes_between_two_and_nothing_else() -> None:
+    with Lab(hosts=3, name="test-three", weft=False) as three:
+        h1, h2, h3 = three.hosts
+        h1.cut_from(h2)
+        h1.cut_from(h2)
+        assert not reaches(h1, h2)
+        assert not reaches(h2, h1)
+        assert reaches(h1, h3)
+        assert reaches(h3, h2)
+        h2.restore_to(h1)
+        assert reaches(h1, h2)
+
+
+def test_change_address_lasts_over_a_reboot(h1: Host, h2: Host) -> None:
+    before = h2.address
+    for address in ("192.168.78.99", before):
+        h2.change_address(address)
+        assert reaches(h1, h2)
+        assert f"{address}/24" in h2.run("ip", "-o", "addr", "show", "eth0")
+        assert "default via 192.168.78.254" in h2.run("ip", "route")
+
+
 def test_set_mtu_changes_interface_and_path(h1: Host, h2: Host) -> None:
     for host in (h1, h2):
         host.set_mtu(1400)
@@ -239,6 +261,27 @@ def test_up_works_after_everything_was_killed_and_with_another_subnet() -> None:
 def test_hosts_can_have_ipv6_addresses_only() -> None:
     with Lab(hosts=2, name="test-six", weft=False, subnet="fd78::/64") as lab:
         assert reaches(lab.hosts[0], lab.hosts[1])
+
+
+def test_members_of_etcd_are_machines_of_their_own() -> None:
+    with Lab(hosts=1, name="test-etcd", weft=False, store="etcd") as lab:
+        leader = lab.etcd.leader
+        others = [member for member in lab.etcd.members if member is not leader]
+        leader.cut_from(*others)
+        wait_until(lambda: any(member.leads() for member in others), "another leader")
+        assert not leader.serves()
+        leader.restore_to(*others)
+        wait_until(leader.serves, "the old leader follows")
+        lab.etcd.freeze()
+        assert not any(member.serves() for member in lab.etcd.members)
+        lab.etcd.thaw()
+        lab.etcd.kill()
+        with pytest.raises(LabError, match="no member of etcd serves"):
+            lab.etcd.entries()
+        lab.etcd.start()
+        assert lab.etcd.entries() == {}
+        assert "true" in lab.hosts[0].run("busybox", "wget", "-qO-", f"http://{leader.address}:2379/health")
+    assert leftovers("test-etcd") == []
 
 
 def test_names_that_could_lead_elsewhere_are_refused() -> None:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 import weft
-from tests.etcd import MISSING, Certificates, Cluster, Place, base64
+from tests.etcd import MISSING, Certificates, Cluster, Member, Place, base64
 from tests.netns.plugin import Plugin
 from tests.netns.world import Namespace, World, wait_for
 from weft.errors import StoreError
-from weft.model import ENDPOINTS, HOSTS
-from weft.store import Changes, DeleteAll, KeyIs, Put, Snapshot, gateway
+from weft.model import ALIVE, ENDPOINTS, HOSTS
+from weft.store import Changes, DeleteAll, KeyIs, Put, Snapshot
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access, Away, Gateway, Json
 
@@ -28,6 +30,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 THREE = (Place(), Place(), Place())
 PASSWORD = "correct horse"
+PATIENCE = 1.3
 MakeCluster = Callable[..., Cluster]
 
 
@@ -48,15 +51,6 @@ def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One member that nobody hurts."""
     cluster = Cluster(tmp_path_factory.mktemp("shared"))
-    yield cluster
-    cluster.kill()
-
-
-@pytest.fixture(scope="module")
-def with_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """One member that lets the user weft into /weft/v1."""
-    cluster = Cluster(tmp_path_factory.mktemp("users"))
-    cluster.want_passwords("weft", PASSWORD, "/weft/v1")
     yield cluster
     cluster.kill()
 
@@ -202,50 +196,140 @@ def test_users_log_in_again_when_all_members_were_restarted(make_cluster: MakeCl
     assert traffic.snapshots == 1
 
 
-@pytest.mark.parametrize(
-    ("access", "words"),
-    [
-        (Access(), "user name is empty; etcd wants a user: set WEFT_STORE_USER"),
-        (Access(user="weft", password_file=Path("/etc/hostname")), "authentication failed.*; check WEFT_STORE_USER"),
-        (Access(user="weft", password_file=Path("/nowhere")), "/nowhere.*; correct WEFT_STORE_PASSWORD_FILE"),
-    ],
-)
-def test_who_is_not_let_in_is_told_why(with_users: Cluster, access: Access, words: str) -> None:
-    with pytest.raises(StoreError, match=words):
-        EtcdStore(with_users.endpoints, access=access).get("a")
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A member with TLS that lets the user weft into /weft/v1, and the way in."""
+
+    cluster: Cluster
+    certificates: Certificates
+    access: Access
+
+    @property
+    def place(self) -> str:
+        return self.cluster.endpoints[0].partition("://")[2]
 
 
-def test_a_user_without_the_right_is_told_which(with_users: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "password").write_text(PASSWORD)
-    access = Access(user="weft", password_file=tmp_path / "password")
-    store = EtcdStore(with_users.endpoints, root="/other/", access=access)
-    with pytest.raises(StoreError, match=r"permission denied; .* readwrite --prefix=true /other"):
-        store.get("a")
-    store.close()
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    made = guard(tmp_path_factory.mktemp("guarded"))
+    yield made
+    made.cluster.kill()
 
 
-def test_tls_needs_the_right_ca_and_a_client_certificate(
-    make_cluster: MakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gateway, "_PATIENCE_SECONDS", 0.0)
-    ours, theirs = Certificates(tmp_path / "ours"), Certificates(tmp_path / "theirs")
-    endpoints = make_cluster(tls=ours).endpoints
-    access = Access(ours.ca, *ours.client)
-    store = EtcdStore(endpoints, access=access)
+def guard(folder: Path, place: Place = Place()) -> Guarded:  # noqa: B008
+    certificates = Certificates(folder / "ours")
+    cluster = Cluster(folder, places=(place,), tls=certificates)
+    cluster.want_passwords("weft", PASSWORD, "/weft/v1")
+    password_file = folder / "password"
+    password_file.write_text(f"{PASSWORD}\n")
+    return Guarded(cluster, certificates, Access(certificates.ca, *certificates.client, "weft", password_file))
+
+
+def test_the_right_certificates_and_password_let_in(guarded: Guarded) -> None:
+    store = EtcdStore(guarded.cluster.endpoints, access=guarded.access)
     assert store.transact([], [Put("a", "")])
+    assert store.beat("alive", "me", 30)
+    assert store.beat("alive", "me", 30)
     news = iter(store.watch(""))
     assert isinstance(next(news), Snapshot)
     assert store.transact([], [Put("b", "")])
     assert next(news) == Changes((("b", ""),), store.list("").revision)
     news.close()  # type: ignore[attr-defined]
     store.close()
-    for wrong, words in (
-        (replace(access, ca=theirs.ca), "certificate verify failed.*; check WEFT_STORE_CA"),
-        (replace(access, cert=None, key=None), "; etcd may want a client certificate .*WEFT_STORE_CERT"),
-        (replace(access, key=theirs.client[1]), "; correct WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY"),
-    ):
-        with pytest.raises(StoreError, match=words):
-            EtcdStore(endpoints, access=wrong).get("a")
+
+
+NOWHERE = Path("/nowhere")
+HOSTNAME = Path("/etc/hostname")
+FILES = "; correct WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"ca": None}, "certificate verify failed.*; check WEFT_STORE_CA"),
+        ({"ca": NOWHERE}, f"/nowhere.*{FILES}"),
+        ({"ca": HOSTNAME}, FILES),
+        ({"cert": None, "key": None}, "; etcd may want a client certificate .*WEFT_STORE_CERT"),
+        ({"key": NOWHERE}, f"/nowhere.*{FILES}"),
+        ({"cert": HOSTNAME}, FILES),
+        ({"user": "", "password_file": None}, "user name is empty; etcd wants a user: set WEFT_STORE_USER"),
+        ({"user": "nobody"}, "authentication failed.*; check WEFT_STORE_USER"),
+        ({"password_file": HOSTNAME}, "authentication failed.*; check WEFT_STORE_USER and the password"),
+        ({"password_file": NOWHERE}, "/nowhere.*; correct WEFT_STORE_PASSWORD_FILE"),
+    ],
+)
+def test_who_is_not_let_in_is_told_why(guarded: Guarded, wrong: dict[str, Path | None], words: str) -> None:
+    access = replace(guarded.access, **wrong)  # type: ignore[arg-type]
+    check_refusal(guarded.cluster.endpoints[0], access, words)
+
+
+def check_refusal(endpoint: str, access: Access, words: str, root: str = "/weft/v1/") -> None:
+    """The first call fails with one message that names the member (or the file at fault) and says what to do."""
+    with closing(EtcdStore([endpoint], root=root, access=access, patience=PATIENCE)) as store:
+        began = time.monotonic()
+        with pytest.raises(StoreError, match=words) as caught:
+            store.get("a")
+    message = str(caught.value)
+    print(f"{time.monotonic() - began:.2f} s: {message}")
+    assert endpoint.partition("://")[2] in message or "WEFT_STORE_PASSWORD_FILE" in message
+    assert "\n" not in message
+
+
+def test_keys_and_certificates_of_others_are_told_apart(guarded: Guarded, tmp_path: Path) -> None:
+    theirs = Certificates(tmp_path)
+    endpoint, access = guarded.cluster.endpoints[0], guarded.access
+    check_refusal(endpoint, replace(access, ca=theirs.ca), "certificate verify failed.*; check WEFT_STORE_CA")
+    check_refusal(endpoint, replace(access, key=theirs.client[1]), FILES)
+    cert, key = theirs.client
+    check_refusal(endpoint, replace(access, cert=cert, key=key), "; etcd may want a client certificate that its CA")
+    cert, key = guarded.certificates.client_with_name()
+    check_refusal(endpoint, replace(access, cert=cert, key=key), "takes no client certificate with a CN")
+    endpoint = endpoint.replace("127.0.0.1", "localhost")
+    check_refusal(endpoint, access, "certificate verify failed.*etcd's certificate names this endpoint")
+
+
+def test_a_user_without_the_right_is_told_which(guarded: Guarded) -> None:
+    words = r"permission denied; .* readwrite --prefix=true /other"
+    check_refusal(guarded.cluster.endpoints[0], guarded.access, words, root="/other/")
+
+
+def test_tls_on_one_side_only_is_told(guarded: Guarded, shared: Cluster) -> None:
+    check_refusal(f"http://{guarded.place}", Access(), "; if etcd serves TLS there, write etcds:// in WEFT_STORE")
+    plain = shared.endpoints[0].replace("http", "https")
+    check_refusal(plain, Access(), "or serve no TLS there: then write etcd:// in WEFT_STORE")
+
+
+def test_an_etcd_whose_certificate_is_for_servers_only_is_told(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path / "servers", usage="serverAuth")
+    member = Member(0, Place(), tmp_path / "etcd", certificates)
+    access = Access(certificates.ca, *certificates.client)
+    member.start([member])
+    try:
+        with closing(EtcdStore([member.endpoint], access=access, patience=PATIENCE)) as store:
+            wait_for(lambda: "valid for clientAuth" in refusal(store), 15)
+            assert "own certificate must be valid for clientAuth as well" in refusal(store)
+    finally:
+        member.kill()
+
+
+def refusal(store: EtcdStore) -> str:
+    with pytest.raises(StoreError) as caught:
+        store.get("a")
+    return str(caught.value)
+
+
+def test_wrong_addresses_are_told(world: World) -> None:
+    """In a namespace with nothing but a loopback."""
+
+    def scenario() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as closed, socket.create_server(("127.0.0.1", 0)) as silent:
+            ports = [sock.getsockname()[1] for sock in (closed, silent)]
+            closed.close()
+            for place in (f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", "192.0.2.1:2379", "etcd.invalid:2379"):
+                words = f"etcd cannot be used: {place} .*; check that etcd runs .*, the network to it, and WEFT_STORE"
+                check_refusal(f"http://{place}", Access(), words)
+
+    Namespace(world.namespace()).do(scenario)
 
 
 def test_without_a_quorum_calls_fail_soon_and_the_watch_goes_on_afterwards(make_cluster: MakeCluster) -> None:
@@ -279,6 +363,66 @@ def test_without_a_quorum_calls_fail_soon_and_the_watch_goes_on_afterwards(make_
     assert set(keys) <= {"a", "b"}
     watch.close()
     store.close()
+
+
+def failing(call: Callable[[], object], cluster: Cluster) -> float:
+    """Seconds until a call fails with a message that names every member."""
+    began = time.monotonic()
+    with pytest.raises(StoreError) as caught:
+        call()
+    seconds = time.monotonic() - began
+    assert all(endpoint.removeprefix("http://") in str(caught.value) for endpoint in cluster.endpoints)
+    return seconds
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("how", ["frozen", "killed", "dropped"])
+def test_calls_fail_within_their_patience(make_cluster: MakeCluster, world: World, how: str, members: int) -> None:
+    namespace = Namespace(world.namespace())
+    enter = ("ip", "netns", "exec", namespace.path.name)
+
+    def scenario() -> None:
+        cluster = make_cluster(tuple(Place(f"127.0.0.{number}", enter) for number in range(1, members + 1)))
+        with closing(EtcdStore(cluster.endpoints, patience=PATIENCE)) as store:
+            assert store.beat("alive", "me", 10)
+            if how == "dropped":
+                namespace.run("nft", "table inet cut { chain input { type filter hook input priority 0; drop; }; }")
+            for member in cluster.members:
+                if how == "frozen":
+                    member.freeze()
+                elif how == "killed":
+                    member.kill()
+            fresh = EtcdStore(cluster.endpoints, patience=PATIENCE)
+            calls: list[Callable[[], object]] = [
+                lambda: store.transact([KeyIs("a", 0)], [Put("a", "1")]),
+                lambda: store.get_many(["a", "b"]),
+                lambda: store.beat("alive", "me", 10),
+                lambda: fresh.transact([KeyIs("a", 0)], [Put("a", "1")]),
+                lambda: next(iter(fresh.watch(""))),
+            ]
+            took = [failing(call, cluster) for call in calls]
+            print(f"{members} {how}: {', '.join(f'{seconds:.2f}' for seconds in took)} s")
+            assert max(took) < 1.5
+            assert how != "killed" or took[1] < 0.5  # nobody waits again for what did not come back
+
+    namespace.do(scenario)
+
+
+def test_one_frozen_member_of_three_costs_a_third_of_the_patience_once(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(THREE)
+    leader = cluster.leader
+    frozen = next(member for member in cluster.members if member is not leader)
+    with closing(EtcdStore(beginning_with(cluster, frozen.endpoint), patience=PATIENCE)) as store:
+        assert store.transact([], [Put("a", "")])
+        frozen.freeze()
+        took = []
+        for _ in range(3):
+            began = time.monotonic()
+            assert store.get("a")
+            took.append(time.monotonic() - began)
+        print(f"{', '.join(f'{seconds:.2f}' for seconds in took)} s")
+        assert PATIENCE / 3 <= took[0] < PATIENCE * 2 / 3
+        assert max(took[1:]) < PATIENCE / 3
 
 
 def test_a_closed_watch_ends_while_etcd_is_away(make_cluster: MakeCluster) -> None:
@@ -375,6 +519,80 @@ def test_receipts_that_are_gone_cost_no_transaction(shared: Cluster, store: Etcd
     assert [entry.key for entry in store.list("").entries] == ["a", "b"]
 
 
+class Calls:
+    """Which calls the gateway gets."""
+
+    def __init__(self, store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths: list[str] = []
+        self._ask = store._gateway.ask
+        monkeypatch.setattr(store._gateway, "ask", self.ask)
+
+    def ask(self, endpoint: str, path: str, body: Json, seconds: float = 1.5) -> Json:
+        self.paths.append(path)
+        return self._ask(endpoint, path, body, seconds)
+
+
+def lease_of(cluster: Cluster, key: str) -> str:
+    return str(cluster.call("kv/range", {"key": base64(key)})["kvs"][0].get("lease", "0"))
+
+
+def test_a_beat_writes_only_when_it_must(
+    shared: Cluster, store: EtcdStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.beat("k", "me", 30)
+    before = store.get("k")
+    key = f"/{tmp_path.name}/k"
+    calls = Calls(store, monkeypatch)
+    with closing(EtcdStore(shared.endpoints, root=f"/{tmp_path.name}/")) as later_process:
+        assert later_process.beat("k", "me", 30)
+    assert store.beat("k", "me", 30)
+    assert calls.paths == ["kv/range", "lease/keepalive"]
+    assert store.get("k") == before
+    shared.call("lease/revoke", {"ID": lease_of(shared, key)})
+    assert store.get("k") is None
+    assert store.beat("k", "me", 30)
+    assert lease_of(shared, key) != "0"
+
+
+@pytest.mark.parametrize("seconds", [0, 10], ids=["by hand", "with a shorter lease"])
+def test_a_beat_takes_over_a_key_that_would_not_last_as_it_should(
+    shared: Cluster, store: EtcdStore, tmp_path: Path, seconds: int
+) -> None:
+    key = f"/{tmp_path.name}/k"
+    lease = shared.call("lease/grant", {"TTL": seconds})["ID"] if seconds else "0"
+    shared.call("kv/put", {"key": base64(key), "value": base64("me"), "lease": lease})
+    assert not store.beat("k", "somebody else", 30)
+    assert store.beat("k", "me", 30)
+    assert lease_of(shared, key) not in ("0", lease)
+
+
+def test_a_beat_whose_answer_is_lost_is_done(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(store, monkeypatch)
+    line.lost = 1
+    assert store.beat("k", "me", 30)
+    line.lost = 1
+    line.meanwhile = lambda: store.transact([], [Put("k2", "theirs")])
+    assert store.beat("k2", "me", 30) is False
+
+
+def test_foreign_entries_are_read_all_the_same(shared: Cluster, store: EtcdStore, tmp_path: Path) -> None:
+    watch = store.watch("")
+    news = iter(watch)
+    next(news)
+    root = f"/{tmp_path.name}/".encode()
+    foreign = {b"": b"", b"\xff": b"\xfe", b"//": b"[", b"topology/hosts/": b"5"}
+    for key, value in foreign.items():
+        shared.call("kv/put", {"key": b64encode(root + key).decode(), "value": b64encode(value).decode()})
+    as_text = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in foreign.items()}
+    seen: dict[str, str | None] = {}
+    while len(seen) < len(foreign):
+        change = next(news)
+        assert isinstance(change, Changes)
+        seen |= dict(change.events)
+    assert seen == {entry.key: entry.value for entry in store.list("").entries} == as_text
+    watch.close()
+
+
 def test_too_many_operations_are_refused_with_what_to_do(store: EtcdStore) -> None:
     with pytest.raises(StoreError, match=r"too many operations.*; ask for less at once, or raise etcd's --max-txn-ops"):
         store.transact([], [Put(f"k{number}", "") for number in range(200)])
@@ -433,8 +651,55 @@ def serve_over_etcd(plugin: Plugin, make_cluster: MakeCluster, endpoint: str) ->
     plugin.remove(container)
     plugin.remove_network(network)
     left = [entry.key for entry in store.list("").entries]
-    assert [key for key in left if not key.startswith(HOSTS)] == []
+    assert [key for key in left if not key.startswith((HOSTS, ALIVE))] == []
     store.close()
+
+
+def test_a_weft_that_cannot_use_etcd_says_why_and_ends(tmp_path: Path) -> None:
+    with closing(Plugin(tmp_path / "h1")) as plugin:
+        namespace = Namespace(Path(f"/proc/{plugin.host.pid}/ns/net"))
+        place = Place("127.0.0.1", tuple(plugin.host.enter(())))
+        guarded = namespace.do(lambda: guard(tmp_path / "etcd", place))
+        try:
+            try_wrong_settings(plugin, guarded, tmp_path)
+        finally:
+            guarded.cluster.kill()
+
+
+def try_wrong_settings(plugin: Plugin, guarded: Guarded, tmp_path: Path) -> None:
+    access, theirs = guarded.access, Certificates(tmp_path / "theirs")
+    right = {
+        "store": f"etcds://{guarded.place}",
+        "store_ca": str(access.ca),
+        "store_cert": str(access.cert),
+        "store_key": str(access.key),
+        "store_user": access.user,
+        "store_password_file": str(access.password_file),
+    }
+    plain = {"store_ca": "", "store_cert": "", "store_key": ""}
+    wrong: list[tuple[dict[str, str], str]] = [
+        ({"store_ca": str(theirs.ca)}, "check WEFT_STORE_CA"),
+        ({"store_cert": "", "store_key": ""}, "WEFT_STORE_CERT"),
+        (
+            {"store_password_file": "/etc/hostname"},
+            "check WEFT_STORE_USER and the password in WEFT_STORE_PASSWORD_FILE",
+        ),
+        ({"store_user": "", "store_password_file": ""}, "set WEFT_STORE_USER"),
+        ({"store": f"etcds://{guarded.place}/other"}, "readwrite --prefix=true /other"),
+        ({"store": f"etcd://{guarded.place}", **plain}, "write etcds:// in WEFT_STORE"),
+        ({"store": "etcds://127.0.0.1:1"}, "the network to it, and WEFT_STORE"),
+        ({"store": "etcds://etcd.invalid:2379"}, "the network to it, and WEFT_STORE"),
+    ]
+    for settings, words in wrong:
+        began = time.monotonic()
+        done = plugin.run_to_end(**{**right, **settings})
+        seconds = time.monotonic() - began
+        print(f"{seconds:.1f} s: {done.stderr.strip()}")
+        assert done.returncode == 3
+        assert seconds < 8
+        (line,) = (line for line in done.stderr.splitlines() if "weft cannot start" in line)
+        assert words in line
+        assert settings.get("store", guarded.place).partition("://")[2].partition("/")[0] in line
 
 
 _READ_MANY = """

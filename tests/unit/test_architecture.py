@@ -12,11 +12,11 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store"},
-    {"options", "reconcile", "cluster", "identity", "topology", "ipam", "snapshot", "unfinished", "names"},
+    {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
     {"attachments", "driver", "agent", "collector", "hosts", "presence", "containers", "sandboxes"},
     {"askers", "publisher"},
     {"wire", "api", "admin", "cli", "engine", "kernel", "dns"},
-    {"resolver"},
+    {"resolver", "firewall"},
     {"nameservice"},
     {"main"},
 ]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from weft.dataplane import Row
 from weft.errors import KernelError
@@ -36,6 +37,8 @@ from weft.model import IPNetwork
 from weft.reconcile import ObservedLink, RowPlan, Step
 
 __all__ = ["LinuxKernel", "Monitor"]
+
+T = TypeVar("T")
 
 _RECEIVE_BUFFER = 4 << 20
 """Room for an error to each message of a batch, several times over."""
@@ -113,6 +116,15 @@ class LinuxKernel:
     def open_sockets(self, make: Callable[[], Sequence[socket.socket]]) -> list[socket.socket]:
         """What `make` returns in the host's namespace, and then in the data plane's."""
         return [*self._host.run(make), *self._dp.run(make)]
+
+    def work_in(self, namespace: Path, work: Callable[[], T]) -> T:
+        """Do `work` in another network namespace, in a thread made for it."""
+        fd = open_namespace(namespace)
+        try:
+            with closing(NamespaceThread("weft-visit", fd)) as thread:
+                return thread.run(work)
+        finally:
+            os.close(fd)
 
     def underlay_mtu(self, address: str) -> int:
         return self._underlay.mtu(address)

@@ -40,9 +40,10 @@ _LOG_IN = ("user name is empty", "invalid auth token", "is old")
 
 _HINTS = {
     "certificate verify failed": "check WEFT_STORE_CA, and that etcd's certificate names this endpoint",
-    "could not find|key values mismatch|PEM": "correct WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY",
+    r"could not find|\[X509|PEM": "correct WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY",
     "violation of protocol|certificate|unknown ca|connection reset": (
-        "etcd may want a client certificate that its CA signed (WEFT_STORE_CERT, WEFT_STORE_KEY), or serve no TLS there"
+        "etcd may want a client certificate that its CA signed (WEFT_STORE_CERT, WEFT_STORE_KEY), or serve no TLS "
+        "there: then write etcd:// in WEFT_STORE"
     ),
     "wrong version number": "etcd serves no TLS there: write etcd:// in WEFT_STORE",
     "without response|to an HTTPS server": "if etcd serves TLS there, write etcds:// in WEFT_STORE",
@@ -171,14 +172,12 @@ class Gateway:
         turns = self._endpoints[start:] + self._endpoints[:start]
         for number, endpoint in enumerate(cycle(turns)):
             again, place = divmod(number, len(turns))
-            if again and not place:
-                if self._gave_up:
-                    return
-                sleep(_PAUSE_SECONDS)
-            left = deadline - monotonic()
-            if again and left < _LEAST_SECONDS:
+            if again and (self._gave_up or deadline - monotonic() < _PAUSE_SECONDS + _LEAST_SECONDS):
                 return
-            yield endpoint, min(_ANSWER_SECONDS, max(left / (len(turns) - place), _LEAST_SECONDS))
+            if again and not place:
+                sleep(_PAUSE_SECONDS)
+            share = (deadline - monotonic()) / (len(turns) - place)
+            yield endpoint, min(_ANSWER_SECONDS, max(share, _LEAST_SECONDS))
 
     def _post(self, endpoint: str, path: str, body: Json, token: str, seconds: float) -> Json:
         url, data, headers = self._request(endpoint, path, body, token)

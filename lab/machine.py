@@ -1,0 +1,73 @@
+"""A computer on the lab's switch: namespaces, a network card and an address. Hosts and members of etcd are such."""
+
+from collections.abc import Sequence
+
+from lab.namespaces import Namespaces
+from lab.plan import Plan
+from lab.process import Environment
+from lab.underlay import Underlay
+
+
+class Machine:
+    """`index` is its port of the switch."""
+
+    def __init__(self, plan: Plan, name: str, index: int, underlay: Underlay) -> None:
+        self.name = name
+        self.index = index
+        self.address = plan.address(index)
+        self.runtime = plan.runtime / name
+        self.data = plan.data / name
+        self._plan = plan
+        self._underlay = underlay
+        self._namespaces = Namespaces(f"{plan.name}/{name}", plan.runtime / f"{name}.holder")
+
+    @property
+    def up(self) -> bool:
+        return self._namespaces.holder is not None
+
+    def power_on(self) -> None:
+        """Namespaces and folders; nothing runs yet, and no cable is plugged in."""
+        self.runtime.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
+        self._namespaces.create()
+
+    def plug_in(self) -> None:
+        self._underlay.plug_in(self._namespaces, self.index, self.address)
+
+    def crash(self) -> None:
+        """As if the power failed: nobody can say goodbye. The data folder is what a disk would keep."""
+        self._underlay.unplug(self.index)
+        self._namespaces.destroy()
+
+    def run(self, *argv: str, check: bool = True, timeout: float = 60, env: Environment = None) -> str:
+        environment = {**self._environment(), **(env or {})}
+        return self._namespaces.run(argv, check=check, timeout=timeout, env=environment)
+
+    def enter(self, argv: Sequence[str]) -> list[str]:
+        """The command line which runs argv inside, for callers who start processes themselves."""
+        return self._namespaces.enter(argv)
+
+    # The underlay
+
+    def cut_link(self) -> None:
+        """Pulls the cable: eth0 keeps its address and routes, but has no carrier."""
+        self._underlay.connect(self._namespaces, self.index, False)
+
+    def restore_link(self) -> None:
+        self._underlay.connect(self._namespaces, self.index, True)
+
+    def cut_from(self, *others: "Machine") -> None:
+        """IP packets between this machine and those get lost, both ways and without a word. All else passes."""
+        self._underlay.part(self.index, [other.index for other in others])
+
+    def restore_to(self, *others: "Machine") -> None:
+        self._underlay.join(self.index, [other.index for other in others])
+
+    def change_address(self, address: str) -> None:
+        """As DHCP might: the old one is gone at once. It lasts over a reboot."""
+        self._underlay.readdress(self._namespaces, address)
+        self.address = address
+
+    def _environment(self) -> dict[str, str]:
+        """Not the caller's, whose proxies and DOCKER_* variables have no meaning in here."""
+        return {"PATH": self._plan.path, "HOME": str(self.data), "LANG": "C.UTF-8"}
