@@ -120,7 +120,9 @@ class SqliteStore:
             return Changes(tuple(rows), revision)
 
     def _prepare(self) -> None:
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Only if it is new: to close a file gives up all of this process's locks on it, also those of another store.
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
             raise StoreError(
