@@ -52,7 +52,7 @@ class Askers:
         with self._changed:
             if before:
                 for table, key in _keys(self, before):
-                    if table.get(key) is before:
+                    if table.get(key) == before:
                         del table[key]
             if now:
                 for table, key in _keys(self, now):

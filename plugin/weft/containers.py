@@ -171,10 +171,11 @@ class Containers:
 
     def _replace(self, container_id: str, now: Container | None) -> None:
         before = self.running.get(container_id)
+        if before == now:
+            return
         if now is not None:
             self.running[container_id] = now
-        elif before is not None:
+        else:
             del self.running[container_id]
-        if before != now:
-            for listener in self._listeners:
-                listener(before, now)
+        for listener in self._listeners:
+            listener(before, now)
