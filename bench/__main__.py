@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 
-from bench import report, starts, tables, traffic
+from bench import convergence, report, scale, starts, tables, traffic
 from bench.calls import CallTable
 from bench.machine import busy, describe
 from bench.measure import Results
-from bench.metrics import PARTS
+from bench.metrics import PARTS, WEFT
 from bench.rig import ENDINGS, Rig, rig
 from bench.tabular import Table, tabulate
 from lab.process import LabError
@@ -32,10 +32,31 @@ class Effort:
     trips: int
     start_rounds: int
     table_rounds: int
+    convergence: convergence.Effort
+    crowd_samples: int
+    largest: int
 
 
-FULL = Effort(traffic_rounds=18, seconds=1, trips=20_000, start_rounds=12, table_rounds=5)
-QUICK = Effort(traffic_rounds=3, seconds=1, trips=5_000, start_rounds=3, table_rounds=1)
+FULL = Effort(
+    traffic_rounds=18,
+    seconds=1,
+    trips=20_000,
+    start_rounds=12,
+    table_rounds=5,
+    convergence=convergence.Effort(samples=200, calls=10, starts=5),
+    crowd_samples=60,
+    largest=100_000,
+)
+QUICK = Effort(
+    traffic_rounds=3,
+    seconds=1,
+    trips=5_000,
+    start_rounds=3,
+    table_rounds=1,
+    convergence=convergence.Effort(samples=20, calls=5, starts=1),
+    crowd_samples=10,
+    largest=10_000,
+)
 
 
 _QUIET = 0.1
@@ -59,15 +80,23 @@ class Bench:
         self._terminal = terminal
         self._calls = CallTable()
         self._large = tables.Large()
+        self._convergence = convergence.Convergence()
+        self._scale = scale.Scale()
 
     def run(self, parts: set[str]) -> None:
         if parts & {"a", "b", "c"}:
             self._attempt(lambda: self._on_lab(parts))
         if "d" in parts:
             self._attempt(self._measure_tables)
+        if "e" in parts:
+            self._attempt(self._measure_convergence)
+        if "f" in parts:
+            self._attempt(self._measure_crowds)
+        if "g" in parts:
+            self._attempt(self._measure_arrivals)
 
     def report(self) -> list[Table]:
-        return tabulate(self.results, self._calls, self._large)
+        return tabulate(self.results, self._calls, self._large, self._convergence, self._scale)
 
     def _attempt(self, part: Callable[[], None]) -> None:
         try:
@@ -95,12 +124,23 @@ class Bench:
     def _measure_tables(self) -> None:
         tables.measure(self.results, self._large, self._terminal, times=self._effort.table_rounds)
 
+    def _measure_convergence(self) -> None:
+        """On a lab of its own: with the other variants' networks it would not be idle."""
+        with rig({WEFT}, self._terminal) as place:
+            convergence.measure(place, self.results, self._convergence, self._terminal, self._effort.convergence)
+
+    def _measure_crowds(self) -> None:
+        scale.measure_crowds(self.results, self._scale, self._terminal, samples=self._effort.crowd_samples)
+
+    def _measure_arrivals(self) -> None:
+        scale.measure_arrivals(self.results, self._scale, self._terminal, largest=self._effort.largest)
+
 
 def _arguments() -> argparse.Namespace:
     parts = "; ".join(f"{letter}: {title}" for letter, title in PARTS.items())
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds: an impression, no result")
-    parser.add_argument("--only", type=_parts, default=set(PARTS), metavar="a,b,c,d", help=f"{parts} (with b)")
+    parser.add_argument("--only", type=_parts, default=set(PARTS), metavar="a,b,…", help=f"{parts} (with b)")
     parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/benchmarks.md as well")
     args = parser.parse_args()
     if args.write_docs and (args.quick or args.only != set(PARTS)):
@@ -128,7 +168,7 @@ def _run(args: argparse.Namespace, terminal: Terminal) -> int:
         return 1
     found = bench.report()
     report.show(terminal, found, bench.results)
-    report.write_json(bench.results)
+    report.write_json(bench.results, found)
     terminal.say(f"{report.JSON.name} is written; it took {monotonic() - began:.0f} s")
     if args.write_docs and not bench.failed:
         report.write_document(bench.results, found, machine)

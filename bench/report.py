@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from bench.measure import Results, percentile
 from bench.metrics import METRICS
@@ -42,8 +43,9 @@ def summary(results: Results) -> str:
     return f"{text}; missed: {'; '.join(missed)}" if missed else text
 
 
-def write_json(results: Results, path: Path = JSON) -> None:
-    found = {
+def write_json(results: Results, tables: Iterable[Table], path: Path = JSON) -> None:
+    """Each metric by its name, and the tables as they are shown."""
+    found: dict[str, Any] = {
         metric.name: {
             variant: {
                 "median": median(series.samples),
@@ -56,6 +58,7 @@ def write_json(results: Results, path: Path = JSON) -> None:
         for metric in METRICS
         if metric.name in results.series
     }
+    found["tables"] = {table.title: [table.header, *table.rows] for table in tables}
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 

@@ -16,10 +16,11 @@ from lab.image import NAME as IMAGE
 from lab.terminal import Terminal
 
 _SUBNETS = {OVERLAY: "10.91.0.0/24", WEFT: "10.92.0.0/24", BRIDGE: "10.93.0.0/24"}
+VNI = 424242
 # Docker's overlay numbers its VXLANs from 4096 up, as weft does, and both are on one underlay here.
 _OPTIONS = {
     OVERLAY: ["--driver", "overlay", "--attachable"],
-    WEFT: ["--driver", "weft", "--ipam-driver", "weft", "--opt", "weft.vni=424242"],
+    WEFT: ["--driver", "weft", "--ipam-driver", "weft", "--opt", f"weft.vni={VNI}"],
     BRIDGE: ["--driver", "bridge"],
 }
 _FREE_ADDRESSES = range(100, 250)
@@ -45,6 +46,7 @@ class Rig:
     """`near` and `far` are the two ends by variant; for Docker's bridge both are on the first host."""
 
     def __init__(self, lab: Lab) -> None:
+        self.lab = lab
         self.h1, self.h2 = lab.hosts
         self.near = {RAW: Place(self.h1, self.h1.address)}
         self.far = {RAW: Place(self.h2, self.h2.address)}
@@ -62,6 +64,22 @@ class Rig:
             if variant in variants:
                 self.near[variant] = self._resident(variant, self.h1, 0)
                 self.far[variant] = self._resident(variant, self.h1 if variant == BRIDGE else self.h2, 1)
+
+    def change_store(self, url: str) -> None:
+        """Empty weft's network on both hosts, and begin again with another store."""
+        for host in (self.h1, self.h2):
+            if containers := host.docker("ps", "--all", "--quiet", "--filter", f"network={_name(WEFT)}").split():
+                host.docker("rm", "--force", *containers)
+            host.docker("network", "rm", _name(WEFT))
+            host.settings["WEFT_STORE"] = url
+            host.restart_weft()
+        self.prepare({WEFT})
+
+    def network_id(self, variant: str, host: Host) -> str:
+        return host.docker("network", "inspect", "--format", "{{.Id}}", _name(variant))
+
+    def subnet(self, variant: str) -> str:
+        return _SUBNETS[variant]
 
     def address(self, variant: str, round_: int) -> str:
         """One that no container has had before."""

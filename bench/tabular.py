@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bench.calls import CallTable
+from bench.convergence import STEPS, STORES, Convergence
 from bench.measure import Results, Series, Spread, percentile
 from bench.metrics import BRIDGE, METRICS, OVERLAY, PARTS, RAW, VARIANTS, WEFT, Metric
+from bench.scale import ENDPOINTS, Scale
 from bench.tables import Large
 
 _BASES = {"a": (OVERLAY, RAW), "b": (OVERLAY, BRIDGE)}
@@ -30,8 +32,18 @@ class Table:
         self.verdicts.append(verdict)
 
 
-def tabulate(results: Results, calls: CallTable, large: Large) -> list[Table]:
-    found = [*(_metrics(part, results) for part in PARTS), _calls(calls), _programming(large), _memory(large)]
+def tabulate(results: Results, calls: CallTable, large: Large, convergence: Convergence, scale: Scale) -> list[Table]:
+    found = [
+        *(_metrics(part, results) for part in PARTS),
+        _calls(calls),
+        _programming(large),
+        _memory(large),
+        _convergence(convergence),
+        _requests(convergence),
+        _crowds(scale),
+        _store_load(scale),
+        _arrivals(scale),
+    ]
     return [table for table in found if table.rows]
 
 
@@ -80,11 +92,76 @@ def _memory(large: Large) -> Table:
     return table
 
 
+def _convergence(convergence: Convergence) -> Table:
+    stores = [STORES[store] for store in convergence.milliseconds]
+    table = Table("Milliseconds from CreateEndpoint on one host, to … (median / 99th percentile)", ["", *stores])
+    for step, title in STEPS.items() if stores else ():
+        table.add(title, *(_median_and_worst(by_step[step]) for by_step in convergence.milliseconds.values()))
+    return table
+
+
+def _requests(convergence: Convergence) -> Table:
+    table = Table("What etcd is asked, by its own counters", ["", "round trips"])
+    for name, count in convergence.requests.items():
+        table.add(name, f"{count:.1f}".removesuffix(".0"))
+    return table
+
+
+def _crowds(scale: Scale) -> Table:
+    who = {"each_ms": "each of them", "all_ms": "the last of them", "real_ms": "a real host's kernel"}
+    title = f"Milliseconds from CreateEndpoint to …, after {ENDPOINTS:,} endpoints (median / 99th percentile)"
+    table = Table(title, ["simulated hosts", *who.values(), "all start, s", "CPU of each per endpoint, ms"])
+    for hosts, found in scale.crowds.items():
+        delays = [_median_and_worst(found[name]) for name in who]
+        table.add(f"{hosts}", *delays, number(found["start_s"]), number(found["host_cpu_ms"]))
+    return table
+
+
+def _store_load(scale: Scale) -> Table:
+    columns = {
+        "watches": "watches",
+        "idle_round_trips_per_s": "round trips per s, idle",
+        "rate": "endpoints made per s",
+        "round_trips_per_s": "round trips per s",
+        "writes_per_s": "writes per s",
+        "sent_kb": "kB sent per endpoint",
+        "etcd_cpu_ms": "CPU per endpoint, ms",
+        "etcd_mb": "memory, MB",
+    }
+    table = Table("What etcd has to do for them", ["simulated hosts", *columns.values()])
+    for hosts, found in scale.crowds.items():
+        table.add(f"{hosts}", *(number(found[name]) for name in columns))
+    return table
+
+
+def _arrivals(scale: Scale) -> Table:
+    columns = {
+        "list": "list, s",
+        "decode": "decode, s",
+        "plan": "plan, s",
+        "netlink": "write, s",
+        "sync_s": "weft in sync, s",
+        "sync_cpu_s": "its CPU, s",
+        "rest_s": "at rest, s",
+        "rss_mb": "memory, MB",
+        "pss_mb": "its own, MB",
+        "peak_mb": "at most, MB",
+    }
+    table = Table("A host comes to a cluster, in its parts", ["endpoints", "hosts", "networks", *columns.values()])
+    for population, found in scale.arrivals.items():
+        table.add(*(f"{count:,}" for count in population), *(number(found[name]) for name in columns))
+    return table
+
+
 def _figure(series: Series | None) -> str:
     if series is None:
         return ""
     low, middle, high = series.spread
     return number(middle) if len(series.rounds) == 1 else f"{number(middle)} ({number(low)}–{number(high)})"
+
+
+def _median_and_worst(values: Sequence[float]) -> str:
+    return f"{number(percentile(values, 50))} / {number(percentile(values, 99))}"
 
 
 def _ratio(spread: Spread | None) -> str:

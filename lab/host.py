@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from lab import image
 from lab.capture import tcpdump
@@ -15,8 +16,8 @@ from lab.process import Environment, LabError, run
 from lab.underlay import Underlay
 
 DATAPLANE = "/run/docker/weft/dp"
+PLUGIN_SOCKET = "/run/docker/plugins/weft.sock"
 RESOLVER = "169.254.77.53"
-_PLUGIN_SOCKET = "/run/docker/plugins/weft.sock"
 
 # What a machine has to itself. The new /sys shows its own links, but lacks the cgroups: they are moved over.
 # /etc is a layer above the machine's: Docker's configuration and identity, names and resolvers are its own.
@@ -56,7 +57,7 @@ class Host(Machine):
 
     def _weft_defaults(self, plan: Plan) -> dict[str, str]:
         return {
-            "WEFT_SOCKET": _PLUGIN_SOCKET,
+            "WEFT_SOCKET": PLUGIN_SOCKET,
             "WEFT_RUN": "/run/docker/weft",
             "WEFT_STATE": str(self.data / "weft"),
             "WEFT_STORE": plan.store_url,
@@ -79,6 +80,11 @@ class Host(Machine):
     @property
     def daemons(self) -> list[Daemon]:
         return [self.weft, self.engine] if self._plan.weft else [self.engine]
+
+    @property
+    def root(self) -> Path:
+        """Its files, as processes outside reach them."""
+        return self._namespaces.root
 
     def boot(self) -> None:
         """weft is there before the engine, which would wait up to 15 s a call for a plugin it knows of."""
@@ -146,7 +152,7 @@ class Host(Machine):
         self.weft.start(
             [*self._weft_command(), "serve"],
             env={**self._environment(), **self._weft_environment(), **(settings or {})},
-            ready=lambda: answers(self._namespaces.root / _PLUGIN_SOCKET[1:], "POST /Plugin.Activate"),
+            ready=lambda: answers(self._namespaces.root / PLUGIN_SOCKET[1:], "POST /Plugin.Activate"),
             timeout=timeout,
         )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import queue
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from ipaddress import ip_network
 
 from weft.dataplane import Bridge, KernelEvent, Link, Port, Row
-from weft.errors import EngineError, KernelError
-from weft.model import IPNetwork
+from weft.errors import EngineError, KernelError, WeftError
+from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
+from weft.model import Endpoint, IPNetwork, Network, Pool, Published
 from weft.reconcile import Create, ObservedLink, Remove, RowPlan, Step, Update
 
 
@@ -118,36 +120,74 @@ class FakeMonitor:
         self.events.put(None)
 
 
-@dataclass
-class FakeDockerNetwork:
-    """See `engine.EngineNetwork`."""
-
-    id: str
-    name: str
-    subnets: set[str]
-    endpoints: set[str]
-    addresses: set[str]
-
-
 class FakeEngine:
-    """A Docker Engine's lists of networks, changed by the test."""
+    """A Docker Engine: networks made and removed by the test, or through its API, which calls the driver.
 
-    def __init__(self) -> None:
-        self.present: dict[str, FakeDockerNetwork] = {}
+    :param create: what creating a network makes the engine ask of the driver; raises `WeftError` if that refuses.
+    :param delete: what removing one makes it tell the driver.
+    """
+
+    def __init__(
+        self,
+        create: Callable[[str, Network], object] = lambda _id, _network: None,
+        delete: Callable[..., object] = lambda _id, *_cidrs: None,
+    ) -> None:
+        self.present: dict[str, DockerNetwork] = {}
         self.answers = True
+        self.id = "none-1"
+        self._create = create
+        self._delete = delete
+        self._numbers = itertools.count(1)
 
-    def add(self, network_id: str, name: str, *subnets: str) -> FakeDockerNetwork:
-        network = self.present[network_id] = FakeDockerNetwork(network_id, name, set(subnets), set(), set())
-        return network
+    def add(self, network_id: str, name: str, *subnets: str, driver: str = "weft", **published: object) -> None:
+        pools = tuple(Pool(subnet) for subnet in subnets)
+        spec = Published(**published)  # type: ignore[arg-type]
+        self.present[network_id] = DockerNetwork(network_id, name, driver, "local", False, pools, spec)
 
-    def networks(self, ids: Collection[str], subnets: Collection[str]) -> list[FakeDockerNetwork]:
-        if not self.answers:
-            raise EngineError("the Docker Engine does not answer")
-        return [n for n in self.present.values() if n.id in ids or not n.subnets.isdisjoint(subnets)]
+    def attach(self, network_id: str, endpoint: Endpoint) -> None:
+        """A container runs with this endpoint."""
+        found = self.present[network_id]
+        here = DockerEndpoint(endpoint.id, f"c-{endpoint.id[:4]}", endpoint.mac, endpoint.addresses)
+        self.present[network_id] = replace(found, endpoints=(*found.endpoints, here))
+
+    def detach(self, network_id: str) -> None:
+        self.present[network_id] = replace(self.present[network_id], endpoints=())
+
+    def inventory(self, ids: Collection[str], subnets: Collection[str]) -> Inventory:
+        self._maybe_silent()
+        return Inventory(self.id, tuple(self.present.values()))
+
+    def create(self, network: Network) -> None:
+        self._maybe_silent()
+        if any(found.name == network.name for found in self.present.values()):
+            raise EngineError(f"network with name {network.name} already exists")
+        network_id = f"made{next(self._numbers)}"
+        try:
+            self._create(network_id, network)
+        except WeftError as error:
+            raise EngineError(str(error)) from error
+        assert network.published
+        self.present[network_id] = DockerNetwork(
+            network_id, network.name, "weft", "local", network.internal, network.pools, network.published
+        )
+
+    def remove(self, network_id: str) -> bool:
+        self._maybe_silent()
+        found = self.present.get(network_id)
+        if found and found.endpoints:
+            return False
+        if found:
+            self._delete(network_id, *sorted(found.subnets))
+            del self.present[network_id]
+        return True
 
     def follow(self, changed: Callable[[], None]) -> None:
         changed()
         raise EngineError("the Docker Engine closed the event stream")
+
+    def _maybe_silent(self) -> None:
+        if not self.answers:
+            raise EngineError("the Docker Engine does not answer")
 
 
 class OpenGate:

@@ -16,6 +16,7 @@ MTU = 1450
 PEERS = 100
 
 _FIRST = IPv4Address("10.64.0.0")
+_FIRST_VTEP = IPv4Address("198.18.0.1")
 _POOL_BITS = 22
 _POOL_BITS_OF_MANY = 12
 
@@ -44,7 +45,7 @@ class Population:
     def records(self, host_id: str) -> Iterator[Put]:
         """What the store has of it."""
         me = myself(host_id)
-        peers = [Host(f"{n:032x}", f"peer{n}", str(IPv4Address("198.18.0.1") + n)) for n in range(self.hosts)]
+        peers = self.peers()
         yield from (Put(host.key, host.encode()) for host in (me, *peers))
         for number in range(self.networks):
             record = self.network(number)
@@ -55,6 +56,9 @@ class Population:
                 yield self._endpoint(number, place, peers[self._host(number, place)].id)
         yield self._member(VNI, me.id)
         yield self._endpoint(0, self.local_size, me.id)
+
+    def peers(self) -> list[Host]:
+        return [Host(f"{n:032x}", f"peer{n}", str(_FIRST_VTEP + n)) for n in range(self.hosts)]
 
     def network(self, number: int = 0) -> Network:
         pool = Pool(f"{self._base(number)}/{32 - self._pool_bits}", str(self._base(number) + 1))

@@ -2,17 +2,21 @@
 
     GET  /weft/hosts            the hosts of the cluster
     POST /weft/hosts/forget     {"host": NAME, "force": false}: collect what a host that is gone has
+    GET  /weft/gc               what is to be collected, why, and in how many seconds
+    POST /weft/gc               collect what is due; the answer is what was
 
 A refusal is status 409 with the message under `Err`.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
 from weft.cluster import Cluster
+from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.model import Host
 from weft.wire import Body
@@ -20,7 +24,7 @@ from weft.wire import Body
 PREFIX = "/weft"
 
 
-def create_admin(hosts: Hosts, cluster: Cluster) -> Blueprint:
+def create_admin(hosts: Hosts, cluster: Cluster, garbage: Garbage) -> Blueprint:
     admin = Blueprint("admin", __name__, url_prefix=PREFIX)
 
     @admin.get("/hosts")
@@ -31,8 +35,17 @@ def create_admin(hosts: Hosts, cluster: Cluster) -> Blueprint:
     def forget() -> Response:
         body = Body.parse(request.get_data())
         host = hosts.find(body.required("host"))
+        forgotten = _host(host, cluster)
         hosts.forget(host, force=body.flag("force"))
-        return jsonify(_host(host, cluster))
+        return jsonify(forgotten)
+
+    @admin.get("/gc")
+    def list_due() -> Response:
+        return jsonify([asdict(one) for one in garbage.due()])
+
+    @admin.post("/gc")
+    def collect() -> Response:
+        return jsonify([asdict(one) for one in garbage.collect()])
 
     return admin
 

@@ -74,6 +74,7 @@ class _Batch:
     """Triggers that came together, sorted by what they ask for."""
 
     stop: bool = False
+    loaded: bool = False
     resync: bool = False
     touched: Touched = field(default_factory=Touched)
     links: set[str] = field(default_factory=set)
@@ -123,6 +124,8 @@ class Agent:
         resync: float,
     ) -> None:
         self.cluster = cluster
+        self.listeners: list[Callable[[Touched | None], None]] = []
+        """Called after each batch from the store, quickly and never raising; with None after a snapshot."""
         self._store = store
         self._kernel = kernel
         self._me = me
@@ -134,8 +137,6 @@ class Agent:
         self._threads: list[threading.Thread] = []
         self._sources: dict[str, Watch | Monitor] = {}
         self._loaded = False
-        self._certain = False
-        """Whether the mirror is what the store has, and not only what was last known of it."""
         self._wanted: dict[int, _Wanted] = {}
         """By the VNI of each network that has devices here."""
         self._failures: list[KernelError] = []
@@ -147,7 +148,7 @@ class Agent:
     def load(self, entries: Iterable[Entry]) -> None:
         """Know what the store has, all of it."""
         self.cluster.load(entries)
-        self._loaded = self._certain = True
+        self._loaded = True
 
     def refresh(self) -> None:
         """Compare everything soon. Any thread may call."""
@@ -208,7 +209,7 @@ class Agent:
                 match trigger:
                     case Snapshot():
                         self.load(trigger.entries)
-                        batch.resync = True
+                        batch.loaded = batch.resync = True
                         events.clear()
                     case Changes():
                         events.extend(trigger.events)
@@ -238,6 +239,8 @@ class Agent:
             if batch.stop:
                 return
             if self._loaded:
+                for listener in self.listeners:
+                    listener(None if batch.loaded else batch.touched)
                 self._work(batch)
 
     def _work(self, batch: _Batch) -> None:
@@ -347,7 +350,7 @@ class Agent:
         possible = [link for link in wanted.values() if link.name in observed or not isinstance(link, Port)]
         steps = plan_links(possible, observed)
         pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
-        used = pruned if not self._certain else self._used(pruned) if pruned else set()
+        used = pruned if not self.cluster.loaded else self._used(pruned) if pruned else set()
         self._perform([step for step in steps if not (isinstance(step, Remove) and step.name in used)])
         made = (step.link.name for step in steps if isinstance(step, Create))
         return set(filter(None, map(vni_of, made)))
@@ -402,7 +405,7 @@ class Agent:
         observed = self._kernel.observe_rows([name for vni in ready for name in device_names(vni)])
         rows = [self._wanted[vni].rows for vni in ready]
         wanted = rows[0] if len(rows) == 1 else set[Row]().union(*rows)
-        if not self._certain:  # what is there may be newer than what was last known
+        if not self.cluster.loaded:  # what is there may be newer than what was last known
             present = {row.key for row in observed}
             wanted = observed | {row for row in wanted if row.key not in present}
         self._write(plan_rows(wanted, observed))
@@ -420,7 +423,7 @@ class Agent:
 
     def _repair_rows(self, events: dict[Row, bool]) -> None:
         """Put right what somebody else changed. Most events are echoes of our own writes, which match."""
-        if not self._certain:
+        if not self.cluster.loaded:
             return
         by_network = ((self._wanted.get(vni_of(row.device) or 0), row, present) for row, present in events.items())
         seen = [(wanted, wanted.complete(row), present) for wanted, row, present in by_network if wanted]

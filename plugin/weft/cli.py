@@ -67,6 +67,8 @@ def add_commands(commands: Any) -> None:
     forget = _add(host, "forget", _forget, _show_forgotten, "collect what a host that is gone for good has")
     forget.add_argument("host", help="name, id or underlay address")
     forget.add_argument("--force", action="store_true", help="even if it was alive a moment ago")
+    gc = _add(commands, "gc", _collect, _show_due, "collect now what Docker, or the cluster, does not have any more")
+    gc.add_argument("--dry-run", action="store_true", help="only show what is to be collected, why and when")
 
 
 def run(options: argparse.Namespace, socket_path: Path) -> None:
@@ -93,6 +95,10 @@ def _forget(options: argparse.Namespace, socket_path: Path) -> Any:
     return ask(socket_path, "POST", "/weft/hosts/forget", {"host": options.host, "force": options.force})
 
 
+def _collect(options: argparse.Namespace, socket_path: Path) -> Any:
+    return ask(socket_path, "GET" if options.dry_run else "POST", "/weft/gc")
+
+
 def _show_hosts(hosts: Any, console: Console) -> None:
     rows = (
         (
@@ -110,6 +116,14 @@ def _show_hosts(hosts: Any, console: Console) -> None:
 
 def _show_forgotten(host: Any, console: Console) -> None:
     console.print(f"host {host['name']} ({host['underlay']}) is forgotten, with {host['endpoints']} endpoints")
+
+
+def _show_due(due: Any, console: Console) -> None:
+    if not due:
+        console.print("nothing to collect")
+        return
+    rows = ((one["what"], one["why"], f"in {one['seconds']:.0f} s" if one["seconds"] else "now") for one in due)
+    _table(console, ("OBJECT", "WHY", "COLLECTED"), rows)
 
 
 def _table(console: Console, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

@@ -23,7 +23,6 @@ from weft.model import (
     Host,
     Member,
     Network,
-    reading,
 )
 from weft.store import Entry
 
@@ -58,6 +57,8 @@ class Cluster:
     """
 
     def __init__(self) -> None:
+        self.loaded = False
+        """True from the store's first snapshot on; before, it is what was last known of the store."""
         self.version = 0
         self.hosts: dict[str, Host] = {}
         self.alive: set[str] = set()
@@ -70,11 +71,14 @@ class Cluster:
         self.holders: dict[str, Endpoint] = {}
         self._spread: dict[int, Counter[str]] = {}
 
-    def load(self, entries: Iterable[Entry]) -> None:
-        """Replace everything by a snapshot, at once: those who look things up see the old or the new."""
-        fresh = type(self)()
-        fresh.version = self.version + 1
+    def load(self, entries: Iterable[Entry], *, certain: bool = True) -> None:
+        """Replace everything by a snapshot, at once for all who look.
+
+        :param certain: it is what the store has, all of it.
+        """
+        fresh = Cluster()
         fresh.apply((entry.key, entry.value) for entry in entries)
+        fresh.version, fresh.loaded = self.version + 1, certain
         vars(self).update(vars(fresh))
 
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
@@ -93,10 +97,9 @@ class Cluster:
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             try:
                 if follow:
-                    with reading(key):
-                        follow(key, value, touched)
-            except StoreError as error:
-                log.error("%s; it is left out", error)
+                    follow(key, value, touched)
+            except (StoreError, ValueError) as error:
+                log.error("the store's entry %s is left out: %s", key, error)
         return touched
 
     def hosts_of(self, vni: int) -> set[str]:
@@ -107,6 +110,11 @@ class Cluster:
         if host not in self._spread.get(vni, ()):
             return []
         return [e for e in list(self.endpoints.get(vni, {}).values()) if e.host == host]
+
+    def memberships(self, host: str) -> dict[str, int]:
+        """VNIs of the networks that the engine of `host` has, by its own ids for them."""
+        found = ((members.get(host), vni) for vni, members in list(self.members.items()))
+        return {member.network_id: vni for member, vni in found if member}
 
     def local_networks(self, host: str) -> set[int]:
         """VNIs of the networks on which `host` has endpoints."""

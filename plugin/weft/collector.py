@@ -1,72 +1,33 @@
-"""Compares this host's part of the store with what its Docker Engine has: learns names, collects leftovers.
+"""Compares this host's part of the store with what its Docker Engine has, and collects leftovers.
 
 The engine never repeats a delete that failed or was never sent (it crashed, or we were down), so whatever only the
 store knows is collected: networks, endpoints with their veths, addresses, pool reservations. Never while the engine
 does not answer, and only after an object was missing for the whole grace period: what is being created is in the
 store first and in Docker's lists a moment later. And never an endpoint whose veth is up at both ends: a container uses
 it, so this engine is not the one that runs it, or lies.
+
+A network that is missing was removed by somebody, so it retires on all hosts, unless the engine's own store was wiped:
+then only this host's part goes, and the mirror makes the network again.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address, ip_network
-from time import monotonic
-from typing import Protocol
 
 from weft.cluster import Cluster
 from weft.driver import Driver
-from weft.errors import EngineError, WeftError
+from weft.errors import WeftError
+from weft.inventory import DockerNetwork, Inventory
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
-from weft.model import (
-    BINDINGS,
-    POOLS,
-    Binding,
-    Endpoint,
-    Host,
-    Network,
-    PoolClaim,
-    network_key,
-    pending_prefix,
-    reading,
-)
-from weft.store import Entry, KeyIs, Put, Store
+from weft.model import ENGINES, Endpoint, Host, PoolClaim, pending_prefix, reading
+from weft.store import Entry, Put, Store
+from weft.sweeper import Due, Outcome, Patience
 
 log = logging.getLogger(__name__)
-
-_IDLE_SECONDS = 60.0
-_RETRY_SECONDS = 2.0
-
-
-class DockerNetwork(Protocol):
-    """A network as the engine has it; see `engine.EngineNetwork`."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def subnets(self) -> Collection[str]: ...
-    @property
-    def endpoints(self) -> Collection[str]: ...
-    @property
-    def addresses(self) -> Collection[str]: ...
-
-
-class Engine(Protocol):
-    """What the collector asks of the Docker Engine. Both methods may raise `EngineError`."""
-
-    def networks(self, ids: Collection[str], subnets: Collection[str]) -> Iterable[DockerNetwork]:
-        """Those networks of these `ids` that exist, and all that have one of these subnets, whoever drives them."""
-        ...
-
-    def follow(self, changed: Callable[[], None]) -> None:
-        """Call `changed` now and at every change of networks; ends only by an error."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,85 +45,50 @@ class Orphan:
 
 
 class Collector:
-    """One per host.
+    """The clean-up of one host; see `sweeper.Sweep`.
 
-    :param grace: seconds that Docker must not know an object before it is collected.
+    :param grace: seconds that Docker must not have an object before it is collected.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        host: Host,
-        cluster: Cluster,
-        driver: Driver,
-        ipam: Ipam,
-        engine: Engine,
-        *,
-        grace: float,
-    ) -> None:
+    def __init__(self, store: Store, host: Host, cluster: Cluster, driver: Driver, ipam: Ipam, *, grace: float) -> None:
         self._store = store
         self._me = host
         self._cluster = cluster
         self._driver = driver
         self._ipam = ipam
-        self._engine = engine
         self._grace = grace
-        self._first_missed: dict[tuple[str, int], float] = {}
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._loop, name="collector", daemon=True)
+        self._patience = Patience(grace)
+        self._engine = ""
+        """The engine that this host had at the last sweep without a missing network, as the store says."""
 
-    def start(self) -> None:
-        threading.Thread(target=self._follow, name="engine-events", daemon=True).start()
-        self._thread.start()
+    def forget(self) -> None:
+        self._patience.forget()
 
-    def stop(self) -> None:
-        self._stopping.set()
-        self._wake.set()
-        self._thread.join(timeout=5)
-
-    def _follow(self) -> None:
-        failing = False
-        while not self._stopping.is_set():
-            try:
-                self._engine.follow(self._wake.set)
-            except EngineError as error:
-                if not failing:
-                    log.warning("%s; names and clean-up wait for it", error)
-                failing = True
-            except Exception:
-                log.exception("following the engine's events met a bug; trying again")
-            self._stopping.wait(_RETRY_SECONDS)
-
-    def _loop(self) -> None:
-        while not self._stopping.is_set():
-            self._wake.wait(self._grace / 2 if self._first_missed else _IDLE_SECONDS)
-            self._wake.clear()
-            try:
-                self.sweep()
-            except WeftError as error:
-                log.debug("no clean-up now: %s", error)
-                # What was missing before the silence may be something else of that name after it.
-                self._first_missed.clear()
-            except Exception:
-                log.exception("the collector met a bug")
-                self._stopping.wait(_IDLE_SECONDS)
-
-    def sweep(self) -> None:
+    def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         """Compare once; collect what has been missing for the grace period."""
-        bindings = [Binding.read(e) for e in self._store.list(f"{BINDINGS}{self._me.id}/").entries]
-        pools = self._store.list(POOLS).entries
-        subnets = {entry.key.removeprefix(POOLS) for entry in pools}
-        networks = {n.id: n for n in self._engine.networks({b.network_id for b in bindings}, subnets)}
-        for binding in bindings:
-            if binding.network_id in networks:
-                self._learn_name(binding.vni, networks[binding.network_id].name)
-        orphans = [*self._orphans(bindings, networks), *self._orphan_pools(pools, networks.values())]
-        now = monotonic()
-        self._first_missed = {orphan.key: self._first_missed.get(orphan.key, now) for orphan in orphans}
+        orphans = self._all(inventory, pools)
+        lasting = self._patience.lasting(orphan.key for orphan in orphans)
         for orphan in orphans:
-            if now - self._first_missed[orphan.key] >= self._grace and not self._stopping.is_set():
+            if orphan.key in lasting:
                 self._collect(orphan)
+        return Outcome(self._grace / 2 if orphans else None)
+
+    def due(self, inventory: Inventory, pools: Sequence[Entry]) -> list[Due]:
+        """What would be collected."""
+        why = "this host's Docker does not have it"
+        return [Due(one.what, why, self._patience.left(one.key)) for one in self._all(inventory, pools)]
+
+    def _all(self, inventory: Inventory, pools: Sequence[Entry]) -> list[Orphan]:
+        return [*self._orphans(inventory), *self._orphan_pools(pools, inventory.networks)]
+
+    def _began_anew(self, engine: str, *, complete: bool) -> bool:
+        """True if this is another engine than the one that had what is missing."""
+        if not self._engine and (entry := self._store.get(ENGINES + self._me.id)):
+            self._engine = entry.value
+        if self._engine != engine and complete:
+            self._store.transact([], [Put(ENGINES + self._me.id, engine)])
+            self._engine = engine
+        return self._engine != engine
 
     def _collect(self, orphan: Orphan) -> None:
         log.warning("collecting %s: Docker does not have it", orphan.what)
@@ -171,32 +97,37 @@ class Collector:
         except WeftError as error:
             log.warning("%s stays for now: %s", orphan.what, error)
 
-    def _learn_name(self, vni: int, name: str) -> None:
-        """The engine never tells the driver a network's name; the first host that learns it records it."""
-        entry = self._store.get(network_key(vni))
-        if entry and not (network := Network.read(entry)).name:
-            self._store.transact(
-                [KeyIs(entry.key, entry.revision)], [Put(entry.key, replace(network, name=name).encode())]
-            )
+    def _orphans(self, inventory: Inventory) -> Iterator[Orphan]:
+        present = {network.id: network for network in inventory.networks}
+        mine = self._cluster.memberships(self._me.id)
+        anew = self._began_anew(inventory.engine, complete=mine.keys() <= present.keys())
+        for network_id, vni in mine.items():
+            lose = self._driver.forget_network if anew else self._driver.delete_network
+            yield from self._orphans_of(vni, network_id, present.get(network_id), lose)
+        yield from self._orphan_addresses(inventory.networks)
+        yield from self._orphan_networks(inventory.networks)
 
-    def _orphans(self, bindings: Iterable[Binding], networks: dict[str, DockerNetwork]) -> Iterator[Orphan]:
-        for binding in bindings:
-            found = networks.get(binding.network_id)
-            local = self._cluster.local_endpoints(binding.vni, self._me.id)
-            known = found.endpoints if found else ()
-            missing = [e for e in local if e.id not in known]
-            alive = [e for e in missing if self._driver.is_alive(e)]
-            for endpoint in missing:
-                if endpoint not in alive:
-                    what = f"endpoint {endpoint.id[:12]} (VNI {binding.vni})"
-                    yield Orphan(what, partial(self._collect_endpoint, binding.network_id, endpoint))
-            if found is None and not alive:
-                what = f"network {binding.network_id[:12]} (VNI {binding.vni})"
-                yield Orphan(what, partial(self._driver.delete_network, binding.network_id))
-        yield from self._orphan_addresses(networks.values())
-        for vni in list(self._cluster.networks):
-            if vni not in self._cluster.members:
+    def _orphan_networks(self, networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
+        # What Docker has is adopted.
+        ours = {cidr for network in networks if network.driver == self._driver.name for cidr in network.subnets}
+        for vni, network in list(self._cluster.networks.items()):
+            used = vni in self._cluster.members or any(pool.cidr in ours for pool in network.pools)
+            if not used and not self._driver.keeps(network):
                 yield Orphan(f"network with VNI {vni}, which no host has", partial(self._driver.remove_unused, vni))
+
+    def _orphans_of(
+        self, vni: int, network_id: str, found: DockerNetwork | None, lose: Callable[[str], None]
+    ) -> Iterator[Orphan]:
+        """What Docker does not have of a network that this host has, or all of it."""
+        attached = {endpoint.id for endpoint in found.endpoints} if found else set()
+        missing = [e for e in self._cluster.local_endpoints(vni, self._me.id) if e.id not in attached]
+        alive = [endpoint for endpoint in missing if self._driver.is_alive(endpoint.id)]
+        for endpoint in missing:
+            if endpoint not in alive:
+                what = f"endpoint {endpoint.id[:12]} (VNI {vni})"
+                yield Orphan(what, partial(self._collect_endpoint, network_id, endpoint))
+        if found is None and not alive:
+            yield Orphan(f"network {network_id[:12]} (VNI {vni})", partial(lose, network_id))
 
     def _orphan_addresses(self, networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
         prefix = pending_prefix(self._me.id)

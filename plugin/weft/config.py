@@ -52,6 +52,7 @@ class Settings:
     docker: str
     driver: str
     dns: str
+    mirror: bool
     resync: float
     gc_grace: float
     host_grace: float
@@ -174,6 +175,12 @@ def _level(text: str) -> str:
     return text
 
 
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("must be on or off")
+    return text == "on"
+
+
 def _docker(text: str) -> str:
     if text != "off" and not text.startswith(("unix:///", "tcp://")):
         raise ValueError("must be unix:///path, tcp://host:port, or off")
@@ -236,11 +243,14 @@ SETTINGS: dict[str, Setting] = {
     "pools": Setting(
         "10.64.0.0/10:24 fdf7:7765:6674::/48:64", _pools, "ranges and sizes of pools when no --subnet is given"
     ),
-    "docker": Setting("unix:///var/run/docker.sock", _docker, "the local Docker API, for names and clean-up; or off"),
+    "docker": Setting(
+        "unix:///var/run/docker.sock", _docker, "the local Docker API, for networks of other hosts and clean-up; or off"
+    ),
     "driver": Setting("weft", str, "the name users type after -d (a managed plugin: weft:latest)"),
     "dns": Setting(
         RESOLVER, _dns, "IPv4 address at which containers ask for names of other hosts (see weft setup dns); or off"
     ),
+    "mirror": Setting("on", _switch, "on: a network that is created or removed on one host is so on all; or off"),
     "resync": Setting("30", _seconds, "seconds between full comparisons of kernel and store"),
     "gc_grace": Setting("10", _seconds, "seconds that Docker must not know an object before it is collected"),
     "host_grace": Setting("600", _seconds, "seconds that a host must be silent before what it has is collected"),

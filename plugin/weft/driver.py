@@ -9,12 +9,13 @@ What can fail is done in `create_endpoint`: from Engine 29 on, a failing Join co
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
-from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound, WeftError
+from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
 from weft.ipam import GLOBAL_SPACE, SPACES, Ipam, check_usable
 from weft.model import (
     NETWORKS,
@@ -38,6 +39,7 @@ from weft.model import (
     endpoints_prefix,
     mac_key,
     members_prefix,
+    name_key,
     network_key,
 )
 from weft.options import NetworkOptions, parse_options
@@ -101,10 +103,19 @@ class EndpointRequest:
     mac: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The network that an id of this engine stands for, and the condition that it still does."""
+
+    network: Network
+    unchanged: KeyIs
+
+
 class Driver:
     """The driver of one host.
 
     :param name: what users type after `-d`, for commands in messages.
+    :param mirror: who removes a network here, removes it on all hosts.
     """
 
     def __init__(
@@ -115,55 +126,114 @@ class Driver:
         attachments: Attachments,
         *,
         name: str = "weft",
+        mirror: bool = True,
         rng: random.Random | None = None,
     ) -> None:
         self._store = store
         self._host = host
         self._ipam = ipam
         self._attachments = attachments
-        self._name = name
+        self.name = name
+        self._mirror = mirror
+        self._bindings: dict[str, _Bound] = {}
+        """By this engine's NetworkID."""
+        self._expected: Network | None = None
+        self._removing = ""
         self._random = rng or random.Random()
 
     # Networks
 
-    def create_network(self, request: NetworkRequest) -> Network:
-        """Make the network, or join the one that owns its pools (or has its VNI) if they are compatible."""
+    def create_network(self, request: NetworkRequest, *, revive: bool = True) -> Network:
+        """Make the network, or join the one that owns its pools (or has its VNI) if they are compatible.
+
+        :param revive: joining a retired network makes all hosts want it again.
+        """
         self._check_request(request)
         self._attachments.check()
         for _ in range(_ATTEMPTS):
-            bound = self._bound(request.network_id)
-            if bound is not None:
-                self._check_compatible(bound, request)
-                return bound
+            self._bindings.pop(request.network_id, None)  # the cluster may have forgotten this host
+            with suppress(NotFound):
+                network = self._bound(request.network_id).network
+                self._check_compatible(network, request)
+                return network
             pools = self._store.list(POOLS)
             owner = self._owner(request, pools)
-            made = self._found(request, pools) if owner is None else self._join_network(owner, request)
+            self._check_expected(request, owner)
+            made = self._found(request, pools) if owner is None else self._join_network(owner, request, revive)
             if made is not None:
                 return made
         raise Conflict("too many hosts are changing this network at once: try again")
 
+    @contextmanager
+    def expecting(self, network: Network) -> Iterator[None]:
+        """While the engine is told to make a network that other hosts have: if that has gone, none is founded anew."""
+        self._expected = network
+        try:
+            yield
+        finally:
+            self._expected = None
+
+    @contextmanager
+    def removing(self, network_id: str) -> Iterator[None]:
+        """While the engine is told to remove a network: its DeleteNetwork is not a user's."""
+        self._removing = network_id
+        try:
+            yield
+        finally:
+            self._removing = ""
+
     def delete_network(self, network_id: str) -> None:
-        """Forget this host's part; the last host's part takes the network, its pools and its addresses along."""
+        """A network was removed here, so it retires everywhere; the last host takes all that it has along."""
+        self._leave(network_id, retire=self._mirror and network_id != self._removing)
+
+    def forget_network(self, network_id: str) -> None:
+        """Forget this host's part of a network that nobody meant to remove."""
+        self._leave(network_id, retire=False)
+
+    def keeps(self, network: Network) -> bool:
+        """True if a network stays though no engine has it: this host's mirror is about to make it."""
+        return self._mirror and network.wanted
+
+    def _leave(self, network_id: str, *, retire: bool) -> None:
         binding = self._store.get(binding_key(self._host.id, network_id))
         if binding is None:
             return
         vni = Binding.read(binding).vni
-        for endpoint in self._endpoints(vni):
-            if endpoint.host == self._host.id:
+        if self._expected and self._expected.vni == vni:
+            retire = False  # the engine could not make it after all
+        self._bindings.pop(network_id, None)
+        present = self._store.get(network_key(vni))
+        for entry in self._store.list(endpoints_prefix(vni)).entries if present else ():
+            endpoint = Endpoint.read(entry)
+            if present and endpoint.host == self._host.id:
                 self._attachments.detach(endpoint.id)
-                self._forget(endpoint)
-        self._store.transact([], [Delete(binding.key), Delete(Member(vni, self._host.id, network_id).key)])
+                self._forget(Network.read(present), entry)
+        while not self._drop_membership(binding.key, Member(vni, self._host.id, network_id), retire):
+            pass  # somebody changed the network
         self.remove_unused(vni)
+
+    def _drop_membership(self, binding: str, member: Member, retire: bool) -> bool:
+        writes: list[Write] = [Delete(binding), Delete(member.key)]
+        entry = self._store.get(network_key(member.vni))
+        if entry is None or not retire or not (network := Network.read(entry)).wanted:
+            return self._store.transact([], writes)
+        writes.append(Put(entry.key, replace(network, retired=True).encode()))
+        return self._store.transact([KeyIs(entry.key, entry.revision)], writes)
 
     def remove_unused(self, vni: int) -> bool:
         """Remove a network that no host's engine has any more."""
         entry = self._store.get(network_key(vni))
-        if entry is None:
+        if entry is None or self.keeps(network := Network.read(entry)):
             return False
-        network = Network.read(entry)
+        if self._store.list(members_prefix(vni)).entries:
+            return False
         prefixes = endpoints_prefix(vni), endpoint_names_prefix(vni), mac_key(vni, "")
         writes: list[Write] = [Delete(entry.key), *map(DeleteAll, prefixes)]
         unused: list[Condition] = [NoneNewer(members_prefix(vni), 0), KeyIs(entry.key, entry.revision)]
+        name = self._store.get(name_key(network.name)) if network.published else None
+        if name and name.value == str(vni):
+            unused.append(KeyIs(name.key, name.revision))
+            writes.append(Delete(name.key))
         for pool in network.pools:
             claimed = self._store.get(POOLS + pool.cidr)
             claim = PoolClaim.read(claimed) if claimed else None
@@ -198,14 +268,14 @@ class Driver:
 
     def create_endpoint(self, request: EndpointRequest) -> Endpoint:
         """Record the endpoint, take over its addresses, and make its veth."""
-        network = self._network(request.network_id)
+        network = self._bound(request.network_id).network
         endpoint = self._endpoint_of(network, request)
-        fresh = self._record(network, endpoint)
+        fresh = self._record(request.network_id, network, endpoint)
         try:
             self._attachments.attach(network, endpoint)
         except WeftError:
             if fresh:
-                self._forget(endpoint)
+                self.forget_endpoint(request.network_id, endpoint.id)
             raise
         return endpoint
 
@@ -214,15 +284,19 @@ class Driver:
         # Most often the veth is there, and no store is needed: a Join that fails costs the container its network.
         if name := self._attachments.attached(endpoint_id):
             return name
-        network = self._network(network_id)
+        network = self._bound(network_id).network
         entry = self._store.get(endpoint_key(network.vni, endpoint_id))
         if entry is None:
             raise NotFound(f"endpoint {endpoint_id[:12]} of {network.title} is not known to weft")
         return self._attachments.attach(network, Endpoint.read(entry))
 
-    def is_alive(self, endpoint: Endpoint) -> bool:
+    def is_alive(self, endpoint_id: str) -> bool:
         """True if a running container uses the endpoint's veth."""
-        return self._attachments.is_alive(endpoint.id)
+        return self._attachments.is_alive(endpoint_id)
+
+    def disconnect(self, endpoint_id: str) -> None:
+        """Take a running container's veth away: its address is another's."""
+        self._attachments.detach(endpoint_id)
 
     def delete_endpoint(self, network_id: str, endpoint_id: str) -> None:
         """Remove the endpoint's veth and forget it. Its addresses stay taken until they are released."""
@@ -236,10 +310,11 @@ class Driver:
         self._attachments.detach(endpoint_id)
 
     def forget_endpoint(self, network_id: str, endpoint_id: str) -> None:
-        network = self._bound(network_id)
-        entry = self._store.get(endpoint_key(network.vni, endpoint_id)) if network else None
-        if entry is not None:
-            self._forget(Endpoint.read(entry))
+        """Delete the record; its addresses become pending: the engine releases them next, or they are collected."""
+        with suppress(NotFound):
+            network = self._bound(network_id).network
+            if entry := self._store.get(endpoint_key(network.vni, endpoint_id)):
+                self._forget(network, entry)
 
     def drop_writes(self, endpoint: Endpoint) -> list[Write]:
         """Writes that take away an endpoint of a host that is gone, with its addresses."""
@@ -262,7 +337,7 @@ class Driver:
             if one.space not in SPACES:
                 raise InvalidRequest(
                     f"addresses come from another IPAM driver ({one.space or 'none'}), which would give two hosts the "
-                    f"same address: type docker network create -d {self._name} --ipam-driver {self._name} "
+                    f"same address: type docker network create -d {self.name} --ipam-driver {self.name} "
                     f"--subnet {one.pool.cidr} NAME"
                 )
             self._check_pool(one.pool)
@@ -321,7 +396,15 @@ class Driver:
         unchanged: list[Condition] = [KeyIs(network.key, 0), NoneNewer(POOLS, pools.revision)]
         return network if self._store.transact(unchanged, writes) else None
 
-    def _join_network(self, owner: Entry, request: NetworkRequest) -> Network | None:
+    def _check_expected(self, request: NetworkRequest, owner: Entry | None) -> None:
+        expected = self._expected
+        if expected is None or {p.cidr for p in expected.pools} != {one.pool.cidr for one in request.pools}:
+            return
+        network = Network.read(owner) if owner else None
+        if network is None or network.vni != expected.vni or not network.wanted:
+            raise NotFound(f"{expected.title} was removed meanwhile")
+
+    def _join_network(self, owner: Entry, request: NetworkRequest, revive: bool) -> Network | None:
         """Make this host a member of an existing network; None if it went away meanwhile."""
         network = Network.read(owner)
         self._check_compatible(network, request)
@@ -332,6 +415,9 @@ class Driver:
             raise Conflict(f"{network.title} is on this host already, as Docker network {other[:12]}")
         conditions: list[Condition] = [KeyIs(owner.key, owner.revision), KeyIs(member.key, 0)]
         writes = self._membership(network, request.network_id)
+        if network.retired and revive:
+            network = replace(network, retired=False)
+            writes.append(Put(owner.key, network.encode()))
         return network if self._store.transact(conditions, writes) else None
 
     def _check_compatible(self, network: Network, request: NetworkRequest) -> None:
@@ -390,16 +476,21 @@ class Driver:
         entries = {vni: self._store.get(network_key(vni)) for vni in sorted(vnis)}
         return ", ".join(Network.read(e).title if e else f"VNI {vni}" for vni, e in entries.items())
 
-    def _bound(self, network_id: str) -> Network | None:
-        binding = self._store.get(binding_key(self._host.id, network_id))
-        entry = self._store.get(network_key(Binding.read(binding).vni)) if binding else None
-        return Network.read(entry) if entry else None
+    def _bound(self, network_id: str) -> _Bound:
+        """What an id of this engine stands for; `NotFound` if weft does not know.
 
-    def _network(self, network_id: str) -> Network:
-        network = self._bound(network_id)
-        if network is None:
-            raise NotFound(f"Docker network {network_id[:12]} is not known to weft: remove it and create it again")
-        return network
+        It is kept in memory, since handlers are in a hurry: only this host binds its ids, and what a driver asks of a
+        network never changes. Who relies on it in a transaction adds `unchanged`.
+        """
+        bound = self._bindings.get(network_id)
+        if bound is None:
+            binding = self._store.get(binding_key(self._host.id, network_id))
+            entry = self._store.get(network_key(Binding.read(binding).vni)) if binding else None
+            if binding is None or entry is None:
+                raise NotFound(f"Docker network {network_id[:12]} is not known to weft: remove it and create it again")
+            unchanged = KeyIs(binding.key, binding.revision)
+            bound = self._bindings[network_id] = _Bound(Network.read(entry), unchanged)
+        return bound
 
     # Creating an endpoint
 
@@ -422,71 +513,66 @@ class Driver:
             raise InvalidRequest(f"address {address} is in none of the pools of {network.title}")
         return cidr
 
-    def _record(self, network: Network, endpoint: Endpoint) -> bool:
+    def _record(self, network_id: str, network: Network, endpoint: Endpoint) -> bool:
         """Write the endpoint and make its addresses and MAC its own; False if that was done before."""
+        mac = mac_key(network.vni, endpoint.mac)
+        given = [
+            Allocation(self._cidr_of(network, a), a, self._host.id, endpoint=endpoint.id) for a in endpoint.addresses
+        ]
         for _ in range(_ATTEMPTS):
-            present = self._store.get(endpoint.key)
-            if present is not None:
+            bound = self._bound(network_id)
+            found = self._store.get_many([endpoint.key, mac, *(one.key for one in given)])
+            if present := found.get(endpoint.key):
                 if Endpoint.read(present) == endpoint:
                     return False
                 raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} exists with other addresses")
-            conditions: list[Condition] = [KeyIs(endpoint.key, 0)]
-            writes: list[Write] = [Put(endpoint.key, endpoint.encode())]
-            for address in endpoint.addresses:
-                self._take_over(network, endpoint, address, conditions, writes)
-            self._take_mac(network, endpoint, conditions, writes)
-            if self._store.transact(conditions, writes):
+            held = [self._taken_over(network, endpoint, one, found.get(one.key)) for one in given]
+            self._check_mac(network, endpoint, found.get(mac))
+            keys = [endpoint.key, mac, *(one.key for one in given)]
+            conditions = [KeyIs(key, found[key].revision if key in found else 0) for key in keys]
+            writes: list[Write] = [Put(endpoint.key, endpoint.encode()), Put(mac, endpoint.id)]
+            for one in held:
+                writes += [Put(one.key, one.encode()), Delete(one.pending_key)]
+            if self._store.transact([bound.unchanged, *conditions], writes):
                 return True
+            self._bindings.pop(network_id, None)
         raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} is being changed by others: try again")
 
-    def _take_over(
-        self, network: Network, endpoint: Endpoint, address: str, conditions: list[Condition], writes: list[Write]
-    ) -> None:
-        """Add what makes an address that IPAM gave to this host the endpoint's own."""
-        held = Allocation(self._cidr_of(network, address), address, self._host.id, endpoint=endpoint.id)
-        entry = self._store.get(held.key)
-        if entry is not None:
-            before = Allocation.read(entry)
-            self._check_allocation(network, before, endpoint)
-            held = replace(held, space=before.space)
-        conditions.append(KeyIs(held.key, entry.revision if entry else 0))
-        writes += [Put(held.key, held.encode()), Delete(held.pending_key)]
+    def _taken_over(self, network: Network, endpoint: Endpoint, given: Allocation, entry: Entry | None) -> Allocation:
+        """What makes an address that IPAM gave to this host the endpoint's own."""
+        if entry is None:
+            return given
+        before = Allocation.read(entry)
+        self._check_allocation(network, before, endpoint)
+        return replace(given, space=before.space)
 
     def _check_allocation(self, network: Network, held: Allocation, endpoint: Endpoint) -> None:
         if held.kind != "endpoint":
-            raise Conflict(f"address {held.address} is the {held.kind} address of {network.title}")
+            raise Taken(f"address {held.address} is the {held.kind} address of {network.title}")
         holder = held.endpoint if held.endpoint != endpoint.id else ""
         if holder and self._store.get(endpoint_key(network.vni, holder)):
-            raise Conflict(f"address {held.address} of {network.title} is in use by endpoint {holder[:12]}")
+            where = self._ipam.host_name(held.host)
+            raise Taken(
+                f"address {held.address} of {network.title} is in use by endpoint {holder[:12]} on host {where}"
+            )
         if held.host != self._host.id and held.space != GLOBAL_SPACE:
-            raise Conflict(f"address {held.address} of {network.title} was given to another host")
+            where = self._ipam.host_name(held.host)
+            raise Taken(f"address {held.address} of {network.title} was given to another host, {where}")
 
-    def _take_mac(self, network: Network, endpoint: Endpoint, conditions: list[Condition], writes: list[Write]) -> None:
-        key = mac_key(network.vni, endpoint.mac)
-        entry = self._store.get(key)
+    def _check_mac(self, network: Network, endpoint: Endpoint, entry: Entry | None) -> None:
         if entry is not None and self._store.get(endpoint_key(network.vni, entry.value)):
-            raise Conflict(
+            raise Taken(
                 f"MAC address {endpoint.mac} of {network.title} is in use by endpoint {entry.value[:12]}: give another"
             )
-        conditions.append(KeyIs(key, entry.revision if entry else 0))
-        writes.append(Put(key, endpoint.id))
 
-    def _forget(self, endpoint: Endpoint) -> None:
-        """Delete the record; its addresses become pending: the engine releases them next, or they are collected."""
+    def _forget(self, network: Network, entry: Entry) -> None:
+        endpoint = Endpoint.read(entry)
         writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
-        entry = self._store.get(network_key(endpoint.vni))
-        if entry is not None:
-            network = Network.read(entry)
-            for address in endpoint.addresses:
-                held = Allocation(self._cidr_of(network, address), address, endpoint.host)
-                writes.append(Put(held.pending_key, ""))
+        for address in endpoint.addresses:
+            held = Allocation(self._cidr_of(network, address), address, endpoint.host)
+            writes.append(Put(held.pending_key, ""))
         # Unless it is gone already: its MAC and addresses may be another's by now.
-        present = self._store.get(endpoint.key)
-        if present is not None:
-            self._store.transact([KeyIs(endpoint.key, present.revision)], writes)
-
-    def _endpoints(self, vni: int) -> list[Endpoint]:
-        return [Endpoint.read(entry) for entry in self._store.list(endpoints_prefix(vni)).entries]
+        self._store.transact([KeyIs(entry.key, entry.revision)], writes)
 
 
 def _keys_of(endpoint: Endpoint) -> tuple[str, str, str]:

@@ -1,4 +1,5 @@
-"""The local Docker Engine's API, read-only: which networks, endpoints and containers it has, and when that changes.
+"""The local Docker Engine's API: which networks, endpoints and containers it has, when that changes, and making and
+removing networks.
 
 The only importer of the Docker SDK. Never used from a handler: the engine holds locks while it calls us.
 """
@@ -7,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
@@ -16,46 +16,83 @@ import requests
 
 from weft.containers import Attachment, Container, Outline
 from weft.errors import EngineError
+from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
+from weft.model import Network, Pool, Published
 
 _TIMEOUT = 10
+_CHANGE_TIMEOUT = 120
+"""Creating and removing take several calls of the engine to our own driver, which may wait for the store."""
 _GATEWAY_NETWORK = "docker_gwbridge"
 _GATEWAY_NAME = "gateway_"
 _CONTAINER_EVENTS = ["start", "die", "rename", "connect", "disconnect"]
 
 
-@dataclass(frozen=True, slots=True)
-class EngineNetwork:
-    """A Docker network.
-
-    :param subnets: its CIDRs in canonical form; Docker may show them as they were typed.
-    :param endpoints: EndpointIDs of the containers that are attached now.
-    :param addresses: plain addresses of those containers, and the auxiliary ones.
-    """
-
-    id: str
-    name: str
-    subnets: frozenset[str]
-    endpoints: frozenset[str]
-    addresses: frozenset[str]
-
-
 class DockerEngine:
-    """See `collector.Engine`.
+    """See `inventory.Engine`.
 
     :param url: `unix:///var/run/docker.sock` or `tcp://host:port`.
+    :param driver: the name under which this engine knows our driver, for networks and for their addresses.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, driver: str) -> None:
         self._url = url
+        self._driver = driver
 
-    def networks(self, ids: Collection[str], subnets: Collection[str]) -> list[EngineNetwork]:
-        """Those networks of these `ids` that exist, and all that have one of these subnets, whoever drives them."""
+    def inventory(self, ids: Collection[str], subnets: Collection[str]) -> Inventory:
         with self._client() as client:
-            ours = [n["Id"] for n in client.networks() if n["Id"] in ids or not _subnets(n).isdisjoint(subnets)]
-            return [network for network in (_inspect(client, network_id) for network_id in ours) if network]
+            listed = client.networks()
+            # Docker makes `none` once, in a store that it has just begun, and keeps it from then on.
+            engine = next((n["Id"] for n in listed if n["Name"] == "none"), "")
+            found = []
+            for short in listed:
+                network = _network(short)
+                if network.driver == self._driver or network.id in ids or not network.subnets.isdisjoint(subnets):
+                    full = _inspect(client, network.id)  # the list lacks the endpoints
+                    found += [_network(full)] if full else []
+                else:
+                    found.append(network)
+            return Inventory(engine, tuple(found))
+
+    def create(self, network: Network) -> None:
+        published = network.published or Published()
+        pools = [
+            {
+                "Subnet": pool.cidr,
+                "IPRange": published.ranges.get(pool.cidr),
+                "Gateway": published.gateways.get(pool.cidr),
+                "AuxiliaryAddresses": dict(pool.auxiliary),
+            }
+            for pool in network.pools
+        ]
+        with self._client(_CHANGE_TIMEOUT) as client:
+            try:
+                client.create_network(
+                    network.name,
+                    driver=self._driver,
+                    options=dict(published.options),
+                    ipam={"Driver": self._driver, "Options": dict(published.ipam_options), "Config": pools},
+                    check_duplicate=True,
+                    internal=network.internal,
+                    labels=dict(published.labels),
+                    enable_ipv6=published.ipv6,
+                    attachable=published.attachable,
+                )
+            except docker.errors.APIError as error:
+                raise EngineError(f"Docker refuses to create {network.title}: {error.explanation}") from error
+
+    def remove(self, network_id: str) -> bool:
+        with self._client(_CHANGE_TIMEOUT) as client:
+            try:
+                client.remove_network(network_id)
+            except docker.errors.NotFound:
+                return True
+            except docker.errors.APIError as error:
+                if error.status_code == requests.codes.forbidden:
+                    return False
+                raise EngineError(f"Docker refuses to remove network {network_id[:12]}: {error.explanation}") from error
+            return True
 
     def follow(self, changed: Callable[[], None]) -> None:
-        """Call `changed` at every event about networks, until the engine goes away (`EngineError`)."""
         with self._client() as client:
             changed()
             for _ in client.events(filters={"type": "network"}, decode=True):
@@ -101,10 +138,10 @@ class DockerEngine:
         raise EngineError(f"the Docker Engine at {self._url} closed the event stream")
 
     @contextmanager
-    def _client(self) -> Iterator[docker.APIClient]:
+    def _client(self, timeout: int = _TIMEOUT) -> Iterator[docker.APIClient]:
         client = None
         try:
-            client = docker.APIClient(base_url=self._url, version="auto", timeout=_TIMEOUT)
+            client = docker.APIClient(base_url=self._url, version="auto", timeout=timeout)
             yield client
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
             raise EngineError(f"the Docker Engine at {self._url} does not answer: {error}") from error
@@ -113,27 +150,58 @@ class DockerEngine:
                 client.close()
 
 
-def _inspect(client: docker.APIClient, network_id: str) -> EngineNetwork | None:
+def _inspect(client: docker.APIClient, network_id: str) -> dict[str, Any] | None:
     try:
-        found = client.inspect_network(network_id)
+        found: dict[str, Any] = client.inspect_network(network_id)
     except docker.errors.NotFound:
         return None
-    containers: list[dict[str, Any]] = list((found.get("Containers") or {}).values())
-    configs = found["IPAM"].get("Config") or []
-    addresses = [c.get(key) for c in containers for key in ("IPv4Address", "IPv6Address")]
-    addresses += [a for config in configs for a in (config.get("AuxiliaryAddresses") or {}).values()]
-    return EngineNetwork(
+    return found
+
+
+def _network(found: dict[str, Any]) -> DockerNetwork:
+    ipam = found["IPAM"]
+    configs = {str(ip_network(c["Subnet"], strict=False)): c for c in ipam.get("Config") or [] if c.get("Subnet")}
+    pools = tuple(
+        Pool(
+            cidr,
+            _address(config.get("Gateway")),
+            {name: _address(text) for name, text in (config.get("AuxiliaryAddresses") or {}).items()},
+        )
+        for cidr, config in configs.items()
+    )
+    return DockerNetwork(
         id=found["Id"],
         name=found["Name"],
-        subnets=_subnets(found),
-        endpoints=frozenset(c["EndpointID"] for c in containers),
-        addresses=frozenset(str(ip_interface(text).ip) for text in addresses if text),
+        driver=found.get("Driver") or "",
+        scope=found.get("Scope") or "local",
+        internal=bool(found.get("Internal")),
+        pools=pools,
+        published=Published(
+            labels=found.get("Labels") or {},
+            options=found.get("Options") or {},
+            ipam_options=ipam.get("Options") or {},
+            ranges={cidr: c["IPRange"] for cidr, c in configs.items() if c.get("IPRange")},
+            gateways={pool.cidr: pool.gateway for pool in pools if pool.gateway},
+            ipv6=bool(found.get("EnableIPv6")),
+            attachable=bool(found.get("Attachable")),
+        ),
+        endpoints=tuple(map(_endpoint, (found.get("Containers") or {}).values())),
     )
 
 
-def _subnets(network: dict[str, Any]) -> frozenset[str]:
-    configs = network["IPAM"].get("Config") or []
-    return frozenset(str(ip_network(c["Subnet"], strict=False)) for c in configs if c.get("Subnet"))
+def _endpoint(container: dict[str, Any]) -> DockerEndpoint:
+    addresses = (_address(container.get(key)) for key in ("IPv4Address", "IPv6Address"))
+    return DockerEndpoint(
+        id=container["EndpointID"],
+        container=container.get("Name") or "",
+        mac=container.get("MacAddress") or "",
+        addresses=tuple(address for address in addresses if address),
+    )
+
+
+def _address(text: str | None) -> str:
+    """A plain address: Docker writes some with their prefix length."""
+    return str(ip_interface(text).ip) if text else ""
 
 
 def _outline(found: dict[str, Any]) -> Outline:

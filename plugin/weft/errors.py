@@ -4,6 +4,7 @@
     ├── InvalidRequest   the caller sent something wrong: correct the command
     ├── NotFound         the caller named something that does not exist
     ├── Conflict         what was asked contradicts what exists: choose another value
+    │   └── Taken        an address or a MAC that another endpoint has
     ├── Exhausted        nothing left to give: make room or enlarge
     ├── ConfigError      the operator's settings or this host must be corrected
     ├── StoreError       the store is away, damaged or too new
@@ -35,6 +36,10 @@ class Conflict(WeftError):
     """The request contradicts something that exists."""
 
 
+class Taken(Conflict):
+    """An address or a MAC address is another endpoint's."""
+
+
 class Exhausted(WeftError):
     """No address, pool or VNI is left."""
 
@@ -48,7 +53,7 @@ class StoreError(WeftError):
 
 
 class EngineError(WeftError):
-    """The Docker Engine's API cannot be reached or refused."""
+    """The Docker Engine's API cannot be reached, or it refused."""
 
 
 class KernelError(WeftError):

@@ -211,7 +211,7 @@ class Ipam:
         claim = PoolClaim.read(entry)
         network = self._store.get(network_key(claim.vni)) if claim.vni else None
         if network is None:
-            return f"a network of host {', '.join(map(self._host_name, claim.users)) or '?'}"
+            return f"a network of host {', '.join(map(self.host_name, claim.users)) or '?'}"
         record = Network.read(network)
         return f"{record.title}, made on host {record.creator}"
 
@@ -323,9 +323,10 @@ class Ipam:
         if allocation.kind != "endpoint":
             return f"it is the network's {allocation.kind} address"
         what = f"endpoint {allocation.endpoint[:12]}" if allocation.endpoint else "a container that is starting"
-        return f"{what} on host {self._host_name(allocation.host)} has it"
+        return f"{what} on host {self.host_name(allocation.host)} has it"
 
-    def _host_name(self, host: str) -> str:
+    def host_name(self, host: str) -> str:
+        """How messages call a host, by its id."""
         entry = self._store.get(HOSTS + host)
         return Host.read(entry).name if entry else host
 

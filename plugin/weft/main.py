@@ -28,6 +28,7 @@ from gunicorn.app.base import BaseApplication
 
 from weft import __version__, cli, config
 from weft.admin import create_admin
+from weft.adoption import Adoption
 from weft.agent import Agent
 from weft.api import create_app
 from weft.attachments import Attachments
@@ -37,10 +38,12 @@ from weft.config import SETTINGS, Settings
 from weft.driver import Driver
 from weft.engine import DockerEngine
 from weft.errors import ConfigError, KernelError, WeftError
+from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
+from weft.mirror import Mirror
 from weft.model import HOSTS, Host
 from weft.nameservice import NameService
 from weft.presence import Presence
@@ -50,10 +53,11 @@ from weft.store import Store
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
+from weft.sweeper import Sweeper
 
 log = logging.getLogger("weft")
 
-HANDLER_PATIENCE = 1.5
+HANDLER_PATIENCE = 1.3
 """Somebody waits for `docker run`: better a clear error soon."""
 PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
@@ -80,15 +84,15 @@ class Weft:
     kernel: LinuxKernel
     agent: Agent
     presence: Presence
-    collector: Collector | None
+    sweeper: Sweeper | None
     names: NameService | None
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
         if self.names:
             self.names.stop()
-        if self.collector:
-            self.collector.stop()
+        if self.sweeper:
+            self.sweeper.stop()
         self.presence.stop()
         self.agent.stop()
         self.kernel.close()
@@ -104,7 +108,7 @@ def build(settings: Settings) -> Weft:
     snapshot = SnapshotFile(settings.state / "snapshot.json", settings.store_origin)
     restored = snapshot.load()
     cluster = Cluster()
-    cluster.load(restored or patient.list(HOSTS).entries)
+    cluster.load(restored or patient.list(HOSTS).entries, certain=False)
     kernel = LinuxKernel(settings.run)
     kernel.open()
 
@@ -118,7 +122,7 @@ def build(settings: Settings) -> Weft:
     me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
     attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns)
-    driver = Driver(store, me.host, ipam, attachments, name=settings.driver)
+    driver = Driver(store, me.host, ipam, attachments, name=settings.driver, mirror=settings.mirror)
     agent = Agent(patient, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=settings.resync)
     hosts = Hosts(patient, cluster, driver, ipam)
     presence = Presence(
@@ -131,24 +135,42 @@ def build(settings: Settings) -> Weft:
         moved=agent.refresh,
         grace=settings.host_grace,
     )
-    collector = names = None
+    sweeper = collector = names = None
     if settings.docker != "off":
-        engine = DockerEngine(settings.docker)
-        collector = Collector(patient, me.host, cluster, driver, ipam, engine, grace=settings.gc_grace)
+        collector = Collector(patient, me.host, cluster, driver, ipam, grace=settings.gc_grace)
+        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, collector)
         names = NameService(
-            patient, me.host, cluster, engine, kernel, address=settings.dns, sandboxes=settings.run.parent / "netns"
+            patient,
+            me.host,
+            cluster,
+            DockerEngine(settings.docker, settings.driver),
+            kernel,
+            address=settings.dns,
+            sandboxes=settings.run.parent / "netns",
         )
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))
-    if collector:
-        collector.start()
+    if sweeper:
+        sweeper.start()
     if names:
         names.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     app = create_app(driver, ipam, presence, ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes"))
-    app.register_blueprint(create_admin(hosts, cluster))
-    return Weft(app, [store, patient], kernel, agent, presence, collector, names)
+    app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector)))
+    return Weft(app, [store, patient], kernel, agent, presence, sweeper, names)
+
+
+def _sweeper(
+    settings: Settings, store: Store, host: Host, agent: Agent, driver: Driver, ipam: Ipam, collector: Collector
+) -> Sweeper:
+    """What compares this host's Docker Engine with the store."""
+    engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
+    adoption = Adoption(store, host, cluster, driver, ipam)
+    mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
+    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror])
+    agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
+    return sweeper
 
 
 def open_store(settings: Settings, *, patience: float = HANDLER_PATIENCE) -> Store:

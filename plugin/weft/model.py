@@ -13,6 +13,7 @@
     macs/<vni>/<mac>                         id of the endpoint that has the MAC
     bindings/<host>/<engine's NetworkID>     Binding: which VNI that is
     names/<network name>                     VNI of the one network that all hosts know under that name
+    engines/<host>                           identity of the engine's own store, as this host last saw it
 
 Everything under `topology/` is mirrored in the memory of every host (`cluster.py`); the rest is read on demand.
 Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`), MACs are lower-case with colons.
@@ -26,6 +27,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -62,6 +64,7 @@ PENDING = "ipam/pending/"
 MACS = "macs/"
 BINDINGS = "bindings/"
 NAMES = "names/"
+ENGINES = "engines/"
 
 VNI_MAX = 2**24 - 1
 VNI_AUTO_MIN = 4096
@@ -70,6 +73,7 @@ VNI_AUTO_MIN = 4096
 
 _KINDS = {"str": str, "int": int, "bool": bool, "Mapping": dict, "tuple": tuple}
 """What a field must be, by the beginning of its annotation."""
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -78,11 +82,20 @@ def reading(key: str) -> Iterator[None]:
     """Whatever is wrong with what the store has under `key` becomes a `StoreError` that names the key."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise StoreError(
-            f"the store's entry {key} cannot be read ({type(error).__name__}: {error}): was it written by hand or by a "
-            "newer weft?"
-        ) from error
+    except _UNREADABLE as error:
+        raise _unreadable(key, error) from error
+
+
+def _unreadable(key: str, error: Exception) -> StoreError:
+    what = f"{type(error).__name__}: {error}"
+    return StoreError(f"the store's entry {key} cannot be read ({what}): was it written by hand or by a newer weft?")
+
+
+@cache
+def _kinds(record: Any) -> tuple[tuple[str, type], ...]:
+    """Names and types of the fields that can be checked by their annotation."""
+    found = ((name, _KINDS.get(str(f.type).partition("[")[0])) for name, f in record.__dataclass_fields__.items())
+    return tuple((name, kind) for name, kind in found if kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +108,15 @@ class _Record:
     @classmethod
     def read(cls, entry: Entry) -> Self:
         """The record in an entry; `StoreError` if it is none, or another one's."""
-        with reading(entry.key):
+        try:  # not `reading`: this is done for every entry of the cluster
             record = cls.decode(entry.value)
             record.check()
             key = getattr(record, "key", entry.key)
-            if isinstance(key, str) and key != entry.key:
+            if key != entry.key and isinstance(key, str):
                 raise ValueError(f"it belongs to {key}")
-            return record
+        except _UNREADABLE as error:
+            raise _unreadable(entry.key, error) from error
+        return record
 
     @classmethod
     def decode(cls, text: str) -> Self:
@@ -109,9 +124,9 @@ class _Record:
 
     def check(self) -> None:
         """Raise `TypeError` or `ValueError` for fields that would make trouble later."""
-        for name, described in self.__dataclass_fields__.items():
-            kind = _KINDS.get(str(described.type).partition("[")[0])
-            if kind and not isinstance(getattr(self, name), kind):
+        kind_of: Any = type(self)  # mypy does not know that a class is hashable
+        for name, kind in _kinds(kind_of):
+            if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} must be {kind.__name__}")
 
     @classmethod
@@ -166,12 +181,14 @@ class Published(_Record):
     :param options: `-o`, as typed.
     :param ipam_options: `--ipam-opt`, as typed.
     :param ranges: `--ip-range` by the pool's CIDR.
+    :param gateways: the pools' gateways as far as Docker shows them: those that were typed or chosen with the pool.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     ipam_options: Mapping[str, str] = field(default_factory=dict)
     ranges: Mapping[str, str] = field(default_factory=dict)
+    gateways: Mapping[str, str] = field(default_factory=dict)
     ipv6: bool = False
     attachable: bool = False
 
@@ -210,6 +227,11 @@ class Network(_Record):
         for part in (*self.pools, self.published):
             if part:
                 part.check()
+
+    @property
+    def wanted(self) -> bool:
+        """True if every engine shall have it."""
+        return self.published is not None and not self.retired
 
     def cidr_of(self, address: str) -> str | None:
         """CIDR of the pool that an address is in."""

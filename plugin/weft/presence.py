@@ -18,6 +18,7 @@ from weft.errors import ConfigError, StoreError, WeftError
 from weft.hosts import LEASE_SECONDS, Hosts, IdInUse
 from weft.identity import LocalHost
 from weft.snapshot import SnapshotFile
+from weft.sweeper import Due
 from weft.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class Presence:
         self._saved = 0
         self._next_save = 0.0
         self._began = monotonic()
+        self._beating = threading.Lock()
         self._registered = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="presence", daemon=True)
@@ -103,6 +105,15 @@ class Presence:
         """Do what takes something away now, or as soon as the store is back."""
         self._unfinished.do(what, work)
 
+    def due(self) -> list[Due]:
+        """The silent hosts, of which all would be collected."""
+        now = monotonic()
+        since = {host: self._silent_since.get(host, now) for host in list(self._cluster.hosts) if self._is_silent(host)}
+        return [
+            Due(self._cluster.hosts[host].title, "it gives no sign of life", max(0.0, self._grace - (now - then)))
+            for host, then in since.items()
+        ]
+
     def _loop(self) -> None:
         pause = _BEAT_SECONDS
         while not self._stopping.wait(pause * random.uniform(0.9, 1.0)):
@@ -118,6 +129,10 @@ class Presence:
 
     def beat(self) -> None:
         """All that is due now."""
+        with self._beating:
+            self._beat()
+
+    def _beat(self) -> None:
         self._follow_underlay()
         self._register()
         self._unfinished.settle()

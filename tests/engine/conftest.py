@@ -22,11 +22,15 @@ class Cluster:
         self.lab = lab
         self.h1, self.h2 = lab.hosts
 
-    def network(self, name: str, *options: str, subnet: str, hosts: list[Host] | None = None) -> None:
-        """The same network on the hosts (default: both)."""
-        create = ["network", "create", "-d", "weft", "--ipam-driver", "weft", "--subnet", subnet, *options, name]
-        for host in hosts or self.lab.hosts:
-            host.docker(*create)
+    def network(self, name: str, *options: str, subnet: str = "", on: Host | None = None) -> None:
+        """Create a network on one host (default: the first), and wait until all have it."""
+        options = ("--subnet", subnet, *options) if subnet else options
+        (on or self.h1).docker("network", "create", "-d", "weft", "--ipam-driver", "weft", *options, name)
+        eventually(lambda: all(name in self.networks(host) for host in self.lab.hosts), f"{name} is on all hosts")
+
+    def networks(self, host: Host) -> list[str]:
+        """Names of the weft networks that an engine has."""
+        return host.docker("network", "ls", "--filter", "driver=weft", "--format", "{{.Name}}").split()
 
     def run(self, host: Host, name: str, network: str, *options: str) -> str:
         """Start a container; return its IPv4 address on the network."""
@@ -53,8 +57,13 @@ class Cluster:
         for host in self.lab.hosts:
             if containers := host.docker("ps", "-aq").split():
                 host.docker("rm", "-f", *containers)
-            for network in host.docker("network", "ls", "-q", "--filter", "driver=weft").split():
-                host.docker("network", "rm", network)
+        eventually(self._no_networks, "all networks are removed", timeout=30)
+
+    def _no_networks(self) -> bool:
+        present = [(host, name) for host in self.lab.hosts for name in self.networks(host)]
+        for host, name in present:
+            host.docker("network", "rm", name, check=False)  # another host's weft may be quicker
+        return not present and not self.keys("topology/networks/")
 
 
 def reaches(host: Host, container: str, address: str, *options: str) -> bool:
@@ -74,6 +83,7 @@ def engines(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     settings = {"WEFT_GC_GRACE": "1", **getattr(request.module, "SETTINGS", {})}
     with Lab(hosts=2, name="engines", engine_options=options, settings=settings) as lab:
         cluster = Cluster(lab)
+        eventually(lambda: len(cluster.keys("engines/")) == len(lab.hosts), "weft has seen the engines")
         yield cluster
         if request.session.testsfailed:
             for host in lab.hosts:

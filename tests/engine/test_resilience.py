@@ -119,7 +119,7 @@ def test_leftovers_of_a_stopped_weft_are_collected(cluster: Cluster, pair: tuple
 
 
 def test_a_network_removed_while_weft_was_down_is_collected(cluster: Cluster) -> None:
-    cluster.network("app", subnet=SUBNET, hosts=[cluster.h1])
+    cluster.network("app", subnet=SUBNET)
     cluster.h1.stop_weft()
     cluster.h1.docker("network", "rm", "app", timeout=90)
     cluster.h1.start_weft()

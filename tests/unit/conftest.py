@@ -15,6 +15,7 @@ from weft.attachments import Attachments
 from weft.cluster import Cluster
 from weft.config import from_environment
 from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
+from weft.errors import WeftError
 from weft.identity import LocalHost
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.model import Endpoint, Host, Network, Pool
@@ -42,7 +43,7 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 class FakeHost:
     """One host's weft without its edges: call the driver as the engine would."""
 
-    def __init__(self, store: SqliteStore, number: int, kernel: FakeKernel) -> None:
+    def __init__(self, store: SqliteStore, number: int, kernel: FakeKernel, *, mirror: bool = True) -> None:
         self.store = store
         self.kernel = kernel
         self.record = Host(f"{number:032x}", f"h{number}", f"192.168.78.{number}")
@@ -52,7 +53,8 @@ class FakeHost:
         self.me = LocalHost(self.record)
         self.cluster = Cluster()
         self.attachments = Attachments(kernel, self.me, port=4789)
-        self.driver = Driver(store, self.record, self.ipam, self.attachments, rng=random.Random(number))
+        rng = random.Random(number)
+        self.driver = Driver(store, self.record, self.ipam, self.attachments, mirror=mirror, rng=rng)
         self.monitor = FakeMonitor()
         self.agent = Agent(store, self.cluster, kernel, self.me, self.attachments, monitor=self.monitor, resync=3600)
 
@@ -66,6 +68,15 @@ class FakeHost:
             pools.append(PoolRequest(LOCAL_SPACE, Pool(cidr, str(gateway))))
         asked = NetworkOptions(**options)  # type: ignore[arg-type]
         return self.driver.create_network(NetworkRequest(network_id, tuple(pools), asked, internal))
+
+    def mirror_network(self, network_id: str, network: Network) -> None:
+        """What the engine asks when the mirror tells it to make a network; it takes back what it asked for in vain."""
+        pools = [pool.cidr for pool in network.pools]
+        try:
+            self.create_network(network_id, *pools, internal=network.internal)
+        except WeftError:
+            self.remove_network(network_id, *pools)
+            raise
 
     def remove_network(self, network_id: str, *cidrs: str) -> None:
         """ReleaseAddress of the gateway, ReleasePool and DeleteNetwork, in the engine's order."""
@@ -87,4 +98,4 @@ class FakeHost:
 @pytest.fixture
 def host(store: SqliteStore) -> Callable[..., FakeHost]:
     """Makes host number N on the shared store."""
-    return lambda number=1, **kernel: FakeHost(store, number, FakeKernel(**kernel))
+    return lambda number=1, mirror=True, **kernel: FakeHost(store, number, FakeKernel(**kernel), mirror=mirror)

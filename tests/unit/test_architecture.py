@@ -11,9 +11,22 @@ import weft
 
 ROOT = Path(weft.__file__).parent
 LAYERS = [
-    {"errors", "model", "dataplane", "config", "store"},
+    {"errors", "model", "dataplane", "config", "store", "inventory"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
-    {"attachments", "driver", "agent", "collector", "hosts", "presence", "containers", "sandboxes"},
+    {
+        "attachments",
+        "driver",
+        "agent",
+        "sweeper",
+        "collector",
+        "adoption",
+        "mirror",
+        "hosts",
+        "presence",
+        "garbage",
+        "containers",
+        "sandboxes",
+    },
     {"askers", "publisher"},
     {"wire", "api", "admin", "cli", "engine", "kernel", "dns"},
     {"resolver", "firewall"},

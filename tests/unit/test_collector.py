@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -12,9 +13,10 @@ from tests.unit.conftest import FakeHost
 from weft.collector import Collector
 from weft.errors import EngineError
 from weft.ipam import LOCAL_SPACE, PoolId
-from weft.model import Network
-from weft.store import Delete
+from weft.model import Endpoint, Network, Published
+from weft.store import Delete, Put
 from weft.store.sqlite import SqliteStore
+from weft.sweeper import Sweeper
 
 Hosts = Callable[..., FakeHost]
 CIDR = "10.1.0.0/24"
@@ -35,37 +37,34 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def collector(one: FakeHost, engine: FakeEngine, store: SqliteStore) -> Collector:
+def collector(one: FakeHost, engine: FakeEngine, store: SqliteStore) -> Sweeper:
     return make(one, engine, store, grace=0)
 
 
-def make(one: FakeHost, engine: FakeEngine, store: SqliteStore, *, grace: float) -> Collector:
+def make(one: FakeHost, engine: FakeEngine, store: SqliteStore, *, grace: float) -> Sweeper:
     cluster = one.agent.cluster
-    return Collector(store, one.record, cluster, one.driver, one.ipam, engine, grace=grace)
+    collector = Collector(store, one.record, cluster, one.driver, one.ipam, grace=grace)
+    return Sweeper(engine, store, one.record, cluster, [collector])
 
 
-def sweep(collector: Collector, one: FakeHost, store: SqliteStore) -> None:
+def sweep(collector: Sweeper, one: FakeHost, store: SqliteStore) -> None:
     one.agent.cluster.load(store.list("topology/").entries)
     collector.sweep()
+
+
+def keys(store: SqliteStore) -> list[str]:
+    return [entry.key for entry in store.list("").entries if not entry.key.startswith("engines/")]
 
 
 def names(store: SqliteStore, prefix: str) -> list[str]:
     return [entry.key.removeprefix(prefix) for entry in store.list(prefix).entries]
 
 
-def test_the_name_is_learned_once(collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore) -> None:
-    sweep(collector, one, store)
-    engine.present["n1"].name = "other"
-    sweep(collector, one, store)
-    assert [Network.decode(e.value).name for e in store.list("topology/networks/").entries] == ["app"]
-    assert one.driver.find_network("app")
-
-
 def test_an_endpoint_that_docker_lost_goes_with_its_veth_and_address(
-    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
 ) -> None:
     kept, lost = one.run("n1", "a" * 64, CIDR), one.run("n1", "b" * 64, CIDR)
-    engine.present["n1"].endpoints.add(kept.id)
+    engine.attach("n1", kept)
     sweep(collector, one, store)
     assert names(store, f"topology/endpoints/{kept.vni}/") == [kept.id]
     assert sorted(names(store, f"ipam/addresses/{CIDR}/")) == sorted(["10.1.0.1", kept.addresses[0]])
@@ -73,22 +72,22 @@ def test_an_endpoint_that_docker_lost_goes_with_its_veth_and_address(
 
 
 def test_a_network_that_docker_lost_goes_with_all_it_has(
-    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
 ) -> None:
     one.run("n1", "a" * 64, CIDR)
     engine.present.clear()
     sweep(collector, one, store)
     sweep(collector, one, store)
-    assert [entry.key for entry in store.list("").entries] == [one.record.key]
+    assert keys(store) == [one.record.key]
 
 
 def test_pending_addresses_and_pools_are_collected_unless_docker_uses_them(
-    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
 ) -> None:
     pool = PoolId.parse(f"{LOCAL_SPACE}/{CIDR}")
     used, lost = one.ipam.request_address(pool, None), one.ipam.request_address(pool, None)
-    engine.present["n1"].addresses.add(str(used))
-    engine.add("macvlan", "lan", "10.5.0.0/24")
+    engine.attach("n1", Endpoint("e", 0, "", (str(used),), one.record.id))
+    engine.add("macvlan", "lan", "10.5.0.0/24", driver="macvlan")
     for cidr in ("10.5.0.0/24", "10.6.0.0/24"):
         one.ipam.request_pool(LOCAL_SPACE, ip_network(cidr), None, v6=False)
     sweep(collector, one, store)
@@ -106,7 +105,7 @@ def test_nothing_is_collected_within_the_grace(one: FakeHost, engine: FakeEngine
 
 
 def test_nothing_is_collected_while_the_engine_does_not_answer(
-    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
 ) -> None:
     endpoint = one.run("n1", "a" * 64, CIDR)
     engine.answers = False
@@ -116,7 +115,7 @@ def test_nothing_is_collected_while_the_engine_does_not_answer(
 
 
 def test_what_a_running_container_uses_is_never_collected(
-    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
 ) -> None:
     endpoint = one.run("n1", "a" * 64, CIDR)
     one.kernel.carrier.add("wp" + "a" * 12)
@@ -130,7 +129,7 @@ def test_what_a_running_container_uses_is_never_collected(
 
 
 def test_one_orphan_that_cannot_be_collected_does_not_keep_the_others(
-    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
 ) -> None:
     for letter in "ab":
         one.run("n1", letter * 64, CIDR)
@@ -140,11 +139,62 @@ def test_one_orphan_that_cannot_be_collected_does_not_keep_the_others(
 
 
 def test_a_network_that_no_host_has_is_removed(
-    collector: Collector, one: FakeHost, engine: FakeEngine, store: SqliteStore
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
 ) -> None:
     member = store.list("topology/members/").entries[0]
     store.transact([], [Delete(member.key), Delete(f"bindings/{one.record.id}/n1")])
     engine.present.clear()
     sweep(collector, one, store)
     sweep(collector, one, store)
-    assert [entry.key for entry in store.list("").entries] == [one.record.key]
+    assert keys(store) == [one.record.key]
+
+
+def published(store: SqliteStore, one: FakeHost) -> Network:
+    network = one.create_network("n2", "10.2.0.0/24")
+    network = replace(network, name="web", published=Published())
+    store.transact([], [Put(network.key, network.encode()), Put("names/web", str(network.vni))])
+    return network
+
+
+def test_a_network_that_was_removed_while_weft_was_down_retires(
+    collector: Sweeper, one: FakeHost, host: Hosts, engine: FakeEngine, store: SqliteStore
+) -> None:
+    network = published(store, one)
+    host(2).create_network("n2there", "10.2.0.0/24")
+    engine.add("n2", "web", "10.2.0.0/24")
+    sweep(collector, one, store)
+    del engine.present["n2"]
+    sweep(collector, one, store)
+    entry = store.get(network.key)
+    assert entry
+    assert Network.decode(entry.value).retired
+    assert names(store, f"topology/members/{network.vni}/") == [host(2).record.id]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_a_wiped_engine_had_is_not_retired(
+    collector: Sweeper, one: FakeHost, host: Hosts, engine: FakeEngine, store: SqliteStore, alone: bool
+) -> None:
+    network = published(store, one)
+    if not alone:
+        host(2).create_network("n2there", "10.2.0.0/24")
+    engine.add("n2", "web", "10.2.0.0/24")
+    sweep(collector, one, store)
+    engine.present.clear()
+    engine.id = "none-2"
+    for _ in range(3):
+        sweep(collector, one, store)
+    entry = store.get(network.key)
+    assert entry
+    assert Network.decode(entry.value).wanted
+    assert one.record.id not in names(store, f"topology/members/{network.vni}/")
+    assert store.get(f"engines/{one.record.id}").value == "none-2"  # type: ignore[union-attr]
+
+
+def test_a_lost_network_that_the_engine_still_has_is_left_for_adoption(
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
+) -> None:
+    member = store.list("topology/members/").entries[0]
+    store.transact([], [Delete(member.key), Delete(f"bindings/{one.record.id}/n1")])
+    sweep(collector, one, store)
+    assert store.list("topology/networks/").entries

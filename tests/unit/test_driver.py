@@ -201,11 +201,13 @@ def test_an_auxiliary_address_or_mtu_that_the_network_lacks_is_refused(host: Hos
 
 def test_forgetting_twice_does_not_take_from_the_next_endpoint(host: Hosts, store: SqliteStore) -> None:
     one = host(1)
-    one.create_network("n1", CIDR)
+    network = one.create_network("n1", CIDR)
     old = one.run("n1", "e1", CIDR)
+    entry = store.get(old.key)
+    assert entry
     one.driver.delete_endpoint("n1", "e1")
     new = one.driver.create_endpoint(EndpointRequest("n1", "e2", old.addresses, ""))
-    one.driver._forget(old)
+    one.driver._forget(network, entry)
     with pytest.raises(Conflict, match="is in use by endpoint e2"):
         one.run("n1", "e3", CIDR, mac=new.mac)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from weft.errors import StoreError
 from weft.store import Changes, Entry, Snapshot
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access, Away, Gateway, Json
@@ -124,3 +128,77 @@ def test_a_call_asks_every_member_before_it_gives_up(monkeypatch: pytest.MonkeyP
     assert gateway.call("kv/range", {}) == {}
     assert gateway.call("kv/range", {}) == {}
     assert asked == ["a", "b", "c", "c"]
+
+
+class RudeMember(BaseHTTPRequestHandler):
+    """Hangs up on who brings no token that it knows, as some versions do, or on every other request."""
+
+    users = True
+    tokens: tuple[str, ...] = ()
+    requests = 0
+
+    def do_POST(self) -> None:
+        kind = type(self)
+        kind.requests += 1
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v3/auth/authenticate":
+            if not kind.users:
+                self._answer(400, {"code": 9, "message": "etcdserver: authentication is not enabled"})
+            elif body["password"] != "right":
+                self._answer(
+                    400, {"code": 3, "message": "etcdserver: authentication failed, invalid user ID or password"}
+                )
+            else:
+                kind.tokens = (f"token {kind.requests}",)
+                self._answer(200, {"token": kind.tokens[0]})
+        elif self.headers["Authorization"] in kind.tokens if kind.users else kind.requests % 3 == 0:
+            self._answer(200, {"kvs": []})
+
+    def _answer(self, status: int, body: Json) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+    def log_message(self, *_: object) -> None:
+        """Not in a test's output."""
+
+
+@pytest.fixture
+def rude_member() -> Iterator[tuple[str, type[RudeMember]]]:
+    class Member(RudeMember):
+        """With a state of its own."""
+
+    server = HTTPServer(("127.0.0.1", 0), Member)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", Member
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def rude_gateway(endpoint: str, folder: Path, password: str = "right") -> Gateway:
+    (folder / "password").write_text(password)
+    return Gateway([endpoint], Access(user="weft", password_file=folder / "password"), "/weft", patience=1)
+
+
+def test_a_member_that_hangs_up_instead_of_asking_for_a_login_gets_one(
+    rude_member: tuple[str, type[RudeMember]], tmp_path: Path
+) -> None:
+    endpoint, member = rude_member
+    gateway = rude_gateway(endpoint, tmp_path)
+    assert gateway.call("kv/range", {}) == {"kvs": []}
+    member.tokens = ()  # it was restarted
+    assert gateway.call("kv/range", {}) == {"kvs": []}
+    with pytest.raises(StoreError, match=r"authentication failed.*; check WEFT_STORE_USER"):
+        rude_gateway(endpoint, tmp_path, "wrong").call("kv/range", {})
+
+
+def test_a_member_without_users_that_hangs_up_once_is_asked_again(
+    rude_member: tuple[str, type[RudeMember]], tmp_path: Path
+) -> None:
+    endpoint, member = rude_member
+    member.users = False
+    gateway = rude_gateway(endpoint, tmp_path)
+    assert gateway.call("kv/range", {}) == {"kvs": []}
+    assert member.requests == 3

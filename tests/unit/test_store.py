@@ -206,7 +206,7 @@ def test_a_beaten_key_goes_by_itself_and_watches_see_it(store: Store) -> None:
 def test_beats_keep_a_key_without_changing_anything(store: Store) -> None:
     assert store.beat("k", "me", 2)
     before = store.list("")
-    deadline = time.monotonic() + 4
+    deadline = time.monotonic() + 3
     while time.monotonic() < deadline:
         time.sleep(0.4)
         assert store.beat("k", "me", 2)
@@ -299,6 +299,21 @@ for number in range(15):
     for child in children:
         assert os.waitpid(child, 0)[1] == 0
 """
+
+
+def test_another_process_that_ends_does_not_take_the_file_away(tmp_path: Path) -> None:
+    """SQLite's locks are the process's: who opens and closes the file besides SQLite frees them all."""
+    code = (
+        "import sys; from pathlib import Path; from weft.store.sqlite import SqliteStore; "
+        "store = SqliteStore(Path(sys.argv[1])); print(*(e.key for e in store.list('').entries)); store.close()"
+    )
+    path = str(Path(sqlite_store.__file__).parents[2])
+    argv = [sys.executable, "-c", code, str(tmp_path / "weft.db")]
+    with closing(SqliteStore(tmp_path / "weft.db")) as first, closing(SqliteStore(tmp_path / "weft.db")):
+        for key in ("a", "b", "c"):
+            put(first, key)
+            seen = subprocess.run(argv, check=True, env={"PYTHONPATH": path}, capture_output=True, text=True).stdout
+            assert seen.split()[-1] == key
 
 
 @pytest.mark.parametrize("kind", ["new", "old"])

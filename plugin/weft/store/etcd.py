@@ -131,9 +131,8 @@ class EtcdStore:
                 return True
             put = {**self._at(key), "value": _base64(value.encode()), "lease": self._grant(wanted)}
             unchanged = _revision(self._at(key), "EQUAL", int(found["mod_revision"]) if found else 0)
-            if self._gateway.call("kv/txn", {"compare": [unchanged], "success": [{"request_put": put}]}).get(
-                "succeeded"
-            ):
+            request = {"compare": [unchanged], "success": [{"request_put": put}]}
+            if self._gateway.call("kv/txn", request).get("succeeded"):
                 return True
             # Else it was changed meanwhile, maybe by an earlier copy of the request, whose answer was lost.
         raise StoreError(f"etcd's key {self._root}{key} is changed by others all the time: let only weft write there")

@@ -37,16 +37,22 @@ _FINAL = {3, 5, 7, 9, 11, 12, 16}
 """gRPC codes that every member would give. The others (unavailable, too late, overloaded, …) may pass."""
 _LOG_IN = ("user name is empty", "invalid auth token", "is old")
 """What etcd says to a request with no token, with one it does not know, and with one from before users changed."""
+_HUNG_UP = "closed connection without response"
+"""What some versions do instead (etcd-io/etcd issues 15256 and 20332)."""
+_NO_USERS = "authentication is not enabled"
 
 _HINTS = {
+    "^http:.*(without response|reset by peer)|to an HTTPS server": (
+        "if etcd serves TLS there, write etcds:// in WEFT_STORE; if it has users, set WEFT_STORE_USER and "
+        "WEFT_STORE_PASSWORD_FILE"
+    ),
     "certificate verify failed": "check WEFT_STORE_CA, and that etcd's certificate names this endpoint",
     r"could not find|\[X509|PEM": "correct WEFT_STORE_CA, WEFT_STORE_CERT and WEFT_STORE_KEY",
-    "violation of protocol|certificate|unknown ca|connection reset": (
+    "violation of protocol|certificate|unknown ca|reset by peer|without response": (
         "etcd may want a client certificate that its CA signed (WEFT_STORE_CERT, WEFT_STORE_KEY), or serve no TLS "
         "there: then write etcd:// in WEFT_STORE"
     ),
     "wrong version number": "etcd serves no TLS there: write etcd:// in WEFT_STORE",
-    "without response|to an HTTPS server": "if etcd serves TLS there, write etcds:// in WEFT_STORE",
     "user name is empty": "etcd wants a user: set WEFT_STORE_USER and WEFT_STORE_PASSWORD_FILE",
     "authentication failed": "check WEFT_STORE_USER and the password in WEFT_STORE_PASSWORD_FILE",
     "permission denied": "type etcdctl role grant-permission ROLE readwrite --prefix=true {prefix}",
@@ -58,7 +64,7 @@ _HINTS = {
     "refuses": "see etcd's log",
     "": "check that etcd runs and has a quorum, the network to it, and WEFT_STORE",
 }
-"""What to do, by the first of these patterns that is found in the message."""
+"""What to do, by the first of these patterns that is found in an endpoint and the message."""
 
 Json = dict[str, Any]
 
@@ -144,6 +150,9 @@ class Gateway:
         except Refused as refusal:
             if not (self._access.user and any(text in str(refusal) for text in _LOG_IN)):
                 raise
+        except Away as error:
+            if not (self._access.user and _HUNG_UP in str(error)):
+                raise
         self._log_in(endpoint, token, seconds)
         return self._post(endpoint, path, body, self._token, seconds)
 
@@ -213,6 +222,10 @@ class Gateway:
             if self._token == stale:  # else another thread was quicker
                 body = {"name": self._access.user, "password": self._password()}
                 self._token = str(self._post(endpoint, "auth/authenticate", body, "", seconds)["token"])
+        except Refused as refusal:
+            if _NO_USERS in str(refusal):
+                raise Away(_HUNG_UP) from refusal
+            raise
         finally:
             self._token_lock.release()
 
@@ -239,7 +252,8 @@ class Gateway:
         return session
 
     def _explained(self, text: str) -> str:
-        hint = next(hint for symptom, hint in _HINTS.items() if re.search(symptom, text, re.IGNORECASE))
+        symptoms = f"{self._endpoints[0]}: {text}"
+        hint = next(hint for pattern, hint in _HINTS.items() if re.search(pattern, symptoms, re.IGNORECASE))
         return f"{text}; {hint.format(prefix=self._prefix)}"
 
 

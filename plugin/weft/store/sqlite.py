@@ -120,7 +120,7 @@ class SqliteStore:
             return Changes(tuple(rows), revision)
 
     def _prepare(self) -> None:
-        # Only if it is new: to close a file gives up all of this process's locks on it, also those of another store.
+        # Never open a file that exists: closing it would free SQLite's own locks on it in this process (fcntl(2)).
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         version = self._db.execute("PRAGMA user_version").fetchone()[0]

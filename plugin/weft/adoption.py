@@ -1,0 +1,143 @@
+"""The opposite of collecting: what Docker has here and the store has not is found again.
+
+That happens when the store was lost or restored from an older backup, or when the cluster has forgotten a host that was
+cut off and now returns. A network is made again as the engine once asked for it: it joins the network that has its
+subnets, or founds it. Then its endpoints, as far as a running container uses them, are recorded with their addresses.
+An address that was given to somebody else meanwhile cannot be used by two: the container here loses its connection.
+
+Only what was missing from the store for a while is adopted: what is made or removed right now is in one of the two a
+moment before the other.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import ip_address, ip_network
+
+from weft.cluster import Cluster
+from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
+from weft.errors import Taken, WeftError
+from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
+from weft.ipam import LOCAL_SPACE, Ipam, PoolId
+from weft.model import Host, Pool, binding_key, endpoint_key
+from weft.options import parse_options
+from weft.store import Entry, Store
+from weft.sweeper import Outcome, Patience
+
+log = logging.getLogger(__name__)
+
+_GRACE_SECONDS = 1.5
+_RETRY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Something that Docker has and the store has not, and how to record it."""
+
+    what: str
+    adopt: Callable[[], None]
+
+
+class Adoption:
+    """See `sweeper.Sweep`."""
+
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        cluster: Cluster,
+        driver: Driver,
+        ipam: Ipam,
+        *,
+        grace: float = _GRACE_SECONDS,
+    ) -> None:
+        self._store = store
+        self._me = host
+        self._cluster = cluster
+        self._driver = driver
+        self._ipam = ipam
+        self._grace = grace
+        self._patience = Patience(grace)
+
+    def forget(self) -> None:
+        self._patience.forget()
+
+    def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
+        lost = list(self._lost(inventory))
+        lasting = self._patience.lasting(one.what for one in lost)
+        failing: dict[str, str] = {}
+        for one in lost:
+            if one.what in lasting:
+                try:
+                    one.adopt()
+                except WeftError as error:
+                    failing[one.what] = f"{one.what}, which Docker has here, is not known to the cluster: {error}"
+        if not lost:
+            return Outcome()
+        return Outcome(_RETRY_SECONDS if len(failing) == len(lost) else self._grace, failing)
+
+    def _lost(self, inventory: Inventory) -> Iterator[Lost]:
+        bound = self._cluster.memberships(self._me.id)
+        for found in inventory.networks:
+            vni = bound.get(found.id)
+            if vni is not None:
+                yield from self._lost_endpoints(vni, found)
+            elif found.driver == self._driver.name and found.scope == "local":
+                yield Lost(f"network {found.name} ({found.id[:12]})", partial(self._adopt_network, found))
+
+    def _lost_endpoints(self, vni: int, found: DockerNetwork) -> Iterator[Lost]:
+        known = self._cluster.endpoints.get(vni, {})
+        for endpoint in found.endpoints:
+            if endpoint.id not in known and self._driver.is_alive(endpoint.id):
+                what = f"container {endpoint.container} on network {found.name}"
+                yield Lost(what, partial(self._adopt_endpoint, vni, found, endpoint))
+
+    def _adopt_network(self, found: DockerNetwork) -> None:
+        if self._store.get(binding_key(self._me.id, found.id)):
+            return  # the cluster in memory is late
+        try:
+            pools = tuple(PoolRequest(LOCAL_SPACE, self._reserve(found, pool)) for pool in found.pools)
+            options = parse_options(found.published.options)
+            request = NetworkRequest(found.id, pools, options, found.internal)
+            network = self._driver.create_network(request, revive=False)
+        except WeftError:
+            self._release(found)
+            raise
+        log.warning(
+            "Docker network %s (%s) was unknown to the cluster and is %s now", found.name, found.id, network.title
+        )
+
+    def _reserve(self, found: DockerNetwork, pool: Pool) -> Pool:
+        """As the engine asks for a new network's pool, its gateway and its auxiliary addresses."""
+        cidr = ip_network(pool.cidr)
+        pool_id = self._ipam.request_pool(LOCAL_SPACE, cidr, None, v6=cidr.version == 6)
+        gateway = self._ipam.request_gateway(pool_id, ip_address(pool.gateway) if pool.gateway else None)
+        for address in pool.auxiliary.values():
+            self._ipam.request_address(pool_id, ip_address(address))
+        return Pool(pool.cidr, str(gateway), pool.auxiliary)
+
+    def _release(self, found: DockerNetwork) -> None:
+        for pool in found.pools:
+            cidr = ip_network(pool.cidr)
+            for address in pool.auxiliary.values():
+                self._ipam.release_address(PoolId(LOCAL_SPACE, cidr), ip_address(address))
+            self._ipam.release_pool(cidr)
+
+    def _adopt_endpoint(self, vni: int, found: DockerNetwork, endpoint: DockerEndpoint) -> None:
+        if self._store.get(endpoint_key(vni, endpoint.id)):
+            return
+        try:
+            request = EndpointRequest(found.id, endpoint.id, endpoint.addresses, endpoint.mac)
+            self._driver.create_endpoint(request)
+            log.warning("container %s was unknown to the cluster and is recorded again", endpoint.container)
+        except Taken as error:
+            self._driver.disconnect(endpoint.id)
+            log.error(
+                "container %s is cut off from network %s: %s; restart the container to give it a new address",
+                endpoint.container,
+                found.name,
+                error,
+            )

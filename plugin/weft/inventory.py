@@ -1,0 +1,78 @@
+"""What a Docker Engine has, as far as weft compares it with the store. Values that `engine.py` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from weft.model import Network, Pool, Published
+
+
+@dataclass(frozen=True, slots=True)
+class DockerEndpoint:
+    """A running container's attachment. `container` is its name, `addresses` are plain, IPv4 first."""
+
+    id: str
+    container: str
+    mac: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DockerNetwork:
+    """A Docker network as `docker network inspect` shows it.
+
+    :param pools: subnets in canonical form; Docker may show them as they were typed, and not every gateway.
+    :param endpoints: of running containers; not read for networks that have nothing to do with weft.
+    """
+
+    id: str
+    name: str
+    driver: str
+    scope: str
+    internal: bool
+    pools: tuple[Pool, ...]
+    published: Published
+    endpoints: tuple[DockerEndpoint, ...] = ()
+
+    @property
+    def subnets(self) -> set[str]:
+        return {pool.cidr for pool in self.pools}
+
+    @property
+    def addresses(self) -> set[str]:
+        """Those of its containers, and the auxiliary ones."""
+        return {a for e in self.endpoints for a in e.addresses} | {a for p in self.pools for a in p.auxiliary.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """All networks of an engine.
+
+    :param engine: identity of the engine's own store. Another one means that the engine has forgotten everything.
+    """
+
+    engine: str
+    networks: tuple[DockerNetwork, ...]
+
+
+class Engine(Protocol):
+    """What weft asks of the local Docker Engine. Every method may raise `EngineError`. Not for handlers: the engine
+    holds locks while it calls them."""
+
+    def inventory(self, ids: Collection[str], subnets: Collection[str]) -> Inventory:
+        """All networks; with endpoints those of our driver, of these `ids`, or with one of these subnets."""
+        ...
+
+    def create(self, network: Network) -> None:
+        """Make a published network with our driver, as it is elsewhere. The engine calls the driver meanwhile."""
+        ...
+
+    def remove(self, network_id: str) -> bool:
+        """Remove a network; False if a container uses it. The engine calls the driver meanwhile."""
+        ...
+
+    def follow(self, changed: Callable[[], None]) -> None:
+        """Call `changed` now and at every change of networks; ends only by an error."""
+        ...

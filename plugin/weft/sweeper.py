@@ -1,0 +1,172 @@
+"""The one loop that compares the local Docker Engine with the store.
+
+Triggers only say that something may differ: Docker's network events, changes of the cluster's networks, a timer. The
+loop reads the engine's networks once and hands them to its sweeps, one after the other. While the engine or the store
+does not answer nothing is done: silence is not emptiness.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Protocol
+
+from weft.cluster import Cluster
+from weft.errors import EngineError, WeftError
+from weft.inventory import Engine, Inventory
+from weft.model import POOLS, Host
+from weft.store import Entry, Store
+
+log = logging.getLogger(__name__)
+
+_IDLE_SECONDS = 60.0
+_RETRY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of one sweep.
+
+    :param again: seconds after which to look again, None: at the next change.
+    :param failing: by object, what could not be done and what a person may do about it.
+    """
+
+    again: float | None = None
+    failing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Something that is to be collected, why, and in how many seconds if nothing changes."""
+
+    what: str
+    why: str
+    seconds: float
+
+
+class Sweep(Protocol):
+    def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
+        """Compare and correct.
+
+        :param pools: the store's claims of pools, read before the inventory.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Docker or the store was silent."""
+        ...
+
+
+class Patience:
+    """Tells what has been seen at every look for so many seconds, from what is only passing.
+
+    :param seconds: 0: at the first look.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: dict[Hashable, float] = {}
+
+    def lasting(self, seen: Iterable[Hashable]) -> set[Hashable]:
+        now = monotonic()
+        self._since = {one: self._since.get(one, now) for one in seen}
+        return {one for one, since in self._since.items() if now - since >= self._seconds}
+
+    def left(self, one: Hashable) -> float:
+        """Seconds until it lasts, if it goes on."""
+        return max(0.0, self._since.get(one, now := monotonic()) + self._seconds - now)
+
+    def forget(self) -> None:
+        """What was seen before a silence may be something else of that name after it."""
+        self._since.clear()
+
+
+class Sweeper:
+    """The sweeps of one host."""
+
+    def __init__(self, engine: Engine, store: Store, host: Host, cluster: Cluster, sweeps: Iterable[Sweep]) -> None:
+        self._engine = engine
+        self._store = store
+        self._me = host
+        self._cluster = cluster
+        self._sweeps = tuple(sweeps)
+        self.conflicts: dict[str, str] = {}
+        """By object, what does not agree with the cluster and cannot be made to, since two sweeps at least."""
+        self._failing: set[str] = set()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        threading.Thread(target=self._follow, name="engine-events", daemon=True).start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(timeout=5)
+
+    def wake(self) -> None:
+        """Something may differ."""
+        self._wake.set()
+
+    def _follow(self) -> None:
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                self._engine.follow(self._wake.set)
+            except EngineError as error:
+                if not failing:
+                    log.warning("%s; networks of other hosts and clean-up wait for it", error)
+                failing = True
+            except Exception:
+                log.exception("following the engine's events met a bug; trying again")
+            self._stopping.wait(_RETRY_SECONDS)
+
+    def _loop(self) -> None:
+        pause = 0.0
+        while not self._stopping.is_set():
+            self._wake.wait(pause)
+            self._wake.clear()
+            try:
+                pause = self.sweep()
+            except WeftError as error:
+                log.debug("nothing compared now: %s", error)
+                for sweep in self._sweeps:
+                    sweep.forget()
+                pause = _RETRY_SECONDS
+            except Exception:
+                log.exception("comparing with Docker met a bug")
+                self._stopping.wait(_IDLE_SECONDS)
+
+    def look(self) -> tuple[Inventory, Sequence[Entry]]:
+        """What a sweep compares."""
+        pools = self._store.list(POOLS).entries
+        subnets = {entry.key.removeprefix(POOLS) for entry in pools}
+        return self._engine.inventory(self._cluster.memberships(self._me.id), subnets), pools
+
+    def sweep(self) -> float:
+        """Compare once; return the seconds until the next time."""
+        with self._lock:
+            return self._sweep()
+
+    def _sweep(self) -> float:
+        if not self._cluster.loaded:
+            return _IDLE_SECONDS  # the agent's first snapshot wakes us
+        inventory, pools = self.look()
+        outcomes = [sweep.sweep(inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
+        self._report({what: text for outcome in outcomes for what, text in outcome.failing.items()})
+        return min([outcome.again for outcome in outcomes if outcome.again is not None], default=_IDLE_SECONDS)
+
+    def _report(self, failing: Mapping[str, str]) -> None:
+        """A race is over by the next sweep; what is not is said, once."""
+        lasting = {what: text for what, text in failing.items() if what in self._failing}
+        for what in sorted(lasting.keys() - self.conflicts.keys()):
+            log.error("conflict: %s", lasting[what])
+        for what in sorted(self.conflicts.keys() - lasting.keys()):
+            log.info("the conflict about %s is over", what)
+        self.conflicts, self._failing = lasting, set(failing)

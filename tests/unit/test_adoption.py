@@ -1,0 +1,180 @@
+"""What Docker has and the store has not is found again; never what is only being made, nor what is another's by now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from tests.fakes import FakeEngine
+from tests.unit.conftest import FakeHost
+from weft.adoption import Adoption
+from weft.collector import Collector
+from weft.driver import EndpointRequest
+from weft.model import Endpoint, Network, network_key
+from weft.store import DeleteAll, Put
+from weft.store.sqlite import SqliteStore
+from weft.sweeper import Sweeper
+
+Hosts = Callable[..., FakeHost]
+CIDR = "10.1.0.0/24"
+E1, E2 = "a" * 64, "b" * 64
+
+
+@dataclass
+class Adopting:
+    host: FakeHost
+    engine: FakeEngine
+    sweeper: Sweeper
+    store: SqliteStore
+
+    def run(self, endpoint_id: str) -> Endpoint:
+        """A container that goes on running."""
+        endpoint = self.host.run("n1", endpoint_id, CIDR)
+        self.engine.attach("n1", endpoint)
+        self.host.kernel.carrier.add("wp" + endpoint_id[:12])
+        return endpoint
+
+    def sweep(self) -> None:
+        self.host.agent.cluster.load(self.store.list("topology/").entries)
+        self.sweeper.sweep()
+
+    def lose_everything(self) -> None:
+        self.store.transact([], [DeleteAll(""), Put(self.host.record.key, self.host.record.encode())])
+
+    def networks(self) -> list[Network]:
+        return [Network.decode(entry.value) for entry in self.store.list("topology/networks/").entries]
+
+
+def adopting(one: FakeHost, store: SqliteStore, *, grace: float = 0) -> Adopting:
+    """A host with one network, on which collecting waits as long as adopting does."""
+    cluster, engine = one.agent.cluster, FakeEngine()
+    collector = Collector(store, one.record, cluster, one.driver, one.ipam, grace=grace)
+    adoption = Adoption(store, one.record, cluster, one.driver, one.ipam, grace=grace)
+    one.create_network("n1", CIDR)
+    engine.add("n1", "app", CIDR)
+    return Adopting(one, engine, Sweeper(engine, store, one.record, cluster, [collector, adoption]), store)
+
+
+@pytest.fixture
+def here(host: Hosts, store: SqliteStore) -> Adopting:
+    return adopting(host(1), store)
+
+
+def test_a_lost_network_and_its_running_endpoints_are_recorded_as_they_were(here: Adopting, store: SqliteStore) -> None:
+    endpoint = here.run(E1)
+    here.sweep()
+    ipam = [e.key for e in store.list("ipam/").entries]
+    here.lose_everything()
+    here.sweep()
+    here.sweep()
+    (network,) = here.networks()
+    found = store.get(replace(endpoint, vni=network.vni).key)
+    assert found
+    assert Endpoint.decode(found.value) == replace(endpoint, vni=network.vni)
+    assert [e.key for e in store.list("ipam/").entries] == ipam
+    assert here.host.kernel.links["wp" + E1[:12]].bridge == f"br{network.vni}"  # type: ignore[union-attr]
+    here.engine.detach("n1")
+    here.host.driver.delete_endpoint("n1", E1)
+    here.engine.remove("n1")
+    here.host.remove_network("n1", CIDR)
+    here.sweep()
+    assert not store.list("ipam/").entries
+
+
+def test_a_forgotten_host_joins_the_network_again_and_a_retired_one_stays_retired(
+    here: Adopting, host: Hosts, store: SqliteStore
+) -> None:
+    host(2).create_network("n2", CIDR)
+    (network,) = here.networks()
+    writes = [DeleteAll(f"topology/members/{network.vni}/{here.host.record.id}"), DeleteAll("bindings/")]
+    retired = replace(network, retired=True)
+    store.transact([], [*writes, Put(network.key, retired.encode())])
+    here.sweep()
+    assert here.networks() == [retired]
+    assert len(store.list(f"topology/members/{network.vni}/").entries) == 2
+
+
+def test_nothing_is_adopted_that_may_only_be_passing(host: Hosts, store: SqliteStore) -> None:
+    here = adopting(host(1), store, grace=3600)
+    here.lose_everything()
+    here.sweep()
+    here.sweep()
+    assert not here.networks()
+
+
+def test_what_only_this_hosts_memory_lacks_is_left_alone(here: Adopting, store: SqliteStore) -> None:
+    here.run(E1)
+    before = store.list("topology/").entries
+    here.host.agent.cluster.load([])
+    here.sweeper.sweep()
+    assert store.list("topology/").entries == before
+
+
+def test_networks_of_others_and_dead_endpoints_are_not_adopted(here: Adopting, store: SqliteStore) -> None:
+    here.engine.add("m1", "lan", "10.9.0.0/24", driver="macvlan")
+    here.engine.add("s1", "service", "10.8.0.0/24")
+    here.engine.present["s1"] = replace(here.engine.present["s1"], scope="swarm")
+    here.run(E1)
+    here.host.kernel.carrier.clear()
+    here.lose_everything()
+    here.sweep()
+    here.sweep()
+    assert len(here.networks()) == 1
+    assert not store.list("topology/endpoints/").entries
+
+
+def test_a_pool_that_is_anothers_by_now_is_a_conflict(here: Adopting, host: Hosts, store: SqliteStore) -> None:
+    here.lose_everything()
+    host(2).create_network("n2", "10.1.0.0/16")
+    before = store.list("").entries
+    for _ in range(2):
+        here.sweep()
+    assert [e for e in store.list("").entries if not e.key.startswith("engines/")] == list(before)
+    (text,) = here.sweeper.conflicts.values()
+    assert "network app (n1), which Docker has here, is not known to the cluster: pool 10.1.0.0/24 overlaps" in text
+
+
+def test_a_network_that_differs_by_now_is_a_conflict_and_leaves_no_reservation(
+    here: Adopting, host: Hosts, store: SqliteStore
+) -> None:
+    here.lose_everything()
+    host(2).create_network("n2", CIDR, internal=True)
+    before = store.list("ipam/").entries
+    here.sweep()
+    here.sweep()
+    assert [(e.key, e.value) for e in store.list("ipam/").entries] == [(e.key, e.value) for e in before]
+    assert "it is internal" in "".join(here.sweeper.conflicts.values())
+
+
+def test_a_container_whose_address_is_anothers_by_now_is_cut_off(
+    here: Adopting, host: Hosts, store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, taken = here.run(E1), here.run(E2)
+    here.lose_everything()
+    two = host(2)
+    two.create_network("n2", CIDR)
+    two.driver.create_endpoint(EndpointRequest("n2", "new", taken.addresses, ""))
+    for _ in range(3):
+        here.sweep()
+    assert {e.key.rsplit("/", 1)[1] for e in store.list("topology/endpoints/").entries} == {kept.id, "new"}
+    assert "wp" + E2[:12] not in here.host.kernel.links
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    (text,) = errors
+    assert f"container c-bbbb is cut off from network app: address {taken.addresses[0]} of network" in text
+    assert "is in use by endpoint new on host h2; restart the container to give it a new address" in text
+
+
+def test_a_kernel_that_fails_cuts_nobody_off(here: Adopting, store: SqliteStore) -> None:
+    endpoint = here.run(E1)
+    here.lose_everything()
+    here.sweep()
+    here.host.kernel.fail("perform")
+    here.sweep()
+    assert "wp" + E1[:12] in here.host.kernel.links
+    here.sweep()
+    (network,) = here.networks()
+    assert store.get(replace(endpoint, vni=network.vni).key)
+    assert store.get(network_key(network.vni))
