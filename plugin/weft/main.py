@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
-from weft import __version__, cli, config
+from weft import __version__, cli, config, setup_dns
 from weft.admin import create_admin
 from weft.adoption import Adoption
 from weft.agent import Agent
@@ -330,4 +330,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve this host's Docker Engine (in the foreground)")
     cli.add_commands(commands)
+    setup_dns.add_commands(commands)
     return parser

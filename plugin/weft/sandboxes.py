@@ -52,11 +52,12 @@ class ResolverRoutes:
         """True if this endpoint is the sandbox's first, or asks again."""
         try:
             self._folder.mkdir(exist_ok=True)
-            with (self._folder / sandbox).open("x") as file:
-                file.write(endpoint_id)
-            return True
-        except FileExistsError:
-            return (self._folder / sandbox).read_text() == endpoint_id
+            try:
+                with (self._folder / sandbox).open("x") as file:
+                    file.write(endpoint_id)
+            except FileExistsError:
+                return (self._folder / sandbox).read_text() == endpoint_id
         except OSError as error:
             log.warning("no route to the resolver for sandbox %s: %s", sandbox, error)
             return False
+        return True

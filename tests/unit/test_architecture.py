@@ -28,7 +28,7 @@ LAYERS = [
         "sandboxes",
     },
     {"askers", "publisher"},
-    {"wire", "api", "admin", "cli", "engine", "kernel", "dns"},
+    {"wire", "api", "admin", "cli", "setup_dns", "engine", "kernel", "dns"},
     {"resolver", "firewall"},
     {"nameservice"},
     {"main"},
@@ -55,7 +55,7 @@ def importers(library: str) -> set[str]:
     [
         ("pyroute2", "kernel"),
         ("flask", {"admin", "api", "main"}),
-        ("rich", "cli"),
+        ("rich", {"cli", "setup_dns"}),
         ("gunicorn", "main"),
         ("docker", "engine"),
         ("dns", "dns"),
