@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import logging
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -40,6 +40,7 @@ TTL = 1
 """Seconds. A name follows its container within a fraction of one; asking again costs 0.1 ms and no network."""
 
 _HEADER = struct.Struct("!HHHHHH")
+_START = struct.Struct("!HH")
 _QUESTION = struct.Struct("!HH")
 _RECORD = struct.Struct("!HHIH")
 _OPCODE = 0x7800
@@ -49,9 +50,23 @@ _REFUSED_TYPES = {ANY, AXFR, IXFR, MAILA, MAILB}
 _LEAST_UDP = 512
 _MOST_UDP = 1232
 """What passes everywhere without fragments (DNS flag day 2020)."""
+_MOST = 0xFFFF
 _OPT_BYTES = 11
 _RECORD_BYTES = {Kind.A: 16, Kind.AAAA: 28}
 """Of an answer whose name is a pointer to the question's."""
+
+
+class Question(NamedTuple):
+    """`wire` tells two from each other that differ in case only: an answer repeats the question to the letter."""
+
+    wire: bytes
+    name: dns.name.Name
+    type: int
+    rdclass: int
+
+    @property
+    def text(self) -> str:
+        return b".".join(self.name.labels[:-1]).decode("latin-1")
 
 
 class Query(NamedTuple):
@@ -59,15 +74,9 @@ class Query(NamedTuple):
 
     id: int
     flags: int
-    name: dns.name.Name
-    type: int
-    rdclass: int
+    question: Question
     payload: int
     version: int
-
-    @property
-    def text(self) -> str:
-        return b".".join(self.name.labels[:-1]).decode("latin-1")
 
 
 class Resolve(Protocol):
@@ -97,7 +106,8 @@ def parse(wire: bytes) -> Query | None:
         payload, version = _edns(wire, at + _QUESTION.size) if additional else (0, 0)
     except struct.error:
         raise dns.exception.FormError from None
-    return Query(identifier, flags, name, kind, rdclass, payload, version)
+    question = Question(wire[_HEADER.size : at + _QUESTION.size], name, kind, rdclass)
+    return Query(identifier, flags, question, payload, version)
 
 
 def _edns(wire: bytes, at: int) -> tuple[int, int]:
@@ -136,39 +146,51 @@ class Responder:
             return _bare(wire, SERVFAIL)
 
     def _answer(self, query: Query, asker: Asker | None, stream: bool) -> bytes:
+        question = query.question
         if query.version:
-            return _render(query, BADVERS)
-        if asker is None or query.rdclass != IN or query.type in _REFUSED_TYPES:
-            return _render(query, REFUSED)
-        kind = _KINDS.get(query.type, Kind.OTHER)
-        found = self._resolve(asker, query.text, kind, next(self._turns))
-        if found is None:
-            return _render(query, REFUSED)
-        return _render(query, NOERROR, [_record(kind, text) for text in found], kind, stream)
+            return _reply(query, _render(question, BADVERS, _MOST_UDP, edns=True))
+        edns = bool(query.payload)
+        if asker is not None and question.rdclass == IN and question.type not in _REFUSED_TYPES:
+            kind = _KINDS.get(question.type, Kind.OTHER)
+            found = self._resolve(asker, question.text, kind, next(self._turns))
+            if found is not None:
+                limit = _MOST if stream else min(query.payload or _LEAST_UDP, _MOST_UDP)
+                return _reply(query, _rendered(question, kind, tuple(found), limit, edns))
+        return _reply(query, _render(question, REFUSED, _MOST_UDP, edns=edns))
+
+
+def _reply(query: Query, body: bytes) -> bytes:
+    """A rendered answer as one to just this query."""
+    flags = int.from_bytes(body[2:4], "big") | query.flags & RD
+    return _START.pack(query.id, flags) + body[_START.size :]
+
+
+@lru_cache(maxsize=1 << 15)
+def _rendered(question: Question, kind: Kind, found: tuple[str, ...], limit: int, edns: bool) -> bytes:
+    """Rendering is most of the work, and the same questions come all the time."""
+    records = [_record(kind, text) for text in found]
+    if kind not in _RECORD_BYTES:
+        return _render(question, NOERROR, limit, edns=edns, records=records)
+    room = limit - _HEADER.size - len(question.wire) - (_OPT_BYTES if edns else 0)
+    fitting = records[: room // _RECORD_BYTES[kind]]
+    return _render(question, NOERROR, limit, edns=edns, records=fitting, cut=len(fitting) < len(records))
 
 
 def _render(
-    query: Query,
+    question: Question,
     code: int,
-    records: Iterable[dns.rdata.Rdata] = (),
-    kind: Kind = Kind.OTHER,
-    stream: bool = False,
+    limit: int,
+    *,
+    edns: bool,
+    records: Collection[dns.rdata.Rdata] = (),
+    cut: bool = False,
 ) -> bytes:
-    limit = 0xFFFF if stream else min(query.payload or _LEAST_UDP, _MOST_UDP)
-    renderer = dns.renderer.Renderer(query.id, QR | AA | RA | query.flags & RD | code & 0xF, limit)
-    renderer.add_question(query.name, query.type, query.rdclass)
-    if records := list(records):
-        room = limit - len(renderer.get_wire()) - (_OPT_BYTES if query.payload else 0)
-        fitting = records[: room // _RECORD_BYTES[kind]] if kind in _RECORD_BYTES else records
-        if len(fitting) < len(records):
-            renderer.flags |= TC
-        try:
-            if fitting:
-                answers = dns.rdataset.from_rdata_list(TTL, fitting)
-                renderer.add_rdataset(dns.renderer.ANSWER, query.name, answers, want_shuffle=False)
-        except dns.exception.TooBig:
-            renderer.flags |= TC
-    if query.payload:
+    renderer = dns.renderer.Renderer(0, QR | AA | RA | (TC if cut else 0) | code & 0xF, limit)
+    renderer.add_question(question.name, question.type, question.rdclass)
+    if records:
+        answers = dns.rdataset.from_rdata_list(TTL, records)
+        renderer.add_rdataset(dns.renderer.ANSWER, question.name, answers, want_shuffle=False)
+    if edns:
         renderer.add_edns(0, code >> 4 << 24, _MOST_UDP)
     renderer.write_header()
     return bytes(renderer.get_wire())
@@ -176,7 +198,7 @@ def _render(
 
 def _bare(wire: bytes, code: int) -> bytes:
     """An answer to what could not be read, but for its header."""
-    identifier, flags = struct.unpack_from("!HH", wire)
+    identifier, flags = _START.unpack_from(wire)
     return _HEADER.pack(identifier, QR | RA | flags & (RD | _OPCODE) | code, 0, 0, 0, 0)
 
 
