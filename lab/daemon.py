@@ -52,9 +52,8 @@ class Daemon:
 
     def signal(self, name: str, *, timeout: float, group: bool = False) -> None:
         """Sends it, to its children too if wanted, and waits for the end; no error if it does not run."""
-        if self.pid:
-            self._send(name, group=group)
-            wait_until(lambda: self.pid is None, f"end of {self.name} after SIG{name}", timeout=timeout)
+        self._send(name, group=group)
+        wait_until(lambda: self.pid is None, f"end of {self.name} after SIG{name}", timeout=timeout)
 
     def freeze(self) -> None:
         self._send("STOP")
@@ -63,7 +62,8 @@ class Daemon:
         self._send("CONT")
 
     def _send(self, name: str, *, group: bool = False) -> None:
-        self._namespaces.run(["sh", "-c", f"kill -s {name} -- {'-' if group else ''}{self.pid}"])
+        if pid := self.pid:
+            self._namespaces.run(["sh", "-c", f"kill -s {name} -- {'-' if group else ''}{pid}"])
 
     def tail(self, lines: int = 12) -> str:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""

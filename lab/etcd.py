@@ -36,6 +36,10 @@ class Member(Machine):
         self.etcd = Daemon("etcd", self._namespaces, self.data / "etcd.log")
         self._client_url = f"http://{in_url(self.address)}:{CLIENT_PORT}"
 
+    @property
+    def daemons(self) -> list[Daemon]:
+        return [self.etcd]
+
     def boot(self) -> None:
         """Returns when the member serves, for which most of the members have to boot."""
         self.power_on()
@@ -56,6 +60,10 @@ class Member(Machine):
         }
         argv = ["etcd", *(f"--{option}={value}" for option, value in options.items())]
         self.etcd.start(argv, env=self._environment(), ready=self.serves, timeout=30)
+
+    def start_missing(self) -> None:
+        if not self.etcd.pid:
+            self.start()
 
     def kill(self) -> None:
         self.etcd.signal("KILL", timeout=10)

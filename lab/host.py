@@ -129,6 +129,12 @@ class Host(Machine):
             raise LabError(f"{container} on {self.name} is not running")
         return self.run("nsenter", "-t", pid, "-n", "--", *argv, check=check, timeout=timeout)
 
+    def start_missing(self) -> None:
+        if self._plan.weft and not self.weft.pid:
+            self.start_weft()
+        if not self.engine.pid:
+            self.start_engine()
+
     def start_engine(self, *options: str, timeout: float = 60) -> None:
         """With further options of dockerd; what daemon.json has already belongs into `engine_options`."""
         self._write("etc/docker/daemon.json", json.dumps(self.engine_options, indent=2))

@@ -18,6 +18,7 @@ from types import TracebackType
 from lab import image
 from lab.etcd import Etcd
 from lab.host import Host
+from lab.machine import Machine
 from lab.namespaces import Namespaces
 from lab.plan import PROJECT, Plan
 from lab.process import LabError, all_at_once, wait_until
@@ -93,6 +94,12 @@ class Lab:
             _remove(controller / "weft-lab" / self.plan.name, _remove_cgroup)
         for folder in (self.plan.runtime, self.plan.data):
             _remove(folder, shutil.rmtree)
+
+    def mend(self) -> None:
+        """Whatever was cut, frozen, killed or crashed works again; what runs goes on."""
+        self.underlay.mend()
+        all_at_once(Machine.mend, self.etcd.members)
+        all_at_once(Machine.mend, self.hosts)
 
     def _check_machine(self) -> None:
         problems = {

@@ -1,14 +1,16 @@
 """A computer on the lab's switch: namespaces, a network card and an address. Hosts and members of etcd are such."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+from lab.daemon import Daemon
 from lab.namespaces import Namespaces
 from lab.plan import Plan
 from lab.process import Environment
 from lab.underlay import Underlay
 
 
-class Machine:
+class Machine(ABC):
     """`index` is its port of the switch."""
 
     def __init__(self, plan: Plan, name: str, index: int, underlay: Underlay) -> None:
@@ -38,6 +40,29 @@ class Machine:
         """As if the power failed: nobody can say goodbye. The data folder is what a disk would keep."""
         self._underlay.unplug(self.index)
         self._namespaces.destroy()
+
+    @property
+    @abstractmethod
+    def daemons(self) -> list[Daemon]:
+        """What runs on it."""
+
+    @abstractmethod
+    def boot(self) -> None:
+        """Power on, and start the daemons."""
+
+    @abstractmethod
+    def start_missing(self) -> None:
+        """Start those daemons that do not run."""
+
+    def mend(self) -> None:
+        """Whatever was frozen, killed, unplugged or crashed works again."""
+        if not self.up:
+            self.boot()
+            return
+        self.restore_link()
+        for daemon in self.daemons:
+            daemon.thaw()
+        self.start_missing()
 
     def run(self, *argv: str, check: bool = True, timeout: float = 60, env: Environment = None) -> str:
         environment = {**self._environment(), **(env or {})}

@@ -23,6 +23,7 @@ as_root() {
 missing_packages() {
     while read -r program package; do has "$program" || echo "$package"; done <<-PROGRAMS
 		dockerd docker.io
+		docker-compose docker-compose
 		etcd etcd-server
 		debootstrap debootstrap
 		ip iproute2

@@ -89,6 +89,9 @@ class Underlay(Namespaces):
         self._change_parted("add", index, others)  # deleting what is not there is an error
         self._change_parted("delete", index, others)
 
+    def mend(self) -> None:
+        run(self._in_switch("nft", "flush set bridge lab parted"))
+
     def _change_parted(self, verb: str, index: int, others: Iterable[int]) -> None:
         pairs = [pair for other in others for pair in permutations((_mac(index), _mac(other)))]
         elements = ", ".join(" . ".join(pair) for pair in pairs)

@@ -92,6 +92,16 @@ class DockerEngine:
                 raise EngineError(f"Docker refuses to remove network {network_id[:12]}: {error.explanation}") from error
             return True
 
+    def start_refused(self, why: str) -> list[str]:
+        with self._client(_CHANGE_TIMEOUT) as client:
+            exited = (
+                client.inspect_container(c["Id"]) for c in client.containers(all=True, filters={"status": "exited"})
+            )
+            refused = [c for c in exited if why in c["State"]["Error"] and _restarts(c)]
+            for container in refused:
+                client.start(container["Id"])
+            return [container["Name"].removeprefix("/") for container in refused]
+
     def follow(self, changed: Callable[[], None]) -> None:
         with self._client() as client:
             changed()
@@ -148,6 +158,11 @@ class DockerEngine:
         finally:
             if client is not None:
                 client.close()
+
+
+def _restarts(container: dict[str, Any]) -> bool:
+    """True if the engine starts it at its own start."""
+    return container["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no")
 
 
 def _inspect(client: docker.APIClient, network_id: str) -> dict[str, Any] | None:

@@ -47,6 +47,7 @@ from weft.mirror import Mirror
 from weft.model import HOSTS, Host
 from weft.nameservice import NameService
 from weft.presence import Presence
+from weft.restarts import Restarts
 from weft.sandboxes import ResolverRoutes
 from weft.snapshot import SnapshotFile
 from weft.store import Store
@@ -138,7 +139,7 @@ def build(settings: Settings) -> Weft:
     sweeper = collector = names = None
     if settings.docker != "off":
         collector = Collector(patient, me.host, cluster, driver, ipam, grace=settings.gc_grace)
-        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, collector)
+        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, presence, collector)
         names = NameService(
             patient,
             me.host,
@@ -162,13 +163,20 @@ def build(settings: Settings) -> Weft:
 
 
 def _sweeper(
-    settings: Settings, store: Store, host: Host, agent: Agent, driver: Driver, ipam: Ipam, collector: Collector
+    settings: Settings,
+    store: Store,
+    host: Host,
+    agent: Agent,
+    driver: Driver,
+    ipam: Ipam,
+    presence: Presence,
+    collector: Collector,
 ) -> Sweeper:
     """What compares this host's Docker Engine with the store."""
     engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
     adoption = Adoption(store, host, cluster, driver, ipam)
     mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
-    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror])
+    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence)])
     agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
     return sweeper
 

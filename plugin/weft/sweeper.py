@@ -132,8 +132,10 @@ class Sweeper:
         while not self._stopping.is_set():
             self._wake.wait(pause)
             self._wake.clear()
+            began = monotonic()
             try:
                 pause = self.sweep()
+                self._stopping.wait(monotonic() - began)  # an engine with hundreds of networks has other work as well
             except WeftError as error:
                 log.debug("nothing compared now: %s", error)
                 for sweep in self._sweeps:

@@ -20,7 +20,7 @@ class Cluster:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.h1, self.h2 = lab.hosts
+        self.h1, self.h2 = lab.hosts[:2]
 
     def network(self, name: str, *options: str, subnet: str = "", on: Host | None = None) -> None:
         """Create a network on one host (default: the first), and wait until all have it."""

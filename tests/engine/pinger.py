@@ -1,4 +1,4 @@
-"""Pings an address every 20 ms until standard input ends; prints how many were sent and how many lost.
+"""Pings an address every 20 ms until standard input ends; prints how many were sent, lost, and lost in a row at most.
 
 A program of its own, run inside a container's network namespace.
 """
@@ -36,7 +36,15 @@ def main(address: str) -> None:
             if sys.stdin in ready:
                 running, stop = False, time.monotonic() + _PATIENCE
     # Numbers wrap at 16 bits: nobody pings for 20 minutes here.
-    print(json.dumps([sent, sent - len(answered)]))
+    print(json.dumps([sent, sent - len(answered), _longest_run(sent, answered)]))
+
+
+def _longest_run(sent: int, answered: set[int]) -> int:
+    longest = run = 0
+    for number in range(sent):
+        run = 0 if number in answered else run + 1
+        longest = max(longest, run)
+    return longest
 
 
 def _echo_request(number: int) -> bytes:

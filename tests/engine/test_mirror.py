@@ -238,6 +238,25 @@ def test_a_lost_store_is_found_again_in_docker(cluster: Cluster) -> None:
     assert "wp" in " ".join(cluster.links(cluster.h1))
 
 
+def test_a_container_whose_address_was_given_away_while_the_store_was_lost_is_cut_off(cluster: Cluster) -> None:
+    cluster.network("app", subnet=SUBNET)
+    address = cluster.run(cluster.h1, "web1", "app")
+    for host in cluster.lab.hosts:
+        host.stop_weft()
+    for file in cluster.lab.plan.data.glob("store.db*"):
+        file.unlink()
+    cluster.h2.start_weft()
+    eventually(lambda: len(cluster.keys("names/")) == 1, "h2 has found app again")
+    cluster.run(cluster.h2, "web2", "app", "--ip", address)
+    cluster.h1.start_weft()
+    said = f"container web1 is cut off from network app: address {address} of network app"
+    eventually(lambda: said in cluster.h1.log("weft"), "web1 is cut off", timeout=15)
+    assert not [name for name in cluster.links(cluster.h1) if name.startswith("wp")]
+    cluster.h1.docker("restart", "-t", "1", "web1")
+    assert reaches(cluster.h1, "web1", address)
+    assert cluster.address(cluster.h1, "web1", "app") != address
+
+
 def compose(host: Host, folder: Path, text: str, *arguments: str) -> None:
     file = folder / "compose.yml"
     file.write_text(text)
@@ -247,8 +266,9 @@ def compose(host: Host, folder: Path, text: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def addresses(cluster: Cluster, host: Host, network: str) -> list[str]:
-    return [cluster.address(host, name, network) for name in host.docker("ps", "-q").split()]
+def addresses(cluster: Cluster, host: Host, network: str) -> dict[str, str]:
+    """By the ids of the host's containers."""
+    return {name: cluster.address(host, name, network) for name in host.docker("ps", "-q").split()}
 
 
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is missing: run lab/setup.sh")
@@ -258,8 +278,10 @@ def test_compose_makes_the_network_on_one_host_and_uses_it_on_the_other(cluster:
     assert shown(cluster.h2, "shop_app") == shown(cluster.h1, "shop_app")
     assert shown(cluster.h2, "shop_app")["Labels"]["com.docker.compose.project"] == "shop"
     compose(cluster.h2, tmp_path, COMPOSE, "up", "-d")
-    for address in addresses(cluster, cluster.h1, "shop_app"):
-        assert reaches(cluster.h2, "shop_web_1", address)
+    (web,) = addresses(cluster, cluster.h2, "shop_app")
+    there = addresses(cluster, cluster.h1, "shop_app").values()
+    assert len(there) == 2
+    assert all(reaches(cluster.h2, web, address) for address in there)
     compose(cluster.h1, tmp_path, COMPOSE, "down")
     assert cluster.networks(cluster.h2) == ["shop_app"]
     compose(cluster.h2, tmp_path, COMPOSE, "down")
@@ -271,7 +293,7 @@ def test_compose_uses_an_external_network_of_another_host(cluster: Cluster, tmp_
     cluster.network("app")
     address = cluster.run(cluster.h1, "web1", "app")
     compose(cluster.h2, tmp_path, EXTERNAL, "up", "-d", "--scale", "web=3")
-    assert len(addresses(cluster, cluster.h2, "app")) == 3
-    assert reaches(cluster.h2, "shop_web_3", address)
+    assert len(webs := addresses(cluster, cluster.h2, "app")) == 3
+    assert all(reaches(cluster.h2, web, address) for web in webs)
     compose(cluster.h2, tmp_path, EXTERNAL, "down")
     assert cluster.networks(cluster.h2) == ["app"]

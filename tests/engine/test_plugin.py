@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import Host, Lab
+from lab import CommandFailed, Host, Lab
 from lab.plan import PROJECT
 from lab.process import run
 from tests.engine.conftest import Cluster, eventually, reaches
@@ -65,9 +65,9 @@ def cluster(lab: Lab, plugin: Path) -> Cluster:
 
 
 def test_containers_reach_each_other_and_a_restarted_plugin_loses_no_packet(cluster: Cluster) -> None:
-    for host in cluster.lab.hosts:
-        create = ["network", "create", "-d", "weft:latest", "--ipam-driver", "weft:latest", "--subnet", SUBNET, "app"]
-        host.docker(*create)
+    create = ["network", "create", "-d", "weft:latest", "--ipam-driver", "weft:latest", "--subnet", SUBNET, "app"]
+    cluster.h1.docker(*create)
+    eventually(lambda: bool(cluster.h2.docker("network", "ls", "-q", "--filter", "name=app")), "app on h2")
     first = cluster.run(cluster.h1, "web1", "app")
     cluster.run(cluster.h2, "web2", "app")
     eventually(lambda: reaches(cluster.h2, "web2", first), "ping across")
@@ -77,3 +77,14 @@ def test_containers_reach_each_other_and_a_restarted_plugin_loses_no_packet(clus
         cluster.h1.docker("run", "--rm", "--network", "app", "weft-lab", "true")
     assert count.lost == 0
     assert count.sent > 10
+
+
+def test_a_store_that_cannot_be_used_is_said_and_the_plugin_is_not_enabled(cluster: Cluster) -> None:
+    host = cluster.h2
+    host.docker("plugin", "disable", "-f", "weft")
+    host.docker("plugin", "set", "weft", "WEFT_STORE=etcd://127.0.0.1:1")
+    with pytest.raises(CommandFailed):  # the engine shows no more than that nobody listens
+        host.docker("plugin", "enable", "weft")
+    assert "etcd cannot be used: 127.0.0.1:1 (Connection refused); check" in host.log("dockerd")
+    host.docker("plugin", "set", "weft", "WEFT_STORE=sqlite:///store/weft.db")
+    host.docker("plugin", "enable", "weft")

@@ -19,6 +19,8 @@ class Pings:
 
     sent: int = 0
     lost: int = 0
+    gap: float = 0.0
+    """Seconds without an answer, at most."""
 
 
 @contextmanager
@@ -34,4 +36,5 @@ def pings(host: Host, container: str, address: str) -> Iterator[Pings]:
             yield counted
         finally:
             output, _ = process.communicate(timeout=30)
-            counted.sent, counted.lost = json.loads(output)
+            counted.sent, counted.lost, run = json.loads(output)
+            counted.gap = run * pinger.INTERVAL

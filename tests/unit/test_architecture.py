@@ -24,6 +24,7 @@ LAYERS = [
         "hosts",
         "presence",
         "garbage",
+        "restarts",
         "containers",
         "sandboxes",
     },

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
-from weft.config import SETTINGS, from_environment
+from weft.config import SETTINGS, from_environment, variable
 from weft.errors import ConfigError, InvalidRequest
 from weft.options import NetworkOptions, parse_options
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def test_defaults_need_no_environment() -> None:
@@ -80,6 +86,7 @@ def test_settings_of_the_store_that_contradict_each_other(environment: dict[str,
         ("pools", "10.0.0.0/8:24 10.1.0.0/16:24"),
         ("socket", "weft.sock"),
         ("docker", "/var/run/docker.sock"),
+        ("mirror", "yes"),
         ("log", "loud"),
         ("gc_grace", "-1"),
         ("port", "0"),
@@ -123,3 +130,14 @@ def test_options(given: dict[str, str], expected: NetworkOptions) -> None:
 def test_bad_options_are_named(given: dict[str, str], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         parse_options(given)
+
+
+def test_the_managed_plugin_can_be_given_every_setting_but_its_places() -> None:
+    listed = {one["name"] for one in json.loads((PROJECT / "config.json").read_text())["env"]}
+    assert {variable(name) for name in SETTINGS} - listed == {"WEFT_SOCKET", "WEFT_STATE"}
+    assert listed <= {variable(name) for name in SETTINGS}
+
+
+def test_the_readme_lists_every_setting() -> None:
+    listed = set(re.findall(r"^\| `(WEFT_\w+)`", (PROJECT / "README.md").read_text(), re.MULTILINE))
+    assert listed == {variable(name) for name in SETTINGS}
