@@ -83,6 +83,7 @@ PARTS = {
     "e": "From an endpoint on one host to the other's kernel",
     "f": "100 simulated hosts",
     "g": "A host comes to 1,000 others",
+    "h": "Names: 5,000 questions a second, one core, 10,000 names",
 }
 METRICS = [
     Metric("tcp_1stream_gbps", "a", "TCP, 1 stream", "Gbit/s", _ratio(1.05, at_least=True)),
@@ -107,4 +108,7 @@ METRICS = [
     Metric("crowd_real_ms", "f", "… and in the kernel of a real one", "ms"),
     Metric("arrive_100k_s", "g", "in sync with 100,000 endpoints", "s", Target(8)),
     Metric("arrive_100k_mb", "g", "most memory meanwhile", "MB", Target(300)),
+    Metric("dns_p99_ms", "h", "an answer takes, 99th percentile", "ms", Target(5)),
+    Metric("dns_lost", "h", "answers lost", "", Target(0)),
+    Metric("dns_most_qps", "h", "as many questions as it answers", "1/s", Target(5_000, at_least=True)),
 ]

@@ -12,7 +12,7 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory"},
-    {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished"},
+    {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
     {
         "attachments",
         "driver",
@@ -25,8 +25,13 @@ LAYERS = [
         "presence",
         "garbage",
         "restarts",
+        "containers",
+        "sandboxes",
     },
-    {"wire", "api", "admin", "cli", "engine", "kernel"},
+    {"askers", "publisher"},
+    {"wire", "api", "admin", "cli", "setup_dns", "engine", "kernel", "dns"},
+    {"resolver", "firewall"},
+    {"nameservice"},
     {"main"},
 ]
 
@@ -51,9 +56,10 @@ def importers(library: str) -> set[str]:
     [
         ("pyroute2", "kernel"),
         ("flask", {"admin", "api", "main"}),
-        ("rich", "cli"),
+        ("rich", {"cli", "setup_dns"}),
         ("gunicorn", "main"),
         ("docker", "engine"),
+        ("dns", "dns"),
         ("sqlite3", "store"),
         ("requests", {"engine", "store"}),
     ],
