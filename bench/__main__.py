@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 
-from bench import convergence, report, scale, starts, tables, traffic
+from bench import convergence, names, report, scale, starts, tables, traffic
 from bench.calls import CallTable
 from bench.machine import busy, describe
 from bench.measure import Results
@@ -35,6 +35,7 @@ class Effort:
     convergence: convergence.Effort
     crowd_samples: int
     largest: int
+    names_rounds: int
 
 
 FULL = Effort(
@@ -46,6 +47,7 @@ FULL = Effort(
     convergence=convergence.Effort(samples=200, calls=10, starts=5),
     crowd_samples=60,
     largest=100_000,
+    names_rounds=5,
 )
 QUICK = Effort(
     traffic_rounds=3,
@@ -56,10 +58,12 @@ QUICK = Effort(
     convergence=convergence.Effort(samples=20, calls=5, starts=1),
     crowd_samples=10,
     largest=10_000,
+    names_rounds=1,
 )
 
 
 _QUIET = 0.1
+_NAMES_SECONDS = 5
 
 
 class Interrupted(BaseException):
@@ -94,6 +98,8 @@ class Bench:
             self._attempt(self._measure_crowds)
         if "g" in parts:
             self._attempt(self._measure_arrivals)
+        if "h" in parts:
+            self._attempt(self._measure_names)
 
     def report(self) -> list[Table]:
         return tabulate(self.results, self._calls, self._large, self._convergence, self._scale)
@@ -131,6 +137,9 @@ class Bench:
 
     def _measure_crowds(self) -> None:
         scale.measure_crowds(self.results, self._scale, self._terminal, samples=self._effort.crowd_samples)
+
+    def _measure_names(self) -> None:
+        names.measure(self.results, self._terminal, rounds=self._effort.names_rounds, seconds=_NAMES_SECONDS)
 
     def _measure_arrivals(self) -> None:
         scale.measure_arrivals(self.results, self._scale, self._terminal, largest=self._effort.largest)

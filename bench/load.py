@@ -15,9 +15,9 @@ class Load:
     """Counts since it started, of one member.
 
     :param round_trips: requests other than watches.
-    :param writes: transactions and puts; not leases.
+    :param writes: what went through its log, and so to the disk of each member.
     :param watches: open now.
-    :param sent: bytes that it sent, as gRPC: JSON is about twice as long.
+    :param sent: bytes that it sent, as gRPC: the gateway's JSON is longer.
     :param cpu: seconds; 0, as `memory`, if it has no /proc of its own.
     :param memory: megabytes that it has now.
     """
@@ -42,7 +42,7 @@ class Load:
                 methods[method["method"]] = methods.get(method["method"], 0) + value
         return cls(
             round_trips=sum(methods.get(method, 0) for method in _ROUND_TRIPS),
-            writes=sum(methods.get(method, 0) for method in ("Txn", "Put", "DeleteRange")),
+            writes=plain.get("etcd_server_proposals_applied_total", 0),
             watches=plain.get("etcd_debugging_mvcc_watcher_total", 0),
             sent=plain.get("etcd_network_client_grpc_sent_bytes_total", 0),
             cpu=plain.get("process_cpu_seconds_total", 0),

@@ -134,6 +134,8 @@ class FakeEngine:
     ) -> None:
         self.present: dict[str, DockerNetwork] = {}
         self.answers = True
+        self.refused: list[tuple[str, str]] = []
+        """Names of containers that are to run, and why their start failed."""
         self.id = "none-1"
         self._create = create
         self._delete = delete
@@ -156,6 +158,12 @@ class FakeEngine:
     def inventory(self, ids: Collection[str], subnets: Collection[str]) -> Inventory:
         self._maybe_silent()
         return Inventory(self.id, tuple(self.present.values()))
+
+    def start_refused(self, why: str) -> list[str]:
+        self._maybe_silent()
+        started = [one for one in self.refused if why in one[1]]
+        self.refused = [one for one in self.refused if one not in started]
+        return [name for name, _ in started]
 
     def create(self, network: Network) -> None:
         self._maybe_silent()

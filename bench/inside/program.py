@@ -3,6 +3,7 @@
 Both are what the agent does in a resync: compute the wanted rows, dump the kernel's, plan, write.
 """
 
+import gc
 import json
 import sys
 from contextlib import closing
@@ -15,6 +16,7 @@ from weft import topology
 from weft.cluster import Cluster
 from weft.dataplane import bridge_name, vxlan_name
 from weft.kernel import LinuxKernel
+from weft.main import GARBAGE
 from weft.reconcile import Create, Remove, plan_rows
 
 HOST_ID = "e" * 32
@@ -24,6 +26,7 @@ DEVICES = (bridge_name(VNI), vxlan_name(VNI))
 
 
 def main(size: int, times: int) -> list[dict[str, dict[str, float]]]:
+    gc.set_threshold(GARBAGE)
     population = Population(size)
     cluster = Cluster()
     cluster.apply((put.key, put.value) for put in population.records(HOST_ID))

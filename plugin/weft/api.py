@@ -36,6 +36,9 @@ _ADDING = {
 """Calls that wait for the gate. The engine never repeats those that take away, so the gate finishes these later; but
 not ReleasePool, which counts and so cannot be repeated: the collector makes up for it."""
 
+_ON_LINK = 1
+"""Type of a static route without a next hop (moby drivers/remote/api)."""
+
 Reply = dict[str, Any]
 Call = Callable[[Body], Reply]
 
@@ -52,12 +55,24 @@ class Gate(Protocol):
         ...
 
 
-def create_app(driver: Driver, ipam: Ipam, gate: Gate) -> Flask:
+class Routes(Protocol):
+    """Ways to the resolver for containers that have no other; see `sandboxes.ResolverRoutes`."""
+
+    def take(self, network_id: str, endpoint_id: str, sandbox: str) -> str | None:
+        """Destination of the static route that the endpoint shall bring into its sandbox."""
+        ...
+
+    def release(self, endpoint_id: str) -> None:
+        """The endpoint has left."""
+        ...
+
+
+def create_app(driver: Driver, ipam: Ipam, gate: Gate, routes: Routes) -> Flask:
     """The WSGI application; it holds no state of its own."""
     app = Flask("weft", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.url_map.merge_slashes = False
-    calls = {**_plugin_calls(), **_network_calls(driver, gate), **_ipam_calls(driver, ipam, gate)}
+    calls = {**_plugin_calls(), **_network_calls(driver, gate, routes), **_ipam_calls(driver, ipam, gate)}
 
     @app.before_request
     def begin() -> None:
@@ -112,7 +127,7 @@ def _plugin_calls() -> dict[str, Call]:
     return {"Plugin.Activate": lambda _: {"Implements": ["NetworkDriver", "IpamDriver"]}}
 
 
-def _network_calls(driver: Driver, gate: Gate) -> dict[str, Call]:
+def _network_calls(driver: Driver, gate: Gate, routes: Routes) -> dict[str, Call]:
     def create_network(body: Body) -> Reply:
         driver.create_network(wire.network_request(body))
         return {}
@@ -129,12 +144,21 @@ def _network_calls(driver: Driver, gate: Gate) -> dict[str, Call]:
         return {"Interface": {} if asked.mac else {"MacAddress": endpoint.mac}}
 
     def join(body: Body) -> Reply:
-        interface = driver.join(body.identifier("NetworkID"), body.identifier("EndpointID"))
+        network_id, endpoint_id = body.identifier("NetworkID"), body.identifier("EndpointID")
+        interface = driver.join(network_id, endpoint_id)
         # No gateway: so the engine attaches docker_gwbridge, which does the default route and published ports.
-        return {"InterfaceName": {"SrcName": interface, "DstPrefix": "eth"}}
+        reply: Reply = {"InterfaceName": {"SrcName": interface, "DstPrefix": "eth"}}
+        if route := routes.take(network_id, endpoint_id, body.text("SandboxKey")):
+            reply["StaticRoutes"] = [{"Destination": route, "RouteType": _ON_LINK}]
+        return reply
+
+    def leave(body: Body) -> Reply:
+        routes.release(body.identifier("EndpointID"))
+        return {}
 
     def delete_endpoint(body: Body) -> Reply:
         network_id, endpoint_id = body.identifier("NetworkID"), body.identifier("EndpointID")
+        routes.release(endpoint_id)
         driver.detach(endpoint_id)
         gate.finish(f"removal of endpoint {endpoint_id[:12]}", lambda: driver.forget_endpoint(network_id, endpoint_id))
         return {}
@@ -155,7 +179,7 @@ def _network_calls(driver: Driver, gate: Gate) -> dict[str, Call]:
         "NetworkDriver.DeleteEndpoint": delete_endpoint,
         "NetworkDriver.EndpointOperInfo": lambda _: {"Value": {}},
         "NetworkDriver.Join": join,
-        "NetworkDriver.Leave": _nothing,
+        "NetworkDriver.Leave": leave,
         "NetworkDriver.DiscoverNew": _nothing,
         "NetworkDriver.DiscoverDelete": _nothing,
         "NetworkDriver.ProgramExternalConnectivity": _nothing,

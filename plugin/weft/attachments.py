@@ -25,13 +25,15 @@ class Attachments:
     """See `driver.Attachments`.
 
     :param port: UDP port of VXLAN.
+    :param resolver: address at which containers ask for names; "" if nobody answers there.
     """
 
-    def __init__(self, kernel: Kernel, me: LocalHost, *, port: int) -> None:
+    def __init__(self, kernel: Kernel, me: LocalHost, *, port: int, resolver: str = "") -> None:
         self.step_lock = threading.Lock()
         self._kernel = kernel
         self._me = me
         self._port = port
+        self._resolver = resolver
         self._pinned: dict[str, Endpoint] = {}
         self._largest_mtu = 0
         self._checked = False
@@ -57,7 +59,9 @@ class Attachments:
     def links(self, network: Network, endpoints: Iterable[Endpoint] = ()) -> list[Link]:
         """All that a network with these local endpoints has in this host's data plane."""
         mtu = self.mtu(network)
-        devices = topology.network_links(network, local=self._me.host.underlay, port=self._port, mtu=mtu)
+        devices = topology.network_links(
+            network, local=self._me.host.underlay, port=self._port, mtu=mtu, resolver=self._resolver
+        )
         return [*devices, *(topology.endpoint_port(endpoint, mtu) for endpoint in endpoints)]
 
     def attach(self, network: Network, endpoint: Endpoint) -> str:

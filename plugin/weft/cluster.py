@@ -11,7 +11,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from weft.errors import StoreError
-from weft.model import ALIVE, ENDPOINTS, HOSTS, MEMBERS, NETWORKS, Endpoint, Host, Member, Network
+from weft.model import (
+    ALIVE,
+    ENDPOINT_NAMES,
+    ENDPOINTS,
+    HOSTS,
+    MEMBERS,
+    NETWORKS,
+    Endpoint,
+    EndpointNames,
+    Host,
+    Member,
+    Network,
+)
 from weft.store import Entry
 
 
@@ -37,9 +49,11 @@ log = logging.getLogger(__name__)
 
 
 class Cluster:
-    """The mirror. `hosts`, `networks`, `members` and `endpoints` are read-only for everybody else.
+    """The mirror. All that has no underscore is read-only for everybody else.
 
-    `alive` are the ids of hosts that give signs of life; `version` grows with every change.
+    `alive` are the ids of hosts that give signs of life; `version` grows with every change. `bindings` are the VNIs of
+    engines' networks, by host and NetworkID. `names` are by VNI and endpoint; `called` has the ids of the endpoints by
+    VNI and lower-case name, and `holders` the endpoint that has an address.
     """
 
     def __init__(self) -> None:
@@ -51,6 +65,10 @@ class Cluster:
         self.networks: dict[int, Network] = {}
         self.members: dict[int, dict[str, Member]] = {}
         self.endpoints: dict[int, dict[str, Endpoint]] = {}
+        self.bindings: dict[tuple[str, str], int] = {}
+        self.names: dict[int, dict[str, EndpointNames]] = {}
+        self.called: dict[int, dict[str, tuple[str, ...]]] = {}
+        self.holders: dict[str, Endpoint] = {}
         self._spread: dict[int, Counter[str]] = {}
 
     def load(self, entries: Iterable[Entry], *, certain: bool = True) -> None:
@@ -68,6 +86,7 @@ class Cluster:
         touched = Touched()
         kinds = {
             ENDPOINTS: self._endpoint,
+            ENDPOINT_NAMES: self._names,
             NETWORKS: self._network,
             MEMBERS: self._member,
             HOSTS: self._host,
@@ -107,7 +126,9 @@ class Cluster:
         networks = [self.networks[vni] for vni in vnis if vni in self.networks]
         members = [self.members[vni][host] for vni in vnis if host in self.members.get(vni, ())]
         endpoints = [endpoint for vni in vnis for endpoint in list(self.endpoints.get(vni, {}).values())]
-        records: list[Host | Network | Member | Endpoint] = [*self.hosts.values(), *networks, *members, *endpoints]
+        names = [names for vni in vnis for names in list(self.names.get(vni, {}).values())]
+        shared: list[Host | Network | Member] = [*self.hosts.values(), *networks, *members]
+        records: list[Host | Network | Member | Endpoint | EndpointNames] = [*shared, *endpoints, *names]
         return [(record.key, record.encode()) for record in records]
 
     def _endpoint(self, key: str, value: str | None, touched: Touched) -> None:
@@ -123,12 +144,36 @@ class Cluster:
             spread[old.host] -= 1
             if not spread[old.host]:
                 del spread[old.host]
+            for address in old.addresses:
+                if self.holders.get(address) is old:  # it may be another's by now
+                    del self.holders[address]
         if value is not None:
             new = Endpoint.read(Entry(key, value, 0))
             endpoints[new.id if new.id == endpoint_id else endpoint_id] = new  # not a second string for it
             spread[new.host] += 1
+            self.holders.update(dict.fromkeys(new.addresses, new))
         elif not endpoints:
             del self.endpoints[vni], self._spread[vni]
+
+    def _names(self, key: str, value: str | None, touched: Touched) -> None:
+        vni_text, endpoint_id = key.removeprefix(ENDPOINT_NAMES).split("/", 1)
+        vni = int(vni_text)
+        new = EndpointNames.read(Entry(key, value, 0)) if value is not None else None
+        now = new.all if new else frozenset()
+        names, called = self.names.setdefault(vni, {}), self.called.setdefault(vni, {})
+        old = names.pop(endpoint_id, None)
+        before = old.all if old else frozenset()
+        if new is not None:
+            names[endpoint_id] = new
+        for name in now - before:
+            called[name] = (*called.get(name, ()), endpoint_id)
+        for name in before - now:
+            if others := tuple(one for one in called[name] if one != endpoint_id):
+                called[name] = others
+            else:
+                del called[name]
+        if not names:
+            del self.names[vni], self.called[vni]
 
     def _network(self, key: str, value: str | None, touched: Touched) -> None:
         vni = int(key.removeprefix(NETWORKS))
@@ -142,10 +187,14 @@ class Cluster:
         vni_text, host = key.removeprefix(MEMBERS).split("/", 1)
         vni = int(vni_text)
         touched.networks.add(vni)
-        if value is not None:
-            member = Member.read(Entry(key, value, 0))
-            self.members.setdefault(vni, {})[host] = member
-        elif (members := self.members.get(vni)) and members.pop(host, None) and not members:
+        member = Member.read(Entry(key, value, 0)) if value is not None else None
+        members = self.members.setdefault(vni, {})
+        if old := members.pop(host, None):
+            self.bindings.pop((host, old.network_id), None)
+        if member is not None:
+            members[host] = member
+            self.bindings[host, member.network_id] = vni
+        elif not members:
             del self.members[vni]
 
     def _host(self, key: str, value: str | None, touched: Touched) -> None:

@@ -10,7 +10,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from ipaddress import ip_network
+from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from weft.model import IPNetwork
 
 _PLACE = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}"
 _ETCD = re.compile(rf"etcd(?P<tls>s?)://(?P<places>{_PLACE}(?:,{_PLACE})*)(?P<root>/[\w./-]*)?")
+
+
+RESOLVER = "169.254.77.53"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Settings:
     pools: tuple[PoolRange, ...]
     docker: str
     driver: str
+    dns: str
     mirror: bool
     resync: float
     gc_grace: float
@@ -183,6 +187,15 @@ def _docker(text: str) -> str:
     return text
 
 
+def _dns(text: str) -> str:
+    if text == "off":
+        return ""
+    address = IPv4Address(text)
+    if address.is_loopback or address.is_multicast or address.is_unspecified:
+        raise ValueError("must be an address that containers can ask: not a loopback or multicast one; or off")
+    return str(address)
+
+
 def _pools(text: str) -> tuple[PoolRange, ...]:
     ranges = tuple(map(_pool_range, text.replace(",", " ").split()))
     for index, one in enumerate(ranges):
@@ -234,6 +247,9 @@ SETTINGS: dict[str, Setting] = {
         "unix:///var/run/docker.sock", _docker, "the local Docker API, for networks of other hosts and clean-up; or off"
     ),
     "driver": Setting("weft", str, "the name users type after -d (a managed plugin: weft:latest)"),
+    "dns": Setting(
+        RESOLVER, _dns, "IPv4 address at which containers ask for names of other hosts (see weft setup dns); or off"
+    ),
     "mirror": Setting("on", _switch, "on: a network that is created or removed on one host is so on all; or off"),
     "resync": Setting("30", _seconds, "seconds between full comparisons of kernel and store"),
     "gc_grace": Setting("10", _seconds, "seconds that Docker must not know an object before it is collected"),

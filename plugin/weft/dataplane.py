@@ -30,10 +30,15 @@ FLOOD_MAC = bytes(6)
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """The switch of one network on this host."""
+    """The switch of one network on this host.
+
+    :param addresses: its own, each with the CIDR that is reached from it: none but the resolver's, on networks whose
+        containers have no other way to it.
+    """
 
     name: str
     mtu: int
+    addresses: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

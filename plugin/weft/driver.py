@@ -34,6 +34,8 @@ from weft.model import (
     address_key,
     binding_key,
     endpoint_key,
+    endpoint_names_key,
+    endpoint_names_prefix,
     endpoints_prefix,
     mac_key,
     members_prefix,
@@ -225,7 +227,8 @@ class Driver:
             return False
         if self._store.list(members_prefix(vni)).entries:
             return False
-        writes: list[Write] = [Delete(entry.key), DeleteAll(endpoints_prefix(vni)), DeleteAll(mac_key(vni, ""))]
+        prefixes = endpoints_prefix(vni), endpoint_names_prefix(vni), mac_key(vni, "")
+        writes: list[Write] = [Delete(entry.key), *map(DeleteAll, prefixes)]
         unused: list[Condition] = [NoneNewer(members_prefix(vni), 0), KeyIs(entry.key, entry.revision)]
         name = self._store.get(name_key(network.name)) if network.published else None
         if name and name.value == str(vni):
@@ -315,7 +318,7 @@ class Driver:
 
     def drop_writes(self, endpoint: Endpoint) -> list[Write]:
         """Writes that take away an endpoint of a host that is gone, with its addresses."""
-        writes: list[Write] = [Delete(endpoint.key), Delete(mac_key(endpoint.vni, endpoint.mac))]
+        writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
         entry = self._store.get(network_key(endpoint.vni))
         network = Network.read(entry) if entry else None
         for address in endpoint.addresses:
@@ -564,12 +567,17 @@ class Driver:
 
     def _forget(self, network: Network, entry: Entry) -> None:
         endpoint = Endpoint.read(entry)
-        writes: list[Write] = [Delete(endpoint.key), Delete(mac_key(endpoint.vni, endpoint.mac))]
+        writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
         for address in endpoint.addresses:
             held = Allocation(self._cidr_of(network, address), address, endpoint.host)
             writes.append(Put(held.pending_key, ""))
         # Unless it is gone already: its MAC and addresses may be another's by now.
         self._store.transact([KeyIs(entry.key, entry.revision)], writes)
+
+
+def _keys_of(endpoint: Endpoint) -> tuple[str, str, str]:
+    """What goes with an endpoint."""
+    return endpoint.key, endpoint_names_key(endpoint.vni, endpoint.id), mac_key(endpoint.vni, endpoint.mac)
 
 
 def mac_of(address: str) -> str:

@@ -1,4 +1,5 @@
-"""The local Docker Engine's API: which networks and endpoints it has, when that changes, and making and removing some.
+"""The local Docker Engine's API: which networks, endpoints and containers it has, when that changes, and making and
+removing networks.
 
 The only importer of the Docker SDK. Never used from a handler: the engine holds locks while it calls us.
 """
@@ -13,6 +14,7 @@ from typing import Any
 import docker
 import requests
 
+from weft.containers import Attachment, Container, Outline
 from weft.errors import EngineError
 from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.model import Network, Pool, Published
@@ -20,6 +22,9 @@ from weft.model import Network, Pool, Published
 _TIMEOUT = 10
 _CHANGE_TIMEOUT = 120
 """Creating and removing take several calls of the engine to our own driver, which may wait for the store."""
+_GATEWAY_NETWORK = "docker_gwbridge"
+_GATEWAY_NAME = "gateway_"
+_CONTAINER_EVENTS = ["start", "die", "rename", "connect", "disconnect"]
 
 
 class DockerEngine:
@@ -87,11 +92,59 @@ class DockerEngine:
                 raise EngineError(f"Docker refuses to remove network {network_id[:12]}: {error.explanation}") from error
             return True
 
+    def start_refused(self, why: str) -> list[str]:
+        with self._client(_CHANGE_TIMEOUT) as client:
+            exited = (
+                client.inspect_container(c["Id"]) for c in client.containers(all=True, filters={"status": "exited"})
+            )
+            refused = [c for c in exited if why in c["State"]["Error"] and _restarts(c)]
+            for container in refused:
+                client.start(container["Id"])
+            return [container["Name"].removeprefix("/") for container in refused]
+
     def follow(self, changed: Callable[[], None]) -> None:
         with self._client() as client:
             changed()
             for _ in client.events(filters={"type": "network"}, decode=True):
                 changed()
+        raise EngineError(f"the Docker Engine at {self._url} closed the event stream")
+
+    def outlines(self) -> dict[str, Outline]:
+        """See `containers.Engine`."""
+        with self._client() as client:
+            return {found["Id"]: _outline(found) for found in client.containers()}
+
+    def container(self, container_id: str) -> Container | None:
+        """See `containers.Engine`."""
+        with self._client() as client:
+            try:
+                found = client.inspect_container(container_id)
+            except docker.errors.NotFound:
+                return None
+        return _container(found) if found["State"]["Running"] else None
+
+    def gateways(self) -> dict[str, str]:
+        """See `containers.Engine`."""
+        with self._client() as client:
+            try:
+                found = client.inspect_network(_GATEWAY_NETWORK)
+            except docker.errors.NotFound:  # it is made with the first container that needs it
+                return {}
+        holders = (found.get("Containers") or {}).values()
+        return {
+            str(ip_interface(holder["IPv4Address"]).ip): holder["Name"].removeprefix(_GATEWAY_NAME)
+            for holder in holders
+            if holder["Name"].startswith(_GATEWAY_NAME) and holder["IPv4Address"]
+        }
+
+    def follow_containers(self, began: Callable[[], None], changed: Callable[[str], None]) -> None:
+        """See `containers.Engine`."""
+        with self._client() as client:
+            events = client.events(filters={"type": ["container", "network"], "event": _CONTAINER_EVENTS}, decode=True)
+            began()
+            for event in events:
+                actor = event["Actor"]
+                changed(actor["ID"] if event["Type"] == "container" else actor["Attributes"]["container"])
         raise EngineError(f"the Docker Engine at {self._url} closed the event stream")
 
     @contextmanager
@@ -105,6 +158,11 @@ class DockerEngine:
         finally:
             if client is not None:
                 client.close()
+
+
+def _restarts(container: dict[str, Any]) -> bool:
+    """True if the engine starts it at its own start."""
+    return container["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no")
 
 
 def _inspect(client: docker.APIClient, network_id: str) -> dict[str, Any] | None:
@@ -159,3 +217,31 @@ def _endpoint(container: dict[str, Any]) -> DockerEndpoint:
 def _address(text: str | None) -> str:
     """A plain address: Docker writes some with their prefix length."""
     return str(ip_interface(text).ip) if text else ""
+
+
+def _outline(found: dict[str, Any]) -> Outline:
+    """A container's own name is the one without a link's container before it."""
+    name = next((name[1:] for name in found["Names"] if name.count("/") == 1), "")
+    networks = (found.get("NetworkSettings") or {}).get("Networks") or {}
+    return Outline(name, frozenset(network["EndpointID"] for network in networks.values() if network["EndpointID"]))
+
+
+def _container(found: dict[str, Any]) -> Container:
+    settings = found["NetworkSettings"]
+    return Container(
+        id=found["Id"],
+        name=found["Name"].removeprefix("/"),
+        hostname=found["Config"].get("Hostname") or "",
+        sandbox=settings.get("SandboxKey") or "",
+        attachments=tuple(
+            Attachment(
+                network_id=network["NetworkID"],
+                network=name,
+                endpoint=network["EndpointID"],
+                aliases=tuple(dict.fromkeys([*(network.get("Aliases") or ()), *(network.get("DNSNames") or ())])),
+                addresses=tuple(a for a in (network.get("IPAddress"), network.get("GlobalIPv6Address")) if a),
+            )
+            for name, network in (settings.get("Networks") or {}).items()
+            if network["EndpointID"]
+        ),
+    )

@@ -18,6 +18,7 @@ from weft.errors import Conflict, NotFound
 from weft.ipam import Ipam
 from weft.model import (
     BINDINGS,
+    ENGINES,
     HOSTS,
     POOLS,
     Allocation,
@@ -127,7 +128,7 @@ class Hosts:
         for claim in [PoolClaim.read(entry) for entry in self._store.list(POOLS).entries]:
             if host.id in claim.users:
                 self._ipam.release_pool(ip_network(claim.cidr), entirely=True, host=host.id)
-        self._still_gone(host, self._store.transact([gone], [Delete(host.key)]))
+        self._still_gone(host, self._store.transact([gone], [Delete(host.key), Delete(ENGINES + host.id)]))
         log.warning("%s is forgotten, with all that it had", host.title)
 
     def _still_gone(self, host: Host, done: bool) -> None:

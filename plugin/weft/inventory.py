@@ -73,6 +73,10 @@ class Engine(Protocol):
         """Remove a network; False if a container uses it. The engine calls the driver meanwhile."""
         ...
 
+    def start_refused(self, why: str) -> list[str]:
+        """Start the containers that a policy restarts and whose last start failed with `why`; return their names."""
+        ...
+
     def follow(self, changed: Callable[[], None]) -> None:
         """Call `changed` now and at every change of networks; ends only by an error."""
         ...

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
-from weft import __version__, cli, config
+from weft import __version__, cli, config, setup_dns
 from weft.admin import create_admin
 from weft.adoption import Adoption
 from weft.agent import Agent
@@ -45,7 +45,10 @@ from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
 from weft.mirror import Mirror
 from weft.model import HOSTS, Host
+from weft.nameservice import NameService
 from weft.presence import Presence
+from weft.restarts import Restarts
+from weft.sandboxes import ResolverRoutes
 from weft.snapshot import SnapshotFile
 from weft.store import Store
 from weft.store.etcd import EtcdStore
@@ -60,7 +63,7 @@ HANDLER_PATIENCE = 1.3
 PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
 GARBAGE = 50_000
-"""New objects after which Python looks for cycles: the default of 700 doubles the time that 100,000 records take."""
+"""New objects after which Python looks for cycles, of which records and rows have none. The default is 700."""
 _THREADS = 32
 """Calls answered at once: the engine waits in parallel, and none of ours takes long."""
 _LOCK_SECONDS = 10.0
@@ -83,9 +86,12 @@ class Weft:
     agent: Agent
     presence: Presence
     sweeper: Sweeper | None
+    names: NameService | None
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
+        if self.names:
+            self.names.stop()
         if self.sweeper:
             self.sweeper.stop()
         self.presence.stop()
@@ -116,7 +122,7 @@ def build(settings: Settings) -> Weft:
     underlay = locate(before.underlay if before else "")
     me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
-    attachments = Attachments(kernel, me, port=settings.port)
+    attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns)
     driver = Driver(store, me.host, ipam, attachments, name=settings.driver, mirror=settings.mirror)
     agent = Agent(patient, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=settings.resync)
     hosts = Hosts(patient, cluster, driver, ipam)
@@ -130,29 +136,47 @@ def build(settings: Settings) -> Weft:
         moved=agent.refresh,
         grace=settings.host_grace,
     )
-    sweeper = collector = None
+    sweeper = collector = names = None
     if settings.docker != "off":
         collector = Collector(patient, me.host, cluster, driver, ipam, grace=settings.gc_grace)
-        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, collector)
+        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, presence, collector)
+        names = NameService(
+            patient,
+            me.host,
+            cluster,
+            DockerEngine(settings.docker, settings.driver),
+            kernel,
+            address=settings.dns,
+            sandboxes=settings.run.parent / "netns",
+        )
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))
     if sweeper:
         sweeper.start()
+    if names:
+        names.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
-    app = create_app(driver, ipam, presence)
+    app = create_app(driver, ipam, presence, ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes"))
     app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector)))
-    return Weft(app, [store, patient], kernel, agent, presence, sweeper)
+    return Weft(app, [store, patient], kernel, agent, presence, sweeper, names)
 
 
 def _sweeper(
-    settings: Settings, store: Store, host: Host, agent: Agent, driver: Driver, ipam: Ipam, collector: Collector
+    settings: Settings,
+    store: Store,
+    host: Host,
+    agent: Agent,
+    driver: Driver,
+    ipam: Ipam,
+    presence: Presence,
+    collector: Collector,
 ) -> Sweeper:
     """What compares this host's Docker Engine with the store."""
     engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
     adoption = Adoption(store, host, cluster, driver, ipam)
     mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
-    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror])
+    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence)])
     agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
     return sweeper
 
@@ -314,4 +338,5 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve this host's Docker Engine (in the foreground)")
     cli.add_commands(commands)
+    setup_dns.add_commands(commands)
     return parser

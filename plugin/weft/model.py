@@ -6,6 +6,7 @@
     topology/networks/<vni>                  Network
     topology/members/<vni>/<host>            Member: this host's engine has the network
     topology/endpoints/<vni>/<endpoint>      Endpoint
+    topology/names/<vni>/<endpoint>          EndpointNames: what the container is called; gone with its endpoint
     ipam/pools/<cidr>                        PoolClaim: reserved by a host, then owned by a network
     ipam/addresses/<cidr>/<ip>               Allocation
     ipam/pending/<host>/<cidr>/<ip>          an allocation that no endpoint holds (yet, or any more)
@@ -56,6 +57,7 @@ ALIVE = "topology/alive/"
 NETWORKS = "topology/networks/"
 MEMBERS = "topology/members/"
 ENDPOINTS = "topology/endpoints/"
+ENDPOINT_NAMES = "topology/names/"
 POOLS = "ipam/pools/"
 ADDRESSES = "ipam/addresses/"
 PENDING = "ipam/pending/"
@@ -301,6 +303,39 @@ class Endpoint(_Record):
 
 
 @dataclass(frozen=True, slots=True)
+class EndpointNames(_Record):
+    """By which names the containers of its network may ask for an endpoint; only Docker's API tells them.
+
+    :param container: its name, as typed.
+    :param aliases: `--network-alias`, Compose's service name, as typed.
+    :param short_id: the first twelve digits of the container's id.
+    """
+
+    vni: int
+    endpoint: str
+    host: str
+    container: str
+    aliases: tuple[str, ...] = ()
+    hostname: str = ""
+    short_id: str = ""
+
+    @property
+    def key(self) -> str:
+        return endpoint_names_key(self.vni, self.endpoint)
+
+    @property
+    def all(self) -> frozenset[str]:
+        """Every one of them, in lower case: names are the same in any case (RFC 4343)."""
+        names = (self.container, self.hostname, self.short_id, *self.aliases)
+        return frozenset(name.lower() for name in names if name)
+
+    @classmethod
+    def decode(cls, text: str) -> Self:
+        values = json.loads(text)
+        return cls.of({**values, "aliases": tuple(values.get("aliases", ()))})
+
+
+@dataclass(frozen=True, slots=True)
 class PoolClaim(_Record):
     """Who holds a pool: the network `vni` if not 0, and the engines that asked for it.
 
@@ -368,6 +403,14 @@ def endpoints_prefix(vni: int) -> str:
 
 def endpoint_key(vni: int, endpoint_id: str) -> str:
     return f"{ENDPOINTS}{vni}/{endpoint_id}"
+
+
+def endpoint_names_prefix(vni: int) -> str:
+    return f"{ENDPOINT_NAMES}{vni}/"
+
+
+def endpoint_names_key(vni: int, endpoint_id: str) -> str:
+    return f"{endpoint_names_prefix(vni)}{endpoint_id}"
 
 
 def address_key(cidr: str, address: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from weft.cluster import Cluster
-from weft.errors import ConfigError, StoreError, WeftError
+from weft.errors import ConfigError, KernelError, StoreError, WeftError
 from weft.hosts import LEASE_SECONDS, Hosts, IdInUse
 from weft.identity import LocalHost
 from weft.snapshot import SnapshotFile
@@ -23,6 +23,7 @@ from weft.unfinished import Unfinished
 
 log = logging.getLogger(__name__)
 
+NOT_REGISTERED = "this host is not registered"
 _BEAT_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
 _START_SECONDS = 30.0
@@ -53,6 +54,8 @@ class Presence:
     ) -> None:
         self.problem = ""
         """Why the last beat failed; "" if it did not."""
+        self.refused = threading.Event()
+        """Set when something was refused because this host was not registered."""
         self._hosts = hosts
         self._cluster = cluster
         self._me = me
@@ -98,7 +101,8 @@ class Presence:
     def admit(self) -> None:
         """Before a call that adds something: be registered, and have nothing left to undo. Else `StoreError`."""
         if not self._registered.wait(max(0.0, self._began + _START_SECONDS - monotonic())):
-            raise StoreError(f"this host is not registered: {self.problem}")
+            self.refused.set()
+            raise StoreError(f"{NOT_REGISTERED}: {self.problem}")
         self._unfinished.settle()
 
     def finish(self, what: str, work: Callable[[], object]) -> None:
@@ -155,7 +159,7 @@ class Presence:
         present = self._me.host.underlay
         try:
             found = self._locate(present)
-        except ConfigError as error:
+        except (ConfigError, KernelError) as error:
             log.warning("the underlay address %s stays: %s", present, error)
             return
         if found != present:

@@ -188,6 +188,6 @@ def _incompatible(wanted: Link, seen: Link) -> str:
 def _differences(wanted: Link, seen: Link) -> list[str]:
     return [
         f"{name} is {getattr(seen, name) or 'none'}"
-        for name in ("mtu", "bridge")
+        for name in ("mtu", "bridge", "addresses")
         if getattr(wanted, name, None) != getattr(seen, name, None)
     ]

@@ -39,10 +39,22 @@ def overhead(underlay: str) -> int:
     return OVERHEAD[6 if ":" in underlay else 4]
 
 
-def network_links(network: Network, *, local: str, port: int, mtu: int) -> tuple[Bridge, Vxlan]:
+def network_links(network: Network, *, local: str, port: int, mtu: int, resolver: str = "") -> tuple[Bridge, Vxlan]:
     """The devices of a network on the host whose VTEP address is `local`."""
-    bridge = Bridge(bridge_name(network.vni), mtu)
+    bridge = Bridge(bridge_name(network.vni), mtu, resolver_addresses(network, resolver))
     return bridge, Vxlan(vxlan_name(network.vni), network.vni, local, port, mtu, bridge.name)
+
+
+def resolver_addresses(network: Network, resolver: str) -> tuple[tuple[str, str], ...]:
+    """What lets the containers of an internal network ask the resolver: they have no way out of it.
+
+    One address by itself, so that the bridge answers ARP for it and does not flood the question to other hosts
+    (br_is_local_ip in net/bridge/br_arp_nd_proxy.c), and one for each pool, as the way back.
+    """
+    if not (network.internal and resolver):
+        return ()
+    pools = sorted(pool.cidr for pool in network.pools if ":" not in pool.cidr)
+    return ((resolver, f"{resolver}/32"), *((resolver, cidr) for cidr in pools))
 
 
 def endpoint_port(endpoint: Endpoint, mtu: int) -> Port:

@@ -238,6 +238,25 @@ def test_a_lost_store_is_found_again_in_docker(cluster: Cluster) -> None:
     assert "wp" in " ".join(cluster.links(cluster.h1))
 
 
+def test_a_container_whose_address_was_given_away_while_the_store_was_lost_is_cut_off(cluster: Cluster) -> None:
+    cluster.network("app", subnet=SUBNET)
+    address = cluster.run(cluster.h1, "web1", "app")
+    for host in cluster.lab.hosts:
+        host.stop_weft()
+    for file in cluster.lab.plan.data.glob("store.db*"):
+        file.unlink()
+    cluster.h2.start_weft()
+    eventually(lambda: len(cluster.keys("names/")) == 1, "h2 has found app again")
+    cluster.run(cluster.h2, "web2", "app", "--ip", address)
+    cluster.h1.start_weft()
+    said = f"container web1 is cut off from network app: address {address} of network app"
+    eventually(lambda: said in cluster.h1.log("weft"), "web1 is cut off", timeout=15)
+    assert not [name for name in cluster.links(cluster.h1) if name.startswith("wp")]
+    cluster.h1.docker("restart", "-t", "1", "web1")
+    assert reaches(cluster.h1, "web1", address)
+    assert cluster.address(cluster.h1, "web1", "app") != address
+
+
 def compose(host: Host, folder: Path, text: str, *arguments: str) -> None:
     file = folder / "compose.yml"
     file.write_text(text)

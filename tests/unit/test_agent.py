@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -161,6 +162,18 @@ def test_a_host_that_moves_takes_its_entries_along(
     moved = Host(two.record.id, "h2", "192.168.78.22")
     store.transact([], [Put(moved.key, moved.encode())])
     eventually(lambda: one.kernel.rows == rows_of(there, "192.168.78.22"))
+
+
+def test_flood_entry_stays_for_a_host_that_came_back_as_another(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], store: SqliteStore
+) -> None:
+    one, _, _, there = pair
+    reborn = Host("3" * 32, "host2", "192.168.78.2")
+    other = replace(there, id="c" * 64, mac="02:42:0a:01:00:63", addresses=("10.1.0.99",), host=reborn.id)
+    store.transact([], [Put(reborn.key, reborn.encode()), Put(other.key, other.encode())])
+    eventually(lambda: rows_of(other, reborn.underlay) <= one.kernel.rows)
+    store.transact([], [Delete(there.key)])
+    eventually(lambda: one.kernel.rows == rows_of(other, reborn.underlay))
 
 
 def test_a_container_that_moves_with_its_address_leaves_nothing_stale(

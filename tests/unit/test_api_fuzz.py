@@ -27,6 +27,7 @@ from weft.dataplane import Port
 from weft.errors import KernelError
 from weft.ipam import GLOBAL_SPACE, LOCAL_SPACE
 from weft.model import ADDRESSES, PENDING, TOPOLOGY
+from weft.sandboxes import ResolverRoutes
 from weft.store.sqlite import SqliteStore
 
 
@@ -156,7 +157,8 @@ def fresh_engine() -> Iterator[Engine]:
     with TemporaryDirectory() as folder:
         store = SqliteStore(Path(folder) / "weft.db")
         host = FakeHost(store, 1, FakeKernel())
-        yield Engine(host, create_app(host.driver, host.ipam, OpenGate()).test_client())
+        routes = ResolverRoutes(host.agent.cluster, host.record.id, "169.254.77.53", Path(folder) / "routes")
+        yield Engine(host, create_app(host.driver, host.ipam, OpenGate(), routes).test_client())
         store.close()
 
 

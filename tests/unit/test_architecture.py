@@ -12,9 +12,26 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory"},
-    {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished"},
-    {"attachments", "driver", "agent", "sweeper", "collector", "adoption", "mirror", "hosts", "presence", "garbage"},
-    {"wire", "api", "admin", "cli", "engine", "kernel"},
+    {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
+    {
+        "attachments",
+        "driver",
+        "agent",
+        "sweeper",
+        "collector",
+        "adoption",
+        "mirror",
+        "hosts",
+        "presence",
+        "garbage",
+        "restarts",
+        "containers",
+        "sandboxes",
+    },
+    {"askers", "publisher"},
+    {"wire", "api", "admin", "cli", "setup_dns", "engine", "kernel", "dns"},
+    {"resolver", "firewall"},
+    {"nameservice"},
     {"main"},
 ]
 
@@ -39,9 +56,10 @@ def importers(library: str) -> set[str]:
     [
         ("pyroute2", "kernel"),
         ("flask", {"admin", "api", "main"}),
-        ("rich", "cli"),
+        ("rich", {"cli", "setup_dns"}),
         ("gunicorn", "main"),
         ("docker", "engine"),
+        ("dns", "dns"),
         ("sqlite3", "store"),
         ("requests", {"engine", "store"}),
     ],

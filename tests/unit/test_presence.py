@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost, together
 from weft.errors import ConfigError, StoreError
 from weft.hosts import Hosts
 from weft.presence import Presence
+from weft.restarts import Restarts
 from weft.snapshot import SnapshotFile
 from weft.store import Delete, Entry
 from weft.unfinished import Unfinished
@@ -165,3 +167,21 @@ def test_nothing_is_added_before_this_host_is_registered(world: Callable[..., Wo
         one.presence.admit()
     one.beat()
     one.presence.admit()
+
+
+def test_what_was_refused_at_boot_is_started_when_the_store_is_back(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft.presence._START_SECONDS", 0.0)
+    one, engine = world(1), FakeEngine()
+    restarts = Restarts(engine, one.presence)
+    with pytest.raises(StoreError) as refusal:
+        one.presence.admit()
+    engine.refused = [("web", f"remote: {refusal.value}"), ("db", "no such file or directory")]
+    one.presence.problem = "etcd is away"
+    restarts.sweep(engine.inventory((), ()), ())
+    assert len(engine.refused) == 2
+    one.beat()
+    for _ in range(2):
+        restarts.sweep(engine.inventory((), ()), ())
+        assert [name for name, _ in engine.refused] == ["db"]

@@ -16,10 +16,12 @@ creation of a veth by no more than the kernel's own lock.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from weft.dataplane import Row
 from weft.errors import KernelError
@@ -35,6 +37,8 @@ from weft.model import IPNetwork
 from weft.reconcile import ObservedLink, RowPlan, Step
 
 __all__ = ["LinuxKernel", "Monitor"]
+
+T = TypeVar("T")
 
 _RECEIVE_BUFFER = 4 << 20
 """Room for an error to each message of a batch, several times over."""
@@ -61,14 +65,14 @@ class LinuxKernel:
             resources.callback(os.close, dp_fd)
             self._dp = resources.enter_context(closing(NamespaceThread("weft-dp", dp_fd)))
             removing = resources.enter_context(closing(NamespaceThread("weft-dp-remove", dp_fd)))
-            host = resources.enter_context(closing(NamespaceThread("weft-host", host_fd)))
+            self._host = resources.enter_context(closing(NamespaceThread("weft-host", host_fd)))
             self._dp.run(set_switches)
             opened = partial(self._dp.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
             self._lookup = resources.enter_context(closing(Rtnetlink(opened)))
             self._reader = resources.enter_context(closing(Rtnetlink(opened)))
             self._rows = resources.enter_context(closing(Rows(opened, self._lookup.find)))
             in_dp = resources.enter_context(closing(Connection(self._dp)))
-            in_host = resources.enter_context(closing(Connection(host)))
+            in_host = resources.enter_context(closing(Connection(self._host)))
             removals = resources.enter_context(closing(Connection(removing)))
             self._links = Links(in_dp, removals, in_host, self._lookup.find, dp_fd=dp_fd, host_fd=host_fd)
             self._underlay = Underlay(in_host)
@@ -104,6 +108,23 @@ class LinuxKernel:
 
     def routes(self) -> list[IPNetwork]:
         return self._underlay.routes()
+
+    def own(self, address: str) -> None:
+        """Put an address on the host's loopback interface."""
+        self._underlay.own(address)
+
+    def open_sockets(self, make: Callable[[], Sequence[socket.socket]]) -> list[socket.socket]:
+        """What `make` returns in the host's namespace, and then in the data plane's."""
+        return [*self._host.run(make), *self._dp.run(make)]
+
+    def work_in(self, namespace: Path, work: Callable[[], T]) -> T:
+        """Do `work` in another network namespace, in a thread made for it."""
+        fd = open_namespace(namespace)
+        try:
+            with closing(NamespaceThread("weft-visit", fd)) as thread:
+                return thread.run(work)
+        finally:
+            os.close(fd)
 
     def underlay_mtu(self, address: str) -> int:
         return self._underlay.mtu(address)

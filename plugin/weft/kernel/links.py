@@ -21,6 +21,7 @@ import random
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
+from socket import AF_INET
 from typing import Any
 
 from weft.dataplane import Bridge, Link, Port, Vxlan
@@ -135,6 +136,8 @@ class Links:
                 route.link("set", index=index, kind="vxlan", **_settings(observe.VXLAN))
                 route.brport("set", index=index, **_settings(observe.VXLAN_PORT))
             route.link("set", index=index, state="up")
+            if isinstance(link, Bridge):
+                _set_addresses(route, index, link.addresses)
 
         self._dp.call(what, configure, lambda error: self._hint(link, error))
 
@@ -168,6 +171,18 @@ class Links:
             case Vxlan(), errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
                 return f"this host cannot use {link.local} as its VTEP address"
         return ""
+
+
+def _set_addresses(route: Any, index: int, wanted: Iterable[tuple[str, str]]) -> None:
+    """Its IPv4 addresses, each with the CIDR that is reached from it. On a link that is up: that makes the routes."""
+    has = {
+        (one.get_attr("IFA_LOCAL"), f"{one.get_attr('IFA_ADDRESS')}/{one['prefixlen']}")
+        for one in route.addr("dump", index=index, family=AF_INET)
+    }
+    for command, addresses in (("del", has - set(wanted)), ("add", [one for one in wanted if one not in has])):
+        for local, cidr in addresses:
+            peer, _, prefix = cidr.partition("/")
+            route.addr(command, index=index, local=local, address=peer, prefixlen=int(prefix))
 
 
 def _no_module(kind: str) -> str:

@@ -35,6 +35,7 @@ _NLMSG_DONE = 3
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
 _RTM_GETLINK = 18
+_RTM_GETADDR = 22
 
 _NLA_TYPE_MASK = 0x3FFF
 
@@ -53,6 +54,8 @@ HEADER = Struct("=IHHII")
 """nlmsghdr: length, type, flags, sequence number, port."""
 LINK = Struct("=IHHII BxHiII")
 """nlmsghdr, then ifinfomsg: family, type, index, flags, change."""
+ADDRESS = Struct("=IHHII BBBBi")
+"""nlmsghdr, then ifaddrmsg: family, prefix length, flags, scope, index of the link."""
 _ATTRIBUTE = Struct("=HH")
 _FLAGS = Struct("=H")
 _ERROR = Struct("=i")
@@ -160,6 +163,11 @@ class Rtnetlink:
     def links(self) -> list[bytes]:
         """Chunks of a dump of all links, without statistics."""
         return self.dump(_link_request(NLM_F_REQUEST | NLM_F_DUMP))
+
+    def addresses(self) -> list[bytes]:
+        """Chunks of a dump of all IPv4 addresses."""
+        flags = NLM_F_REQUEST | NLM_F_DUMP
+        return self.dump(ADDRESS.pack(ADDRESS.size, _RTM_GETADDR, flags, 0, 0, socket.AF_INET, 0, 0, 0, 0))
 
     def link(self, *, name: str = "", index: int = 0) -> bytes:
         """The message of the link with that name or index; b"" if there is none.

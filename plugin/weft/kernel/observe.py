@@ -13,7 +13,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from typing import NamedTuple
 
 from weft.dataplane import Bridge, Port, Vxlan
-from weft.kernel.netlink import IFLA_IFNAME, IFLA_MTU, LINK, Rtnetlink, attributes, messages, number, text
+from weft.kernel.netlink import ADDRESS, IFLA_IFNAME, IFLA_MTU, LINK, Rtnetlink, attributes, messages, number, text
 from weft.reconcile import ObservedLink
 
 
@@ -43,6 +43,8 @@ _IFLA_VXLAN_LOCAL = 4
 _IFLA_VXLAN_PROXY = 12
 _IFLA_VXLAN_PORT = 15
 _IFLA_VXLAN_LOCAL6 = 17
+_IFA_ADDRESS = 1
+_IFA_LOCAL = 2
 _IFF_UP = 1
 _IFF_LOWER_UP = 1 << 16
 
@@ -57,6 +59,7 @@ def observe_links(reader: Rtnetlink, names: Iterable[str] | None) -> dict[str, O
     else:
         links = [_Link(reply, 0) for name in names if (reply := reader.link(name=name))]
     known = {link.index: link.name for link in links}
+    addresses = _addresses(reader) if any(link.kind == "bridge" for link in links) else {}
 
     def name_of(index: int) -> str:
         if index not in known:
@@ -64,7 +67,20 @@ def observe_links(reader: Rtnetlink, names: Iterable[str] | None) -> dict[str, O
             known[index] = device.name if device else ""
         return known[index]
 
-    return {link.name: link.observed(name_of) for link in links if link.name not in _NOT_OURS}
+    seen = (link.observed(name_of, addresses.get(link.index, ())) for link in links if link.name not in _NOT_OURS)
+    return {one.link.name: one for one in seen}
+
+
+def _addresses(reader: Rtnetlink) -> dict[int, tuple[tuple[str, str], ...]]:
+    """IPv4 addresses by the index of their link: each with the CIDR that is reached from it, shortest last."""
+    found: dict[int, list[tuple[int, str, str]]] = {}
+    for chunk in reader.addresses():
+        for start in messages(chunk):
+            size, _, _, _, _, _, prefix, _, _, index = ADDRESS.unpack_from(chunk, start)
+            at = attributes(chunk, start + ADDRESS.size, start + size)
+            peer, local = (inet_ntop(AF_INET, chunk[at[kind]]) for kind in (_IFA_ADDRESS, _IFA_LOCAL))
+            found.setdefault(index, []).append((-prefix, local, f"{peer}/{prefix}"))
+    return {index: tuple((local, cidr) for _, local, cidr in sorted(some)) for index, some in found.items()}
 
 
 class _Link:
@@ -75,19 +91,20 @@ class _Link:
         self._chunk = chunk
         self._at = attributes(chunk, start + LINK.size, start + size)
         self.name = text(chunk, self._at[IFLA_IFNAME])
+        self._info = self._nested(self._at, _IFLA_LINKINFO)
+        self.kind = text(chunk, self._info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in self._info else ""
 
-    def observed(self, name_of: Callable[[int], str]) -> ObservedLink:
-        info = self._nested(self._at, _IFLA_LINKINFO)
-        data = self._nested(info, _IFLA_INFO_DATA)
+    def observed(self, name_of: Callable[[int], str], addresses: tuple[tuple[str, str], ...]) -> ObservedLink:
+        data = self._nested(self._info, _IFLA_INFO_DATA)
         mtu = number(self._chunk, self._at[IFLA_MTU])
         master = name_of(number(self._chunk, self._at[_IFLA_MASTER])) if _IFLA_MASTER in self._at else ""
         faults = list(self._common_faults())
-        match text(self._chunk, info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in info else "":
+        match self.kind:
             case "bridge":
-                return ObservedLink(Bridge(self.name, mtu), (*faults, *self._faults(BRIDGE, data)))
+                return ObservedLink(Bridge(self.name, mtu, addresses), (*faults, *self._faults(BRIDGE, data)))
             case "vxlan" if self._is_like_ours(data):
                 faults += self._faults(VXLAN, data)
-                faults += self._faults(VXLAN_PORT, self._nested(info, _IFLA_INFO_SLAVE_DATA))
+                faults += self._faults(VXLAN_PORT, self._nested(self._info, _IFLA_INFO_SLAVE_DATA))
                 return ObservedLink(self._vxlan(data, mtu, master), tuple(faults))
         return ObservedLink(Port(self.name, master, mtu), tuple(faults), carrier=bool(self._flags & _IFF_LOWER_UP))
 

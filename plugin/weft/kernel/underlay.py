@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from errno import EADDRNOTAVAIL
+from errno import EADDRNOTAVAIL, EEXIST
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from socket import AF_INET, AF_INET6
@@ -25,6 +25,10 @@ _RT_SCOPE_UNIVERSE = 0
 _IFA_F_UNFIT = 0x01 | 0x08 | 0x20
 """secondary (IPv6: temporary), failed, deprecated."""
 _IFF_LOOPBACK = 0x8
+_LOOPBACK = 1
+"""The index of lo in each namespace."""
+_RT_SCOPE_HOST = 254
+"""Nothing takes such an address as its source by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,15 @@ class Underlay:
                     here.sort(key=lambda a: ip_address(gateway) not in a.interface.network)
                 chosen += here
         return chosen
+
+    def own(self, address: str) -> None:
+        """Put an address on lo, if it is not there."""
+        settings = {"index": _LOOPBACK, "address": address, "prefixlen": 32, "scope": _RT_SCOPE_HOST}
+        try:
+            self._host.call(f"put address {address} on lo", lambda route: route.addr("add", **settings))
+        except KernelError as error:
+            if error.errno != EEXIST:
+                raise
 
     def _default_route(self, version: int) -> Any:
         """The preferred one; None if there is none."""

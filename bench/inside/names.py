@@ -1,0 +1,83 @@
+"""`SIZE RATE SECONDS`: weft's resolver on one processor, asked by dnsperf on another for so many names, at that rate.
+
+The resolver is weft's own, from the socket to the table; only who asks is known beforehand, and one source may ask more
+than a container may. RATE 0 is as fast as it goes. Prints seconds of each answer (of 1,000, percentiles) and losses.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from bench.inside.population import VNI, Population
+from weft.cluster import Cluster
+from weft.dns import Responder
+from weft.model import ENDPOINTS, Endpoint, EndpointNames
+from weft.names import Asker, Kind, lookup
+from weft.resolver import DnsServer, bind
+
+HOST_ID = "e" * 32
+ADDRESS = "127.0.0.1"
+QUESTIONS = Path("/run/questions")
+_KINDS = ("A", "A", "A", "AAAA")
+_ANSWER = re.compile(r"^> NOERROR .* ([\d.]+)$", re.MULTILINE)
+_COUNT = re.compile(r"Queries (sent|completed|lost): +(\d+)")
+_UNLIMITED = 1e9
+
+
+class _Everybody:
+    """A directory in which every source is on the network."""
+
+    def known(self, source: str) -> Asker | None:
+        return Asker({VNI: "large0"})
+
+    find = known
+
+
+def main(size: int, rate: int, seconds: int) -> dict[str, object]:
+    cluster = _cluster(size)
+
+    def resolve(asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
+        return lookup(cluster, asker, HOST_ID, question, kind, turn)
+
+    random = Random(size)
+    QUESTIONS.write_text("".join(f"web{random.randrange(size)} {random.choice(_KINDS)}\n" for _ in range(10 * size)))
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[:1])
+    server = DnsServer(Responder(resolve), _Everybody(), bind(ADDRESS), rate=_UNLIMITED, burst=_UNLIMITED)
+    server.start()
+    try:
+        return _ask(rate, seconds, processors[-1])
+    finally:
+        server.stop()
+
+
+def _cluster(size: int) -> Cluster:
+    cluster = Cluster()
+    records = list(Population(size).records(HOST_ID))
+    cluster.apply((put.key, put.value) for put in records)
+    endpoints = (Endpoint.decode(put.value) for put in records if put.key.startswith(ENDPOINTS))
+    for number, endpoint in enumerate(endpoints):
+        names = EndpointNames(VNI, endpoint.id, endpoint.host, f"web{number}", (f"alias{number}",))
+        cluster.apply([(names.key, names.encode())])
+    return cluster
+
+
+def _ask(rate: int, seconds: int, processor: int) -> dict[str, object]:
+    limit = ["-Q", str(rate)] if rate else []
+    dnsperf = ["dnsperf", "-s", ADDRESS, "-d", str(QUESTIONS), "-l", str(seconds), "-v", "-t", "2", *limit]
+    pin = partial(os.sched_setaffinity, 0, [processor])
+    said = subprocess.run(dnsperf, check=True, capture_output=True, text=True, preexec_fn=pin).stdout
+    counts = {what: int(count) for what, count in _COUNT.findall(said)}
+    times = sorted(map(float, _ANSWER.findall(said)))
+    if len(times) != counts["completed"]:
+        raise SystemExit(f"{counts['completed'] - len(times)} questions were refused:\n{said[-2000:]}")
+    return {**counts, "rate": counts["completed"] / seconds, "seconds": times[:: max(1, len(times) // 1000)]}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*map(int, sys.argv[1:]))))

@@ -1,0 +1,120 @@
+"""Names of containers on one host: what is published for the others, and the resolver that answers this one's.
+
+The resolver's address stays on the host's loopback and on the bridges when weft stops. Then the kernel says at once
+that nobody listens, and Docker goes on to the user's servers; without the address the questions would go out by the
+default route, and each name would cost four seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from weft import firewall
+from weft.askers import Askers
+from weft.cluster import Cluster
+from weft.containers import Containers, Engine
+from weft.dns import Responder
+from weft.errors import KernelError
+from weft.model import Host
+from weft.names import Asker, Kind, lookup
+from weft.publisher import Publisher
+from weft.resolver import DnsServer, bind
+from weft.store import Store
+
+log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 15.0
+
+
+class Kernel(firewall.Kernel, Protocol):
+    """See `kernel.LinuxKernel`."""
+
+    def own(self, address: str) -> None: ...
+    def open_sockets(self, make: Callable[[], Sequence[socket.socket]]) -> list[socket.socket]: ...
+
+
+class NameService:
+    """One per host.
+
+    :param address: the resolver's; "" if this host shall have none, as when another program does that.
+    :param sandboxes: where the engine keeps the network namespaces of containers.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        host: Host,
+        cluster: Cluster,
+        engine: Engine,
+        kernel: Kernel,
+        *,
+        address: str,
+        sandboxes: Path,
+    ) -> None:
+        askers = Askers(cluster, host.id, engine)
+        self._publisher = Publisher(store, host, cluster)
+        self._containers = Containers(engine, [askers.follow, self._publisher.follow])
+        self._publisher.running = self._containers.running
+        self._kernel = kernel
+        self._address = address
+        self._askers = askers
+        self._responder = Responder(partial(_resolve, cluster, host.id))
+        self._watchman = firewall.Watchman(kernel, engine, askers, address, sandboxes)
+        self._server: DnsServer | None = None
+        self._stopping = threading.Event()
+        self._serving = threading.Thread(target=self._serve, name="dns-start", daemon=True)
+
+    def start(self) -> None:
+        self._containers.start()
+        self._publisher.start()
+        if self._address:
+            self._serving.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._containers.stop()
+        self._publisher.stop()
+        if self._address:
+            self._serving.join(timeout=5)
+        if self._server:
+            self._server.stop()
+
+    def _serve(self) -> None:
+        """Until it is possible: another program may have to be told first to leave the port."""
+        failing = False
+        while not self._stopping.is_set():
+            try:
+                sockets = self._open()
+            except KernelError as error:
+                if not failing:
+                    log.error("names of other hosts are not answered: %s", error)
+                failing = True
+                self._stopping.wait(_RETRY_SECONDS)
+                continue
+            server = self._server = DnsServer(self._responder, self._askers, sockets)
+            server.start()
+            log.info("names are answered at %s", self._address)
+            break
+        while not self._stopping.wait(firewall.PAUSE_SECONDS):
+            self._watchman.look()
+
+    def _open(self) -> list[socket.socket]:
+        self._kernel.own(self._address)
+        try:
+            return self._kernel.open_sockets(partial(bind, self._address))
+        except OSError as error:
+            hint = "another program listens on port 53 of every address (see ss -lnp 'sport = 53'): have it leave "
+            hint += f"{self._address} alone, or choose another WEFT_DNS"
+            in_use = error.errno == errno.EADDRINUSE
+            raise KernelError(f"listen on {self._address} port 53", error.errno or 0, hint if in_use else "") from error
+
+
+def _resolve(cluster: Cluster, me: str, asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
+    return lookup(cluster, asker, me, question, kind, turn)
