@@ -26,7 +26,7 @@ class Demo:
         """What was shown, in a few words."""
         self.create_network()
         address = self.run_containers()
-        self.ping(address)
+        self.ping("web1", address)
         self.show_packet(address)
         speed = self.measure(address)
         return f"one network over two Docker Engines, {speed} across"
@@ -48,9 +48,11 @@ class Demo:
         self.docker(self.h2, f"inspect --format '{_ADDRESS}' web2")
         return address
 
-    def ping(self, address: str) -> None:
-        self.chapter("They reach each other")
-        output = self.docker(self.h2, f"exec web2 ping -c 3 -W 2 {address}", show="bytes from|loss")
+    def ping(self, name: str, address: str) -> None:
+        self.chapter("They reach each other, by name")
+        output = self.docker(self.h2, f"exec web2 ping -c 3 -W 2 {name}", show="bytes from|loss")
+        if f"({address})" not in output:
+            raise LabError(f"{name} should be {address}:\n{output}")
         if " 0% packet loss" not in output:
             raise LabError("web2 on h2 got no answer from web1 on h1 to some of its pings")
 

@@ -30,6 +30,7 @@ missing_packages() {
 		iptables iptables
 		nft nftables
 		iperf3 iperf3
+		dnsperf dnsperf
 		tcpdump tcpdump
 		nsenter util-linux
 		make make

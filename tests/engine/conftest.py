@@ -11,6 +11,7 @@ import pytest
 
 from lab import Host, Lab
 from lab.process import wait_until
+from tests.engine.asking import Inside, askers
 
 IMAGE = "weft-lab"
 
@@ -94,3 +95,10 @@ def engines(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 def cluster(engines: Cluster) -> Iterator[Cluster]:
     yield engines
     engines.clean()
+
+
+@pytest.fixture
+def inside() -> Iterator[Inside]:
+    """Asks from inside containers: `inside(host, name)("web1")`."""
+    with askers() as made:
+        yield made

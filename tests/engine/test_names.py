@@ -3,85 +3,28 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from statistics import median
-from typing import NamedTuple
 
 import pytest
 
 from bench.measure import percentile
 from lab import Host
 from lab.host import RESOLVER
-from tests.engine import asker
+from lab.plan import PROJECT
+from tests.engine.asking import EMBEDDED, Inside
 from tests.engine.conftest import IMAGE, Cluster, eventually, reaches
 from weft.model import Endpoint, EndpointNames
 from weft.store import Put, Write
 from weft.store.sqlite import SqliteStore
 
 APP, DB, INSIDE = "10.77.0.0/24", "10.78.0.0/24", "10.79.0.0/24"
-EMBEDDED = "127.0.0.11"
 QUICK = 0.3
 """Seconds from Docker's word to the other host's resolver, 99 times out of 100."""
 BUSY = 3
 """Times that, on a machine that does other things as well: a slow one must not fail, a lost event must."""
-
-
-class Reply(NamedTuple):
-    code: str
-    answers: list[str]
-    truncated: bool
-    took: float
-    at: float
-
-
-class Asking:
-    """A program inside a container's namespace; see `asker`."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def __call__(
-        self,
-        name: str,
-        kind: str = "A",
-        *,
-        server: str = EMBEDDED,
-        tcp: bool = False,
-        until: str = "",
-        patience: float = 10,
-        timeout: float = 5,
-    ) -> Reply:
-        order = {"name": name, "kind": kind, "server": server, "tcp": tcp, "until": until}
-        order |= {"patience": patience, "timeout": timeout}
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(f"{json.dumps(order)}\n")
-        self._process.stdin.flush()
-        return Reply(**json.loads(self._process.stdout.readline()))
-
-
-Inside = Callable[[Host, str], Asking]
-
-
-@pytest.fixture
-def inside() -> Iterator[Inside]:
-    """Makes `Asking` of a host and a container's name."""
-    with ExitStack() as programs:
-
-        def start(host: Host, container: str) -> Asking:
-            pid = host.docker("inspect", "--format", "{{.State.Pid}}", container)
-            argv = host.enter(["nsenter", "-t", pid, "-n", "--", sys.executable, asker.__file__])
-            process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            programs.enter_context(process)
-            assert process.stdin
-            programs.callback(process.stdin.close)
-            return Asking(process)
-
-        yield start
 
 
 @pytest.fixture
@@ -325,6 +268,25 @@ def test_a_firewall_between_containers_and_the_resolver_is_named(app: Cluster, i
     finally:
         app.h1.run("nft", "delete table inet filtered")
     eventually(lambda: "containers reach the resolver again" in app.h1.log("weft"), "and its end", timeout=40)
+
+
+def test_an_engine_set_up_by_weft_setup_dns(app: Cluster, inside: Inside) -> None:
+    """The host's own servers follow ours; a second time there is nothing to do."""
+    options, file = dict(app.h2.engine_options), app.h2.data / "daemon.json"
+    file.write_text(json.dumps({name: value for name, value in options.items() if name != "dns"}, indent=4))
+    command = [sys.executable, "-m", "weft", "setup", "dns", "--file", str(file)]
+    environment = {"PYTHONPATH": str(PROJECT / "plugin")}
+    shown = app.h2.run(*command, "--dry-run", env=environment)
+    assert f'+    "dns": ["{RESOLVER}", "{app.lab.plan.gateway}"]' in shown
+    assert "dns" not in json.loads(file.read_text())
+    assert "systemctl restart docker" in app.h2.run(*command, env=environment)
+    assert "right as it is" in app.h2.run(*command, env=environment)
+    app.h2.engine_options = json.loads(file.read_text())
+    assert app.h2.engine_options == options
+    app.h2.stop_engine()
+    app.h2.start_engine()
+    app.h2.docker("start", "web2")
+    assert inside(app.h2, "web2")("web1", until="answered").answers
 
 
 def test_names_of_a_dead_host_come_last(app: Cluster, inside: Inside) -> None:

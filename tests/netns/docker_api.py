@@ -82,6 +82,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._events()
             case _ if networks is None:
                 self._answer(503, {"message": "not now"})
+            case ["containers", "json"]:
+                self._answer(200, [])
+            case ["containers", *_]:
+                self._answer(404, {"message": "no such container"})
             case ["networks"]:
                 self._answer(200, networks)
             case ["networks", network_id]:
@@ -98,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _events(self) -> None:
         """One event per change, until the other side goes away."""
-        event = b'{"Type": "network", "Action": "connect"}\n'
+        event = b'{"Type": "network", "Action": "connect", "Actor": {"Attributes": {"container": "c1"}}}\n'
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()

@@ -286,12 +286,16 @@ class Plugin:
         answer = self.ok("CreateEndpoint", **endpoint.request())
         return replace(endpoint, mac=mac or answer["Interface"]["MacAddress"])
 
-    def join(self, endpoint: Endpoint, sandbox: str = "/run/docker/netns/none") -> str:
-        """The name of the container's interface; everything else about the answer is checked."""
+    def join(self, endpoint: Endpoint, sandbox: str = "/run/docker/netns/none", *, route: str = "") -> str:
+        """The name of the container's interface; everything else about the answer is checked.
+
+        :param route: destination of the one static route that has to be there.
+        """
         options: dict[str, Any] = {"com.docker.network.portmap": [], "com.docker.network.endpoint.exposedports": []}
         answer = self.ok("Join", **endpoint.ids, SandboxKey=sandbox, Options=options)
         name: str = answer["InterfaceName"]["SrcName"]
-        assert answer == {"InterfaceName": {"SrcName": name, "DstPrefix": "eth"}}
+        routes = {"StaticRoutes": [{"Destination": route, "RouteType": 1}]} if route else {}
+        assert answer == {"InterfaceName": {"SrcName": name, "DstPrefix": "eth"}, **routes}
         return name
 
     def remove(self, endpoint: Endpoint) -> None:

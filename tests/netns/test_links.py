@@ -53,6 +53,24 @@ def test_bridge_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None:
     assert (data["stp_state"], data["mcast_snooping"]) == (0, 0)
 
 
+RESOLVER = (("169.254.77.53", "169.254.77.53/32"), ("169.254.77.53", "10.77.0.0/24"))
+
+
+def test_a_bridge_with_the_resolvers_address(host: Host) -> None:
+    """It answers for the address itself and has a way back; whatever else it is given is taken away again."""
+    wanted = Bridge("br7", MTU, RESOLVER)
+    host.apply(wanted)
+    assert not host.plan(wanted)
+    assert "10.77.0.0/24 proto kernel scope link src 169.254.77.53" in host.dp.run("ip", "route", "show", "dev", "br7")
+    host.dp.run("ip", "addr", "del", "169.254.77.53/32", "dev", "br7")
+    host.dp.run("ip", "addr", "add", "10.77.0.9/16", "dev", "br7")
+    assert [type(step) for step in host.plan(wanted)] == [Update]
+    host.apply(wanted)
+    assert not host.plan(wanted)
+    host.apply(replace(wanted, addresses=()))
+    assert "inet " not in host.dp.run("ip", "addr", "show", "dev", "br7")
+
+
 def test_vxlan_device_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None:
     seen = host.dp.link("vx7")
     data, port_data = seen["linkinfo"]["info_data"], seen["linkinfo"]["info_slave_data"]
