@@ -118,7 +118,7 @@ class Cluster:
 
     def local_networks(self, host: str) -> set[int]:
         """VNIs of the networks on which `host` has endpoints."""
-        return {vni for vni, spread in self._spread.items() if host in spread}
+        return {vni for vni, spread in list(self._spread.items()) if host in spread}
 
     def entries_of(self, host: str) -> list[tuple[str, str]]:
         """All that this host's engine needs, as entries of the store: the hosts, and the networks it has."""

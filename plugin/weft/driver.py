@@ -18,6 +18,7 @@ from typing import Protocol
 from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
 from weft.ipam import GLOBAL_SPACE, SPACES, Ipam, check_usable
 from weft.model import (
+    MACS,
     NETWORKS,
     POOLS,
     VNI_AUTO_MIN,
@@ -316,17 +317,25 @@ class Driver:
             if entry := self._store.get(endpoint_key(network.vni, endpoint_id)):
                 self._forget(network, entry)
 
-    def drop_writes(self, endpoint: Endpoint) -> list[Write]:
-        """Writes that take away an endpoint of a host that is gone, with its addresses."""
-        writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
-        entry = self._store.get(network_key(endpoint.vni))
-        network = Network.read(entry) if entry else None
-        for address in endpoint.addresses:
-            cidr = network.cidr_of(address) if network else None
-            held = self._store.get(address_key(cidr, address)) if cidr else None
-            if held and Allocation.read(held).space != GLOBAL_SPACE:  # else Swarm takes it back
+    def drop_endpoint(self, key: str, gone: Condition) -> bool:
+        """Take away the endpoint at a key of the store, of a host that is `gone`, with what is its own and no other's.
+
+        False if something changed meanwhile, or the host is not gone.
+        """
+        entry = self._store.get(key)
+        if entry is None:
+            return True
+        endpoint = Endpoint.read(entry)
+        conditions = [gone, KeyIs(entry.key, entry.revision)]
+        writes: list[Write] = [Delete(one) for one in _keys_of(endpoint) if not one.startswith(MACS)]
+        present = self._store.get(network_key(endpoint.vni))
+        cidrs = {a: Network.read(present).cidr_of(a) for a in endpoint.addresses} if present else {}
+        addresses = [address_key(cidr, address) for address, cidr in cidrs.items() if cidr]
+        for held in self._store.get_many([mac_key(endpoint.vni, endpoint.mac), *addresses]).values():
+            if _holder(held) == endpoint.id:
+                conditions.append(KeyIs(held.key, held.revision))
                 writes.append(Delete(held.key))
-        return writes
+        return self._store.transact(conditions, writes)
 
     # Creating a network
 
@@ -578,6 +587,14 @@ class Driver:
 def _keys_of(endpoint: Endpoint) -> tuple[str, str, str]:
     """What goes with an endpoint."""
     return endpoint.key, endpoint_names_key(endpoint.vni, endpoint.id), mac_key(endpoint.vni, endpoint.mac)
+
+
+def _holder(entry: Entry) -> str:
+    """The endpoint that a MAC or an address belongs to; none if Swarm gave the address, and takes it back itself."""
+    if entry.key.startswith(MACS):
+        return entry.value
+    allocation = Allocation.read(entry)
+    return allocation.endpoint if allocation.space != GLOBAL_SPACE else ""
 
 
 def mac_of(address: str) -> str:

@@ -8,9 +8,8 @@ and underlay address are refused to others until it is forgotten.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import ip_network
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
 
 from weft.cluster import Cluster
 from weft.driver import Driver
@@ -26,7 +25,6 @@ from weft.model import (
     Endpoint,
     Host,
     Member,
-    PoolClaim,
     address_key,
     endpoints_prefix,
     pending_prefix,
@@ -38,8 +36,11 @@ log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 10.0
 """A host that was silent for so long is unreachable."""
-_BATCH = 20
-"""Endpoints a transaction: etcd takes 128 operations at once (--max-txn-ops)."""
+_SCHEMA_SECONDS = 60.0
+
+
+class AddressInUse(Conflict):
+    """Another host has this host's underlay address in its record."""
 
 
 class IdInUse(Conflict):
@@ -54,8 +55,8 @@ class Hosts:
         self._cluster = cluster
         self._driver = driver
         self._ipam = ipam
-        self._checked = False
-        """Whether the store is known to be of our version."""
+        self._next_check = 0.0
+        """When to look again whether the store is of our version."""
 
     def all(self) -> list[Host]:
         return [Host.read(entry) for entry in self._store.list(HOSTS).entries]
@@ -67,12 +68,12 @@ class Hosts:
 
         :param instance: tells this run of the machine from others (`identity.instance`).
         """
-        if not self._checked:
+        if monotonic() >= self._next_check:
             check_schema(self._store)
-            self._checked = True
+            self._next_check = monotonic() + _SCHEMA_SECONDS
         if not self._store.beat(me.alive_key, instance, LEASE_SECONDS):
             self._take_over(me, instance)
-        while self._cluster.hosts.get(me.id) != me:
+        while not (self._cluster.loaded and self._cluster.hosts.get(me.id) == me):
             listing = self._store.list(HOSTS)
             hosts = [Host.read(entry) for entry in listing.entries]
             _refuse_double(me, hosts)
@@ -80,6 +81,12 @@ class Hosts:
             alone = [NoneNewer(HOSTS, listing.revision)]
             if me in hosts or self._store.transact(alone, [Put(me.key, me.encode())]):
                 return
+
+    def withdraw(self, me: Host, is_here: Callable[[str], bool]) -> None:
+        """Give up the address in this host's record if it has that one no more: two may have swapped theirs."""
+        entry = self._store.get(me.key)
+        if entry and not is_here(Host.read(entry).underlay):
+            self._store.transact([KeyIs(entry.key, entry.revision)], [Delete(entry.key)])
 
     def _take_over(self, me: Host, instance: str) -> None:
         """The id shows another machine's sign of life. It is our own from before a reboot if the address is ours."""
@@ -112,35 +119,33 @@ class Hosts:
         if force:
             self._store.transact([], [Delete(host.alive_key)])
         gone = KeyIs(host.alive_key, 0)
-        self._still_gone(host, self._store.transact([gone], []))
-        bindings = [Binding.read(e) for e in self._store.list(f"{BINDINGS}{host.id}/").entries]
-        vnis = {binding.vni for binding in bindings} | self._cluster.local_networks(host.id)
-        writes = self._endpoint_writes(host, vnis)
-        while batch := list(islice(writes, _BATCH)):
-            self._still_gone(host, self._store.transact([gone], [write for some in batch for write in some]))
+        bindings = {e.key: Binding.read(e).vni for e in self._store.list(f"{BINDINGS}{host.id}/").entries}
+        mirrored = {*self._cluster.memberships(host.id).values(), *self._cluster.local_networks(host.id)}
+        for vni in mirrored.union(bindings.values()):
+            for entry in self._store.list(endpoints_prefix(vni)).entries:
+                if Endpoint.read(entry).host == host.id:
+                    self._attempt(host, lambda key=entry.key: self._driver.drop_endpoint(key, gone))  # type: ignore[misc]
+            bound = [Delete(key) for key, network in bindings.items() if network == vni]
+            self._write(host, [Delete(Member(vni, host.id, "").key), *bound])
+            self._driver.remove_unused(vni)
         for entry in self._pending(host):
             self._store.transact([gone, KeyIs(entry.key, entry.revision)], [Delete(entry.key)])
-        left = [DeleteAll(pending_prefix(host.id)), DeleteAll(f"{BINDINGS}{host.id}/")]
-        self._still_gone(host, self._store.transact([gone], left))
-        for vni in vnis:
-            self._store.transact([gone], [Delete(Member(vni, host.id, "").key)])
-            self._driver.remove_unused(vni)
-        for claim in [PoolClaim.read(entry) for entry in self._store.list(POOLS).entries]:
-            if host.id in claim.users:
-                self._ipam.release_pool(ip_network(claim.cidr), entirely=True, host=host.id)
-        self._still_gone(host, self._store.transact([gone], [Delete(host.key), Delete(ENGINES + host.id)]))
+        for entry in self._store.list(POOLS).entries:
+            self._attempt(host, lambda key=entry.key: self._ipam.drop_claim(key, host.id, gone))  # type: ignore[misc]
+        rest = [DeleteAll(pending_prefix(host.id)), DeleteAll(f"{BINDINGS}{host.id}/")]
+        self._write(host, [*rest, Delete(host.key), Delete(ENGINES + host.id)])
         log.warning("%s is forgotten, with all that it had", host.title)
 
-    def _still_gone(self, host: Host, done: bool) -> None:
-        if not done:
-            raise Conflict(f"{host.title} is alive: stop weft there first; if that machine is surely off, add --force")
+    def _write(self, host: Host, writes: Sequence[Write]) -> None:
+        self._attempt(host, lambda: self._store.transact([KeyIs(host.alive_key, 0)], writes))
 
-    def _endpoint_writes(self, host: Host, vnis: Iterable[int]) -> Iterator[list[Write]]:
-        for vni in vnis:
-            for entry in self._store.list(endpoints_prefix(vni)).entries:
-                endpoint = Endpoint.read(entry)
-                if endpoint.host == host.id:
-                    yield self._driver.drop_writes(endpoint)
+    def _attempt(self, host: Host, work: Callable[[], bool]) -> None:
+        """Do what others may get in the way of, unless it is the host itself: then it lives."""
+        while not work():
+            if self._store.get(host.alive_key):
+                raise Conflict(
+                    f"{host.title} is alive: stop weft there first; if that machine is surely off, add --force"
+                )
 
     def _pending(self, host: Host) -> Iterator[Entry]:
         """The addresses that the host had taken, but no endpoint of it held."""
@@ -155,7 +160,7 @@ class Hosts:
 def _refuse_double(me: Host, hosts: Sequence[Host]) -> None:
     for other in hosts:
         if other.id != me.id and other.underlay == me.underlay:
-            raise Conflict(
+            raise AddressInUse(
                 f"the underlay address {me.underlay} of this host is {other.title}'s: choose another (WEFT_UNDERLAY); "
                 f"if that host is gone for good, type weft host forget {other.id[:12]} on any other"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +31,8 @@ def host_id(state: Path) -> str:
     path = state / "host-id"
     try:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with path.open("x") as file:
-                file.write(uuid.uuid4().hex + "\n")
-        except FileExistsError:
-            pass
+        if not path.exists():
+            _write_new(path, uuid.uuid4().hex + "\n")
         text = path.read_text().strip()
     except OSError as error:
         raise ConfigError(
@@ -44,6 +42,18 @@ def host_id(state: Path) -> str:
     if len(text) != 32 or not text.isalnum():
         raise ConfigError(f"{path} does not hold a host id: restore it, or delete it and this host becomes a new one")
     return text
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Make the file with all of its text or not at all, whenever the power fails; another's stays."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    with fresh.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    with suppress(FileExistsError):
+        os.link(fresh, path)
+    fresh.unlink()
 
 
 def instance() -> str:

@@ -141,24 +141,37 @@ class Ipam:
                     f"pool {pool} overlaps this host's route to {route}: type --subnet {pool} to use it anyway"
                 )
 
-    def release_pool(self, pool: IPNetwork, *, entirely: bool = False, host: str = "") -> None:
+    def release_pool(self, pool: IPNetwork, *, entirely: bool = False) -> None:
         """Take back one request of this host for a pool (all of them if `entirely`); the last frees all in it.
 
         A weft network's pool stays with the network.
-
-        :param host: the id of another host, whose requests are taken back instead.
         """
-        host = host or self._host
         while (entry := self._store.get(POOLS + str(pool))) is not None:
             claim = PoolClaim.read(entry)
-            count = claim.users.get(host, 0)
+            count = claim.users.get(self._host, 0)
             if not count:
                 return
-            left = claim.used(host, -count if entirely else -1)
-            kept = left.users or left.vni
-            writes = [Put(entry.key, left.encode())] if kept else [Delete(entry.key), *self.free_all(str(pool))]
-            if self._store.transact([KeyIs(entry.key, entry.revision)], writes):
+            left = claim.used(self._host, -count if entirely else -1)
+            if self._store.transact([KeyIs(entry.key, entry.revision)], self._with(left)):
                 return
+
+    def drop_claim(self, key: str, host: str, gone: Condition) -> bool:
+        """Take back all requests of another host, which is `gone`, for the pool at a key of the store.
+
+        False if something changed meanwhile, or the host is not gone.
+        """
+        entry = self._store.get(key)
+        claim = PoolClaim.read(entry) if entry else None
+        if entry is None or claim is None or host not in claim.users:
+            return True
+        left = claim.used(host, -claim.users[host])
+        return self._store.transact([gone, KeyIs(entry.key, entry.revision)], self._with(left))
+
+    def _with(self, claim: PoolClaim) -> list[Write]:
+        """Writes that leave a pool with this claim; the last one frees all in it."""
+        if claim.users or claim.vni:
+            return [Put(claim.key, claim.encode())]
+        return [Delete(claim.key), *self.free_all(claim.cidr)]
 
     def free_all(self, cidr: str) -> list[Write]:
         """Writes that free every address of a pool. Other hosts drop what they have pending in it by themselves."""

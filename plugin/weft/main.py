@@ -133,6 +133,7 @@ def build(settings: Settings) -> Weft:
         snapshot,
         instance=instance(),
         locate=locate,
+        is_here=kernel.has_address,
         moved=agent.refresh,
         grace=settings.host_grace,
     )

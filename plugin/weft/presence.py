@@ -14,9 +14,10 @@ from collections.abc import Callable
 from time import monotonic
 
 from weft.cluster import Cluster
-from weft.errors import ConfigError, KernelError, StoreError, WeftError
-from weft.hosts import LEASE_SECONDS, Hosts, IdInUse
+from weft.errors import ConfigError, Conflict, KernelError, StoreError, WeftError
+from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse
 from weft.identity import LocalHost
+from weft.model import Host
 from weft.snapshot import SnapshotFile
 from weft.sweeper import Due
 from weft.unfinished import Unfinished
@@ -36,6 +37,7 @@ class Presence:
     """
     :param instance: tells this run of the machine from others (`identity.instance`).
     :param locate: the underlay address now, given the present one; may raise `ConfigError` or `KernelError`.
+    :param is_here: whether this host has an address.
     :param moved: called when the underlay address has changed.
     :param grace: seconds that a host must be silent before what it has is collected.
     """
@@ -49,6 +51,7 @@ class Presence:
         *,
         instance: str,
         locate: Callable[[str], str],
+        is_here: Callable[[str], bool],
         moved: Callable[[], None],
         grace: float,
     ) -> None:
@@ -62,6 +65,9 @@ class Presence:
         self._snapshot = snapshot
         self._instance = instance
         self._locate = locate
+        self._is_here = is_here
+        self._seen = ""
+        """Another underlay address than the published one, at the last beat: it counts from the second look on."""
         self._moved = moved
         self._grace = grace
         self._unfinished = Unfinished()
@@ -70,6 +76,7 @@ class Presence:
         self._next_save = 0.0
         self._began = monotonic()
         self._beating = threading.Lock()
+        self._forgetting = threading.Thread()
         self._registered = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="presence", daemon=True)
@@ -112,10 +119,14 @@ class Presence:
     def due(self) -> list[Due]:
         """The silent hosts, of which all would be collected."""
         now = monotonic()
-        since = {host: self._silent_since.get(host, now) for host in list(self._cluster.hosts) if self._is_silent(host)}
         return [
-            Due(self._cluster.hosts[host].title, "it gives no sign of life", max(0.0, self._grace - (now - then)))
-            for host, then in since.items()
+            Due(
+                host.title,
+                "it gives no sign of life",
+                max(0.0, self._silent_since.get(host.id, now) + self._grace - now),
+            )
+            for host in list(self._cluster.hosts.values())
+            if self._is_silent(host.id)
         ]
 
     def _loop(self) -> None:
@@ -123,7 +134,7 @@ class Presence:
         while not self._stopping.wait(pause * random.uniform(0.9, 1.0)):
             try:
                 self.beat()
-                pause = _BEAT_SECONDS
+                pause = _RETRY_SECONDS if self._seen else _BEAT_SECONDS
             except WeftError as error:
                 self._note(error)
                 self._silent_since.clear()
@@ -134,14 +145,11 @@ class Presence:
     def beat(self) -> None:
         """All that is due now."""
         with self._beating:
-            self._beat()
-
-    def _beat(self) -> None:
-        self._follow_underlay()
-        self._register()
-        self._unfinished.settle()
-        self._collect_silent()
-        self._save()
+            self._follow_underlay()
+            self._register()
+            self._unfinished.settle()
+            self._collect_silent()
+            self._save()
 
     def _note(self, error: WeftError) -> None:
         if not self.problem:
@@ -149,21 +157,30 @@ class Presence:
         self.problem = str(error)
 
     def _register(self) -> None:
-        self._hosts.register(self._me.host, self._instance)
+        try:
+            self._hosts.register(self._me.host, self._instance)
+        except Conflict as error:
+            self._registered.clear()  # what is added now would be in somebody else's name
+            if isinstance(error, AddressInUse):
+                self._hosts.withdraw(self._me.host, self._is_here)
+            raise
         if self.problem:
             log.info("this host is registered again")
         self.problem = ""
         self._registered.set()
 
     def _follow_underlay(self) -> None:
+        """An address that is missing for a moment is no change yet."""
         present = self._me.host.underlay
         try:
             found = self._locate(present)
         except (ConfigError, KernelError) as error:
             log.warning("the underlay address %s stays: %s", present, error)
             return
-        if found != present:
+        certain, self._seen = found == self._seen, found if found != present else ""
+        if found != present and certain:
             log.warning("the underlay address changed from %s to %s", present, found)
+            self._seen = ""
             self._me.move(found)
             self._moved()
 
@@ -175,11 +192,21 @@ class Presence:
             if host.id not in self._silent_since:
                 log.warning("%s is silent: its entries stay for %.0f s, unless it returns", host.title, self._grace)
         self._silent_since = {host.id: self._silent_since.get(host.id, now) for host in silent}
-        if min(self._cluster.alive, default="") != self._me.id:
-            return
-        for host in silent:
-            if now - self._silent_since[host.id] >= self._grace:
+        due = [host for host in silent if now - self._silent_since[host.id] >= self._grace]
+        mine = min(self._cluster.alive, default="") == self._me.id
+        if due and mine and not self._forgetting.is_alive():
+            # It may take longer than the lease, and must not keep this host from beating.
+            self._forgetting = threading.Thread(target=self._forget, args=(due,), name="forgetting", daemon=True)
+            self._forgetting.start()
+
+    def _forget(self, hosts: list[Host]) -> None:
+        for host in hosts:
+            try:
                 self._hosts.forget(host)
+            except WeftError as error:
+                log.warning("%s is not forgotten now: %s", host.title, error)
+            except Exception:
+                log.exception("forgetting %s met a bug", host.title)
 
     def _is_silent(self, host: str) -> bool:
         return host not in self._cluster.alive and host != self._me.id

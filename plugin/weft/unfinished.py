@@ -16,7 +16,8 @@ from weft.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0
+_RETRY_SECONDS = 2.0
+"""Longer than a call to a store that is away may take."""
 
 
 class Unfinished:
@@ -26,13 +27,14 @@ class Unfinished:
         self._work: deque[tuple[str, Callable[[], object]]] = deque()
         self._lock = threading.Lock()
         self._failed = -_RETRY_SECONDS
-        """When the store last refused."""
+        """When the store last refused, and why."""
+        self._why = ""
 
     def do(self, what: str, work: Callable[[], object]) -> None:
         """Do it now, after all that is still to be done; or later, if the store is away."""
         try:
             if self._work and monotonic() - self._failed < _RETRY_SECONDS:
-                raise StoreError("others are waiting for it")
+                raise StoreError(self._why)
             self.settle()
             work()
         except StoreError as error:
@@ -43,13 +45,16 @@ class Unfinished:
         """Do what is to be done; `StoreError` if the store still cannot take it."""
         if not self._work:
             return
+        began = monotonic()
         with self._lock:
+            if self._failed >= began:  # somebody has tried while this one waited
+                raise StoreError(self._why)
             while self._work:
                 what, work = self._work[0]
                 try:
                     work()
-                except StoreError:
-                    self._failed = monotonic()
+                except StoreError as error:
+                    self._failed, self._why = monotonic(), str(error)
                     raise
                 except Exception:
                     log.exception("%s cannot be done any more; the collector will look after it", what)

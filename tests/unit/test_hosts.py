@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from typing import Any, cast
 
 import pytest
 
 from tests.unit.conftest import FakeHost
-from weft.errors import Conflict, NotFound
-from weft.hosts import Hosts, IdInUse
+from weft.driver import EndpointRequest
+from weft.errors import Conflict, NotFound, StoreError
+from weft.hosts import AddressInUse, Hosts, IdInUse
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Host
-from weft.store import Delete
+from weft.store import Condition, Delete, Entry, Put, Write
 from weft.store.sqlite import SqliteStore
 
 CIDR = "10.1.0.0/24"
+POOL = PoolId.parse(f"{LOCAL_SPACE}/{CIDR}")
 NETWORK = ("a" * 64, "b" * 64)
 
 
@@ -132,3 +137,113 @@ def test_a_host_is_found_by_name_address_or_id(two: tuple[FakeHost, FakeHost]) -
         hosts.find("h3")
     with pytest.raises(NotFound, match="several"):
         hosts.find("0000")
+
+
+class Hooked:
+    """A store that lets something happen before certain transactions."""
+
+    def __init__(self, store: SqliteStore, about: str, before: Callable[[], object]) -> None:
+        self._store = store
+        self._about = about
+        self._before: Callable[[], object] | None = before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
+        if self._before and any(isinstance(w, Delete) and w.key.startswith(self._about) for w in writes):
+            before, self._before = self._before, None
+            before()
+        return self._store.transact(conditions, writes)
+
+
+def hooked(one: FakeHost, about: str, before: Callable[[], object]) -> Hosts:
+    """Use cases on `one`, where `before` happens before the first transaction that deletes what is `about`."""
+    one.cluster.load(one.store.list("topology/").entries)
+    one.driver._store = store = cast(Any, Hooked(one.store, about, before))
+    return Hosts(store, one.cluster, one.driver, one.ipam)
+
+
+def test_a_second_forgetter_takes_nothing_from_the_next_holder(
+    two: tuple[FakeHost, FakeHost], host: Callable[..., FakeHost], store: SqliteStore
+) -> None:
+    first, second = two
+    third = host(3)
+    dead = first.run(NETWORK[0], "e" * 64, CIDR)
+    die(first)
+
+    def the_other_is_quicker() -> None:
+        hosts_of(second).forget(first.record)
+        second.ipam.request_address(POOL, ip_address(dead.addresses[0]))
+        second.driver.create_endpoint(EndpointRequest(NETWORK[1], "f" * 64, dead.addresses, ""))
+
+    hooked(third, dead.key, the_other_is_quicker).forget(first.record)
+    with pytest.raises(Conflict, match="is taken: endpoint ffffffffffff on host h2 has it"):
+        third.ipam.request_address(POOL, ip_address(dead.addresses[0]))
+
+
+def test_forgetting_that_was_interrupted_is_done_the_next_time(
+    two: tuple[FakeHost, FakeHost], store: SqliteStore
+) -> None:
+    first, second = two
+    first.run(NETWORK[0], "e" * 64, CIDR)
+    die(first)
+
+    def election() -> None:
+        raise StoreError("no leader")
+
+    for about in ("topology/endpoints/", "topology/members/", "topology/hosts/"):
+        with pytest.raises(StoreError):
+            hooked(second, about, election).forget(first.record)
+    hosts_of(second).forget(first.record)
+    assert not [key for key in keys(store) if first.record.id in key]
+
+
+@pytest.mark.parametrize("about", ["topology/endpoints/", "topology/members/", "topology/hosts/"])
+def test_a_host_that_returns_in_the_middle_keeps_whole_networks(
+    two: tuple[FakeHost, FakeHost], store: SqliteStore, about: str
+) -> None:
+    first, second = two
+    first.run(NETWORK[0], "e" * 64, CIDR)
+    lan = PoolId.parse(f"{LOCAL_SPACE}/10.7.0.0/24")
+    first.ipam.request_pool(LOCAL_SPACE, lan.pool, None, v6=False)
+    die(first)
+    with pytest.raises(Conflict, match="is alive"):
+        hooked(second, about, lambda: store.beat(first.record.alive_key, "boot", 10)).forget(first.record)
+    mine = [key for key in keys(store) if first.record.id in key]
+    member, binding = (any(key.startswith(one) for key in mine) for one in ("topology/members/", "bindings/"))
+    assert member == binding
+    assert (lan.pool in {ip_network(key.removeprefix("ipam/pools/")) for key in keys(store, "ipam/pools/")}) == member
+
+
+def test_the_snapshot_on_disk_does_not_count_as_being_registered(
+    two: tuple[FakeHost, FakeHost], store: SqliteStore
+) -> None:
+    first, _ = two
+    hosts = hosts_of(first)
+    thief = Host("9" * 32, "h9", first.record.underlay)
+    store.transact([], [Delete(first.record.key), Put(thief.key, thief.encode())])
+    first.cluster.load([Entry(first.record.key, first.record.encode(), 0)], certain=False)
+    with pytest.raises(Conflict, match="is host h9"):
+        hosts.register(first.record, "boot")
+
+
+def test_two_hosts_may_swap_their_addresses(two: tuple[FakeHost, FakeHost]) -> None:
+    first, second = two
+    moves = {
+        first: replace(first.record, underlay="192.168.78.2"),
+        second: replace(second.record, underlay="192.168.78.1"),
+    }
+    for one, record in moves.items():
+        with suppress(AddressInUse):
+            hosts_of(one).register(record, "boot")
+        hosts_of(one).withdraw(record, lambda address, here=record.underlay: address == here)  # type: ignore[misc]
+    for one, record in moves.items():
+        hosts_of(one).register(record, "boot")
+    assert {host.name: host.underlay for host in hosts_of(first).all()} == {"h1": "192.168.78.2", "h2": "192.168.78.1"}
+
+
+def test_who_still_has_its_address_does_not_withdraw_it(two: tuple[FakeHost, FakeHost]) -> None:
+    first, _ = two
+    hosts_of(first).withdraw(first.record, lambda address: address == first.record.underlay)
+    assert hosts_of(first).find("h1") == first.record

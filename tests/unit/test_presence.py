@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,13 @@ import pytest
 
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost, together
-from weft.errors import ConfigError, StoreError
-from weft.hosts import Hosts
+from tests.unit.test_agent import eventually
+from weft.errors import ConfigError, KernelError, StoreError
+from weft.hosts import Hosts, IdInUse
 from weft.presence import Presence
 from weft.restarts import Restarts
 from weft.snapshot import SnapshotFile
-from weft.store import Delete, Entry
+from weft.store import Delete, Entry, Put
 from weft.unfinished import Unfinished
 
 CIDR = "10.1.0.0/24"
@@ -31,7 +35,15 @@ class World:
         self.snapshot = SnapshotFile(path, "here")
         hosts = Hosts(one.store, one.cluster, one.driver, one.ipam)
         self.presence = Presence(
-            hosts, one.cluster, one.me, self.snapshot, instance="boot", locate=self.locate, moved=self.move, grace=grace
+            hosts,
+            one.cluster,
+            one.me,
+            self.snapshot,
+            instance="boot",
+            locate=self.locate,
+            is_here=lambda address: address == self.underlay,
+            moved=self.move,
+            grace=grace,
         )
 
     def locate(self, present: str) -> str:
@@ -59,7 +71,7 @@ def test_a_silent_host_is_collected_after_the_grace_by_one_host(world: Callable[
         one.beat()
     assert gone.store.get(gone.record.key)
     low.beat()
-    assert not gone.store.get(gone.record.key)
+    eventually(lambda: not gone.store.get(gone.record.key))
 
 
 def test_nobody_is_collected_before_the_grace_is_over(world: Callable[..., World]) -> None:
@@ -89,6 +101,8 @@ def test_a_changed_address_is_published_and_an_address_that_is_missing_for_a_mom
     assert one.one.me.host.underlay == "192.168.78.1"
     assert not one.moves
     one.underlay = "192.168.78.91"
+    one.beat()
+    assert one.moves == []
     one.beat()
     assert one.moves == ["192.168.78.91"]
     entry = one.one.store.get(one.one.record.key)
@@ -185,3 +199,58 @@ def test_what_was_refused_at_boot_is_started_when_the_store_is_back(
     for _ in range(2):
         restarts.sweep(engine.inventory((), ()), ())
         assert [name for name, _ in engine.refused] == ["db"]
+
+
+def test_nothing_is_added_under_an_id_that_another_machine_has_taken(
+    world: Callable[..., World], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("weft.presence._START_SECONDS", 0.0)
+    one = world(1)
+    one.beat()
+    record, store = one.one.record, one.one.store
+    clone = replace(record, underlay="192.168.78.99")
+    store.transact([], [Delete(record.alive_key)])
+    store.transact([], [Put(record.alive_key, "of the clone"), Put(record.key, clone.encode())])
+    with pytest.raises(IdInUse):
+        one.beat()
+    with pytest.raises(StoreError, match="not registered"):
+        one.presence.admit()
+    store.transact([], [Delete(record.alive_key)])
+    one.beat()
+    one.presence.admit()
+
+
+def test_a_kernel_that_cannot_tell_the_address_keeps_nobody_from_living(
+    world: Callable[..., World], monkeypatch: Any
+) -> None:
+    one = world(1)
+
+    def fail(present: str) -> str:
+        raise KernelError("read the host's routes", 4)
+
+    monkeypatch.setattr(one.presence, "_locate", fail)
+    one.beat()
+    assert one.one.store.get(one.one.record.alive_key)
+
+
+def test_who_waits_for_deletes_does_not_try_them_again_one_by_one() -> None:
+    unfinished, tries, begin = Unfinished(), [], threading.Barrier(8)
+
+    def hang() -> None:
+        tries.append(1)
+        if len(tries) > 1:
+            time.sleep(0.2)
+        raise StoreError("hangs")
+
+    unfinished.do("one", hang)
+    refusals: list[str] = []
+
+    def wait() -> None:
+        begin.wait()
+        with pytest.raises(StoreError) as refusal:
+            unfinished.settle()
+        refusals.append(str(refusal.value))
+
+    together(*[wait] * 8)
+    assert refusals == ["hangs"] * 8
+    assert len(tries) <= 4  # who came after the first had failed may try once more

@@ -129,6 +129,10 @@ class LinuxKernel:
     def underlay_mtu(self, address: str) -> int:
         return self._underlay.mtu(address)
 
+    def has_address(self, address: str) -> bool:
+        """Whether one of the host's interfaces has it."""
+        return self._underlay.has(address)
+
     def underlay_address(self, spec: str, *, present: str = "", towards: Iterable[str] = ()) -> str:
         """The address that the setting WEFT_UNDERLAY means; `ConfigError` names the candidates if it means none.
 

@@ -69,6 +69,9 @@ class Underlay:
             link = self._link(_output(route))
         return int(link.get_attr("IFLA_MTU"))
 
+    def has(self, address: str) -> bool:
+        return any(a.ip == ip_address(address) for a in self._addresses())
+
     def address(self, spec: str, *, present: str = "", towards: Iterable[str] = ()) -> str:
         """The address that is meant by an interface, an address, a CIDR, or "".
 
