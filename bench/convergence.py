@@ -80,8 +80,9 @@ def measure(rig: Rig, results: Results, found: Convergence, terminal: Terminal, 
                     rig.change_store(",".join(etcd.endpoints).replace("http://", "etcd://", 1).replace("http://", ""))
             with terminal.step(f"convergence with {title}, {effort.samples} endpoints"):
                 found.milliseconds[name] = _sample(rig, store, switch, effort.samples)
-            for milliseconds in found.milliseconds[name]["forwarding"]:
-                results.add(f"converge_{name}_ms", WEFT, milliseconds)
+            for metric, step in (("converge", "forwarding"), ("transaction", "committed")):
+                for milliseconds in found.milliseconds[name][step]:
+                    results.add(f"{metric}_{name}_ms", WEFT, milliseconds)
             if etcd and name == "etcd1":
                 with terminal.step("requests to etcd"):
                     load = partial(switch.run, partial(Load.of, etcd.endpoints[0]))

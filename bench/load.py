@@ -17,7 +17,7 @@ class Load:
     :param round_trips: requests other than watches.
     :param writes: what went through its log, and so to the disk of each member.
     :param watches: open now.
-    :param sent: bytes that it sent, as gRPC: JSON is about twice as long.
+    :param sent: bytes that it sent, as gRPC: the gateway's JSON is longer.
     :param cpu: seconds; 0, as `memory`, if it has no /proc of its own.
     :param memory: megabytes that it has now.
     """

@@ -33,14 +33,20 @@ def show(terminal: Terminal, tables: Iterable[Table], results: Results) -> None:
             terminal.say(f"{line} {terminal.paint(colour, mark)}".rstrip())
     terminal.say()
     terminal.say("Median of the rounds (middle half of them); ratios are taken within a round.")
-    (terminal.failure if misses(results) else terminal.success)(summary(results))
+    (terminal.failure if misses(results) or _disturbed(results) else terminal.success)(summary(results))
 
 
 def summary(results: Results) -> str:
     judged = [metric for metric in METRICS if metric.verdict(results) is not None]
     missed = [f"{metric.title}: {metric.value(results):.3f} instead of {metric.target}" for metric in misses(results)]
+    disturbed = _disturbed(results)
     text = f"{len(judged) - len(missed)} of {len(judged)} targets met"
-    return f"{text}; missed: {'; '.join(missed)}" if missed else text
+    text += f"; missed: {'; '.join(missed)}" if missed else ""
+    return text + (f"; not judged, for the disk alone was too slow: {'; '.join(disturbed)}" if disturbed else "")
+
+
+def _disturbed(results: Results) -> list[str]:
+    return [metric.title for metric in METRICS if metric.is_disturbed(results)]
 
 
 def write_json(results: Results, tables: Iterable[Table], path: Path = JSON) -> None:

@@ -13,6 +13,7 @@ from ipaddress import ip_network
 from bench.metrics import BRIDGE, OVERLAY, RAW, WEFT
 from lab import Host, Lab
 from lab.image import NAME as IMAGE
+from lab.process import wait_until
 from lab.terminal import Terminal
 
 _SUBNETS = {OVERLAY: "10.91.0.0/24", WEFT: "10.92.0.0/24", BRIDGE: "10.93.0.0/24"}
@@ -57,7 +58,8 @@ class Rig:
             self._create_network(OVERLAY, self.h1)  # it shows up on the other one with its first container
         if WEFT in variants:
             self._create_network(WEFT, self.h1)
-            self._create_network(WEFT, self.h2)
+            names = ("network", "ls", "--format", "{{.Name}}")
+            wait_until(lambda: _name(WEFT) in self.h2.docker(*names).split(), "weft's network on the other host")
         if BRIDGE in variants:
             self._create_network(BRIDGE, self.h1)
         for variant in (BRIDGE, OVERLAY, WEFT):

@@ -63,7 +63,7 @@ HANDLER_PATIENCE = 1.3
 PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
 GARBAGE = 50_000
-"""New objects after which Python looks for cycles: the default of 700 doubles the time that 100,000 records take."""
+"""New objects after which Python looks for cycles, of which records and rows have none. The default is 700."""
 _THREADS = 32
 """Calls answered at once: the engine waits in parallel, and none of ours takes long."""
 _LOCK_SECONDS = 10.0

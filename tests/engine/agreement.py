@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lab import Host, LabError
+from lab import CommandFailed, Host, LabError
 
 _FLOOD = "00:00:00:00:00:00"
 
@@ -57,11 +57,14 @@ def kernel_facts(host: Host) -> set[str]:
     """All that stands in a host's data plane, but for what the kernel puts there by itself."""
     try:
         shown = host.dataplane("sh", "-c", "ip -j -d link; bridge -j fdb; ip -j neigh")
-    except LabError:
+    except CommandFailed:
+        raise
+    except LabError:  # there is no data plane, or not even a host
         return set()
     links, fdb, neighbours = (json.loads(line or "[]") for line in shown.splitlines())
+    links = [link for link in links if link["ifname"] != "lo"]
     own = {link["address"] for link in links}
-    facts = {_link(link) for link in links if link["ifname"] != "lo"}
+    facts = {_link(link) for link in links}
     facts |= {_row(row) for row in fdb if _is_lasting(row) and row["mac"] not in own}
     return facts | {f"neighbour {n['dst']} at {n['lladdr']} on {n['dev']}" for n in neighbours if "lladdr" in n}
 
@@ -79,11 +82,8 @@ def _is_lasting(row: Any) -> bool:
 
 
 def _row(row: Any) -> str:
-    return (
-        f"row {row['mac']} via {row['dst']} on {row['ifname']}"
-        if "dst" in row
-        else f"row {row['mac']} behind {row['ifname']}"
-    )
+    way = f"via {row['dst']} on" if "dst" in row else "behind"
+    return f"row {row['mac']} {way} {row['ifname']}"
 
 
 def wanted_facts(records: Records, host_id: str) -> set[str]:

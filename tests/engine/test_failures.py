@@ -19,7 +19,7 @@ import pytest
 from lab import CommandFailed, Host, Lab
 from tests.engine.agreement import kernel_facts
 from tests.engine.conftest import eventually, reaches
-from tests.engine.three import SUBNET, Addresses, Arrivals, Starts, Three, refusal, undisturbed
+from tests.engine.three import SUBNET, Addresses, Arrivals, Starts, Three, kernel_changes, refusal, undisturbed
 
 pytestmark = pytest.mark.skipif(not shutil.which("etcd"), reason="etcd is not installed: run lab/setup.sh")
 
@@ -298,7 +298,10 @@ def test_a_host_that_loses_the_store_alone_keeps_everything(three: Three, addres
             assert seconds < REFUSED_WITHIN
             time.sleep(max(0.0, began + LEASE + 4 - time.monotonic()))
             assert (three.keys("topology/endpoints/"), three.etcd.entries("ipam/")) == before
-        late = three.run(three.h1, "late", "app")
+        with kernel_changes(three.h2) as seen:
+            late = three.run(three.h1, "late", "app")
+            eventually(lambda: three.has_row(three.h2, late), "h2 learns of a container meanwhile")
+        assert any(late in line for line in seen), "changes would have been seen above"
         three.h3.restore_to(*three.etcd.members)
         began = time.monotonic()
         eventually(lambda: three.has_row(three.h3, late), "h3 learns what it missed", timeout=BACK_WITHIN)
