@@ -1,8 +1,8 @@
 """Names of containers on one host: what is published for the others, and the resolver that answers this one's.
 
-The resolver's address stays on the host's loopback and on the bridges when weft stops. Then the kernel says at once
-that nobody listens, and Docker goes on to the user's servers; without the address the questions would go out by the
-default route, and each name would cost four seconds.
+The resolver's address stays on the host's loopback and on the bridges when weft stops. Then a rule sends its questions
+to the user's server, and where that is not possible the kernel says that nobody listens, and Docker goes on to that
+server; without the address the questions would go out by the default route, and each name would cost four seconds.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from weft import firewall
+from weft import firewall, setup_dns
 from weft.askers import Askers
 from weft.cluster import Cluster
 from weft.containers import Containers, Engine
 from weft.dns import Responder
-from weft.errors import KernelError
+from weft.errors import ConfigError, KernelError
 from weft.model import Host
 from weft.names import Asker, Kind, lookup
 from weft.publisher import Publisher
@@ -31,12 +32,17 @@ from weft.store import Store
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 15.0
+_MARK_SECONDS = 25
+"""So long after weft was killed its resolver counts as alive. Renewed every ten seconds."""
 
 
 class Kernel(firewall.Kernel, Protocol):
     """See `kernel.LinuxKernel`."""
 
     def own(self, address: str) -> None: ...
+    def open_detour(self, address: str, server: str, seconds: int) -> None: ...
+    def keep_shut(self, address: str, seconds: int) -> None: ...
+    def let_pass(self, address: str) -> None: ...
     def open_sockets(self, make: Callable[[], Sequence[socket.socket]]) -> list[socket.socket]: ...
 
 
@@ -68,6 +74,7 @@ class NameService:
         self._responder = Responder(partial(_resolve, cluster, host.id))
         self._watchman = firewall.Watchman(kernel, engine, askers, address, sandboxes)
         self._server: DnsServer | None = None
+        self._told = False
         self._stopping = threading.Event()
         self._serving = threading.Thread(target=self._serve, name="dns-start", daemon=True)
 
@@ -102,8 +109,34 @@ class NameService:
             server.start()
             log.info("names are answered at %s", self._address)
             break
+        has_detour = self._open_detour()
         while not self._stopping.wait(firewall.PAUSE_SECONDS):
             self._watchman.look()
+            has_detour = self._shut_detour() if has_detour else self._open_detour()
+        if has_detour:
+            with suppress(KernelError):
+                self._kernel.let_pass(self._address)
+
+    def _open_detour(self) -> bool:
+        """For the time when we do not answer; `kernel.detour` has the reason. Without it that time is just worse."""
+        try:
+            servers = setup_dns.plan(setup_dns.DAEMON_JSON, self._address).servers
+            server = next(server for server in servers[1:] if ":" not in server)
+            self._kernel.open_detour(self._address, server, _MARK_SECONDS)
+        except (ConfigError, KernelError, StopIteration) as error:
+            if not self._told:
+                log.warning("with weft stopped, some names outside will take Docker seconds to find: %s", error)
+            self._told = True
+            return False
+        return True
+
+    def _shut_detour(self) -> bool:
+        try:
+            self._kernel.keep_shut(self._address, _MARK_SECONDS)
+        except KernelError as error:  # somebody has flushed all rules
+            log.debug("%s", error)
+            return self._open_detour()
+        return True
 
     def _open(self) -> list[socket.socket]:
         self._kernel.own(self._address)

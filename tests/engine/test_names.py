@@ -231,10 +231,21 @@ def test_external_names_are_as_quick_with_weft_stopped(app: Cluster, inside: Ins
     assert ask("web1", until="answered").answers
     app.h2.stop_weft()
     try:
-        for _ in range(5):
+        for _ in range(50):
             reply = ask("gateway.lab")
             assert reply.answers
             assert reply.took < 0.5
+    finally:
+        app.h2.start_weft()
+    assert ask("web1", until="answered").answers
+
+
+def test_external_names_are_as_quick_a_while_after_weft_was_killed(app: Cluster, inside: Inside) -> None:
+    ask = inside(app.h2, "web2")
+    app.h2.kill_weft()
+    try:
+        eventually(lambda: max(ask("gateway.lab").took for _ in range(20)) < 0.5, "they are", timeout=60)
+        assert max(ask("gateway.lab").took for _ in range(50)) < 0.5
     finally:
         app.h2.start_weft()
     assert ask("web1", until="answered").answers

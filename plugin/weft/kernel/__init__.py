@@ -8,6 +8,7 @@
     links         doing link steps, over connections to both namespaces
     observe       reading links, over netlink
     underlay      the host's addresses and routes, over a connection
+    detour        a rule for questions to a resolver that is not there, over nft
 
 Links, row writes, row dumps and lookups have a socket each and no lock in common: a bulk write of seconds delays the
 creation of a veth by no more than the kernel's own lock.
@@ -25,6 +26,7 @@ from typing import TypeVar
 
 from weft.dataplane import Row
 from weft.errors import KernelError
+from weft.kernel import detour
 from weft.kernel.connection import Connection
 from weft.kernel.links import Links
 from weft.kernel.monitor import Monitor, open_events
@@ -116,6 +118,16 @@ class LinuxKernel:
     def open_sockets(self, make: Callable[[], Sequence[socket.socket]]) -> list[socket.socket]:
         """What `make` returns in the host's namespace, and then in the data plane's."""
         return [*self._host.run(make), *self._dp.run(make)]
+
+    def open_detour(self, address: str, server: str, seconds: int) -> None:
+        """See `kernel.detour`; this and the next two are about the host's namespace."""
+        self._host.run(partial(detour.open_detour, address, server, seconds))
+
+    def keep_shut(self, address: str, seconds: int) -> None:
+        self._host.run(partial(detour.keep_shut, address, seconds))
+
+    def let_pass(self, address: str) -> None:
+        self._host.run(partial(detour.let_pass, address))
 
     def work_in(self, namespace: Path, work: Callable[[], T]) -> T:
         """Do `work` in another network namespace, in a thread made for it."""

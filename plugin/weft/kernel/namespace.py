@@ -114,10 +114,15 @@ def set_switches() -> None:
     """Set what a namespace has to have otherwise than the kernel gives it, in the calling thread's namespace.
 
     br_netfilter would have each frame pass iptables and conntrack; its switches exist only while it is loaded. Where
-    IPv6 is off by default, a bridge would not take the neighbours of an IPv6 network. In a managed plugin /proc/sys may
-    be read-only: slower, or without IPv6, but right.
+    IPv6 is off by default, a bridge would not take the neighbours of an IPv6 network. Whoever asks a resolver that is
+    not there shall be told so each time (icmp_ratelimit). In a managed plugin /proc/sys may be read-only: slower, or
+    without IPv6, but right.
     """
-    for switch in (*_PROC.glob("bridge/bridge-nf-call-*"), _PROC / "ipv6/conf/default/disable_ipv6"):
+    for switch in (
+        *_PROC.glob("bridge/bridge-nf-call-*"),
+        _PROC / "ipv6/conf/default/disable_ipv6",
+        _PROC / "ipv4/icmp_ratelimit",
+    ):
         try:
             if switch.exists() and switch.read_text().strip() != "0":
                 switch.write_text("0")
