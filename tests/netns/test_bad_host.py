@@ -193,7 +193,7 @@ def text(path: Path) -> None:
         (damaged, ["is damaged", "restore it from a backup, or move it away"]),
         (text, ["is damaged (file is not a database)", "restore it from a backup, or move it away"]),
         (newer, [f"newer weft (schema {SCHEMA_VERSION + 1}, this one knows {SCHEMA_VERSION})", "install that version"]),
-        (Path.mkdir, ["cannot be used", "Is a directory"]),
+        (Path.mkdir, ["cannot be used: unable to open database file; check the file"]),
     ],
     ids=["damaged", "text", "newer", "folder"],
 )
