@@ -3,7 +3,8 @@
 That happens when the store was lost or restored from an older backup, or when the cluster has forgotten a host that was
 cut off and now returns. A network is made again as the engine once asked for it: it joins the network that has its
 subnets, or founds it. Then its endpoints, as far as a running container uses them, are recorded with their addresses.
-An address that was given to somebody else meanwhile cannot be used by two: the container here loses its connection.
+An address that was given to somebody else meanwhile cannot be used by two: the container here loses its connection,
+but only after its holder had the time to be collected. A restored backup has holders that are long gone.
 
 Only what was missing from the store for a while is adopted: what is made or removed right now is in one of the two a
 moment before the other.
@@ -12,7 +13,7 @@ moment before the other.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address, ip_network
@@ -31,18 +32,28 @@ log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 1.5
 _RETRY_SECONDS = 10.0
+MARGIN_SECONDS = 10.0
+"""For what any host's collector takes beyond its grace."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Something that Docker has and the store has not, and how to record it."""
+    """Something that Docker has and the store has not, and how to record it.
+
+    :param cut_off: what to do, and why, if its address stays another's; None: that one goes by itself.
+    """
 
     what: str
     adopt: Callable[[], None]
+    cut_off: Callable[[Taken], None] | None = None
 
 
 class Adoption:
-    """See `sweeper.Sweep`."""
+    """See `sweeper.Sweep`.
+
+    :param patience: seconds that a container's address must be another's before the container loses its connection:
+        more than any host takes to collect what is dead.
+    """
 
     def __init__(
         self,
@@ -52,6 +63,7 @@ class Adoption:
         driver: Driver,
         ipam: Ipam,
         *,
+        patience: float,
         grace: float = _GRACE_SECONDS,
     ) -> None:
         self._store = store
@@ -61,23 +73,38 @@ class Adoption:
         self._ipam = ipam
         self._grace = grace
         self._patience = Patience(grace)
+        self._taken = Patience(patience)
 
     def forget(self) -> None:
         self._patience.forget()
+        self._taken.forget()
 
     def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         lost = list(self._lost(inventory))
         lasting = self._patience.lasting(one.what for one in lost)
-        failing: dict[str, str] = {}
+        failing: dict[str, WeftError] = {}
         for one in lost:
             if one.what in lasting:
                 try:
                     one.adopt()
                 except WeftError as error:
-                    failing[one.what] = f"{one.what}, which Docker has here, is not known to the cluster: {error}"
+                    failing[one.what] = error
+        self._cut_off(lost, failing)
         if not lost:
             return Outcome()
-        return Outcome(_RETRY_SECONDS if len(failing) == len(lost) else self._grace, failing)
+        texts = {
+            what: f"{what}, which Docker has here, is not known to the cluster: {error}"
+            for what, error in failing.items()
+        }
+        return Outcome(_RETRY_SECONDS if len(failing) == len(lost) else self._grace, texts)
+
+    def _cut_off(self, lost: Sequence[Lost], failing: Mapping[str, WeftError]) -> None:
+        """A container goes without its address when that has been another's for so long that it is no leftover."""
+        taken = [(one, error) for one in lost if isinstance(error := failing.get(one.what), Taken)]
+        lasting = self._taken.lasting(one.what for one, _ in taken if one.cut_off)
+        for one, error in taken:
+            if one.cut_off and one.what in lasting:
+                one.cut_off(error)
 
     def _lost(self, inventory: Inventory) -> Iterator[Lost]:
         bound = self._cluster.memberships(self._me.id)
@@ -90,10 +117,14 @@ class Adoption:
 
     def _lost_endpoints(self, vni: int, found: DockerNetwork) -> Iterator[Lost]:
         known = self._cluster.endpoints.get(vni, {})
+        attached = {endpoint.id for endpoint in found.endpoints}
+        corpses = [one for one in self._cluster.local_endpoints(vni, self._me.id) if one.id not in attached]
         for endpoint in found.endpoints:
             if endpoint.id not in known and self._driver.is_alive(endpoint.id):
                 what = f"container {endpoint.container} on network {found.name}"
-                yield Lost(what, partial(self._adopt_endpoint, vni, found, endpoint))
+                waits = any(map(endpoint.rivals, corpses))
+                cut_off = None if waits else partial(self._disconnect, found, endpoint)
+                yield Lost(what, partial(self._adopt_endpoint, vni, found, endpoint), cut_off)
 
     def _adopt_network(self, found: DockerNetwork) -> None:
         if self._store.get(binding_key(self._me.id, found.id)):
@@ -129,15 +160,14 @@ class Adoption:
     def _adopt_endpoint(self, vni: int, found: DockerNetwork, endpoint: DockerEndpoint) -> None:
         if self._store.get(endpoint_key(vni, endpoint.id)):
             return
-        try:
-            request = EndpointRequest(found.id, endpoint.id, endpoint.addresses, endpoint.mac)
-            self._driver.create_endpoint(request)
-            log.warning("container %s was unknown to the cluster and is recorded again", endpoint.container)
-        except Taken as error:
-            self._driver.disconnect(endpoint.id)
-            log.error(
-                "container %s is cut off from network %s: %s; restart the container to give it a new address",
-                endpoint.container,
-                found.name,
-                error,
-            )
+        self._driver.create_endpoint(EndpointRequest(found.id, endpoint.id, endpoint.addresses, endpoint.mac))
+        log.warning("container %s was unknown to the cluster and is recorded again", endpoint.container)
+
+    def _disconnect(self, found: DockerNetwork, endpoint: DockerEndpoint, why: Taken) -> None:
+        self._driver.disconnect(endpoint.id)
+        log.error(
+            "container %s is cut off from network %s: %s; restart the container to give it a new address",
+            endpoint.container,
+            found.name,
+            why,
+        )

@@ -6,15 +6,15 @@ does not answer, and only after an object was missing for the whole grace period
 store first and in Docker's lists a moment later. And never an endpoint whose veth is up at both ends: a container uses
 it, so this engine is not the one that runs it, or lies.
 
-A network that is missing was removed by somebody, so it retires on all hosts, unless the engine's own store was wiped:
-then only this host's part goes, and the mirror makes the network again.
+A network that is missing was removed by somebody, so it retires on all hosts, unless the engine's own store was wiped,
+or never had it since making it was cut short: then only this host's part goes, and the mirror makes the network again.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 
@@ -23,8 +23,8 @@ from weft.driver import Driver
 from weft.errors import WeftError
 from weft.inventory import DockerNetwork, Inventory
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
-from weft.model import ENGINES, Endpoint, Host, PoolClaim, pending_prefix, reading
-from weft.store import Entry, Put, Store
+from weft.model import ENGINES, Endpoint, Host, Member, PoolClaim, pending_prefix, reading
+from weft.store import Entry, KeyIs, Put, Store
 from weft.sweeper import Due, Outcome, Patience
 
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Collector:
 
     def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         """Compare once; collect what has been missing for the grace period."""
+        self._note_seen(inventory)
         orphans = self._all(inventory, pools)
         lasting = self._patience.lasting(orphan.key for orphan in orphans)
         for orphan in orphans:
@@ -90,6 +91,20 @@ class Collector:
             self._engine = engine
         return self._engine != engine
 
+    def _note_seen(self, inventory: Inventory) -> None:
+        """Record of each network that the engine really has it."""
+        present = {network.id for network in inventory.networks}
+        for member in self._members():
+            if member.network_id in present and not member.seen:
+                entry = self._store.get(member.key)
+                if entry and Member.read(entry) == member:
+                    seen = replace(member, seen=True)
+                    self._store.transact([KeyIs(entry.key, entry.revision)], [Put(entry.key, seen.encode())])
+
+    def _members(self) -> list[Member]:
+        found = (members.get(self._me.id) for members in list(self._cluster.members.values()))
+        return [member for member in found if member]
+
     def _collect(self, orphan: Orphan) -> None:
         log.warning("collecting %s: Docker does not have it", orphan.what)
         try:
@@ -99,11 +114,12 @@ class Collector:
 
     def _orphans(self, inventory: Inventory) -> Iterator[Orphan]:
         present = {network.id: network for network in inventory.networks}
-        mine = self._cluster.memberships(self._me.id)
-        anew = self._began_anew(inventory.engine, complete=mine.keys() <= present.keys())
-        for network_id, vni in mine.items():
-            lose = self._driver.forget_network if anew else self._driver.delete_network
-            yield from self._orphans_of(vni, network_id, present.get(network_id), lose)
+        mine = self._members()
+        anew = self._began_anew(inventory.engine, complete=all(member.network_id in present for member in mine))
+        for member in mine:
+            removed = member.seen and not anew
+            lose = self._driver.delete_network if removed else self._driver.forget_network
+            yield from self._orphans_of(member.vni, member.network_id, present.get(member.network_id), lose)
         yield from self._orphan_addresses(inventory.networks)
         yield from self._orphan_networks(inventory.networks)
 

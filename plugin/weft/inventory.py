@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from weft.model import Network, Pool, Published
+from weft.model import Endpoint, Network, Pool, Published
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,10 @@ class DockerEndpoint:
     container: str
     mac: str
     addresses: tuple[str, ...]
+
+    def rivals(self, recorded: Endpoint) -> bool:
+        """True if an endpoint in the store has an address, or the MAC, of this one."""
+        return recorded.mac == self.mac or not set(recorded.addresses).isdisjoint(self.addresses)
 
 
 @dataclass(frozen=True, slots=True)

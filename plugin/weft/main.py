@@ -28,7 +28,7 @@ from gunicorn.app.base import BaseApplication
 
 from weft import __version__, cli, config, setup_dns
 from weft.admin import create_admin
-from weft.adoption import Adoption
+from weft.adoption import MARGIN_SECONDS, Adoption
 from weft.agent import Agent
 from weft.api import create_app
 from weft.attachments import Attachments
@@ -175,7 +175,8 @@ def _sweeper(
 ) -> Sweeper:
     """What compares this host's Docker Engine with the store."""
     engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
-    adoption = Adoption(store, host, cluster, driver, ipam)
+    patience = 2 * settings.gc_grace + MARGIN_SECONDS  # twice: a collector looks after every half of its grace
+    adoption = Adoption(store, host, cluster, driver, ipam, patience=patience)
     mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
     sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence)])
     agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)

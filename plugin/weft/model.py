@@ -252,11 +252,15 @@ class Network(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Member(_Record):
-    """The engine of `host` knows the network under its own `network_id`."""
+    """The engine of `host` knows the network under its own `network_id`.
+
+    :param seen: it was among the engine's networks, so that if it is missing, somebody removed it.
+    """
 
     vni: int
     host: str
     network_id: str
+    seen: bool = False
 
     @property
     def key(self) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
 import pytest
 
+from lab.process import wait_until
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
 from weft.adoption import Adoption
 from weft.collector import Collector
 from weft.driver import EndpointRequest
+from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Endpoint, Network, network_key
 from weft.store import DeleteAll, Put
 from weft.store.sqlite import SqliteStore
@@ -48,11 +51,13 @@ class Adopting:
         return [Network.decode(entry.value) for entry in self.store.list("topology/networks/").entries]
 
 
-def adopting(one: FakeHost, store: SqliteStore, *, grace: float = 0) -> Adopting:
+def adopting(
+    one: FakeHost, store: SqliteStore, *, grace: float = 0, collected: float = 0, patience: float = 0
+) -> Adopting:
     """A host with one network, on which collecting waits as long as adopting does."""
     cluster, engine = one.agent.cluster, FakeEngine()
-    collector = Collector(store, one.record, cluster, one.driver, one.ipam, grace=grace)
-    adoption = Adoption(store, one.record, cluster, one.driver, one.ipam, grace=grace)
+    collector = Collector(store, one.record, cluster, one.driver, one.ipam, grace=grace + collected)
+    adoption = Adoption(store, one.record, cluster, one.driver, one.ipam, patience=patience, grace=grace)
     one.create_network("n1", CIDR)
     engine.add("n1", "app", CIDR)
     return Adopting(one, engine, Sweeper(engine, store, one.record, cluster, [collector, adoption]), store)
@@ -165,6 +170,51 @@ def test_a_container_whose_address_is_anothers_by_now_is_cut_off(
     (text,) = errors
     assert f"container c-bbbb is cut off from network app: address {taken.addresses[0]} of network" in text
     assert "is in use by endpoint new on host h2; restart the container to give it a new address" in text
+
+
+def test_an_address_that_a_restored_backup_gives_to_a_dead_container_stays_the_living_ones(
+    host: Hosts, store: SqliteStore
+) -> None:
+    here = adopting(host(1), store, collected=1)
+    one, old = here.host, here.run(E1)
+    backup = store.list("").entries
+    here.engine.detach("n1")
+    one.kernel.carrier.clear()
+    one.driver.delete_endpoint("n1", E1)
+    new = one.driver.create_endpoint(EndpointRequest("n1", E2, old.addresses, ""))  # started again, with its --ip
+    here.engine.attach("n1", new)
+    one.kernel.carrier.add("wp" + E2[:12])
+    store.transact([], [DeleteAll("")])
+    store.transact([], [Put(entry.key, entry.value) for entry in backup])
+    here.sweep()
+    here.sweep()
+    assert "wp" + E2[:12] in one.kernel.links
+    assert f"in use by endpoint {E1[:12]} on host h1" in "".join(here.sweeper.conflicts.values())
+
+    def adopted() -> bool:
+        here.sweep()
+        return bool(store.get(new.key))
+
+    wait_until(adopted, "the leftover is collected")
+    assert "wp" + E2[:12] in one.kernel.links
+
+
+def test_no_container_is_cut_off_before_a_leftover_of_another_host_can_be_collected(
+    host: Hosts, store: SqliteStore
+) -> None:
+    here = adopting(host(1), store, patience=3600)
+    taken = here.run(E2)
+    here.lose_everything()
+    two = host(2)
+    two.create_network("n2", CIDR)
+    two.driver.create_endpoint(EndpointRequest("n2", "new", taken.addresses, ""))
+    for _ in range(3):
+        here.sweep()
+    assert "wp" + E2[:12] in here.host.kernel.links
+    two.driver.delete_endpoint("n2", "new")
+    two.ipam.release_address(PoolId.parse(f"{LOCAL_SPACE}/{CIDR}"), ip_address(taken.addresses[0]))
+    here.sweep()
+    assert {e.key.rsplit("/", 1)[1] for e in store.list("topology/endpoints/").entries} == {E2}
 
 
 def test_a_kernel_that_fails_cuts_nobody_off(here: Adopting, store: SqliteStore) -> None:

@@ -171,6 +171,19 @@ def test_a_network_that_was_removed_while_weft_was_down_retires(
     assert names(store, f"topology/members/{network.vni}/") == [host(2).record.id]
 
 
+def test_a_network_that_docker_never_had_is_not_retired(
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
+) -> None:
+    """As when the engine died between CreateNetwork and keeping the network."""
+    sweep(collector, one, store)
+    network = published(store, one)
+    sweep(collector, one, store)  # the engine's own identity is known
+    for _ in range(2):
+        sweep(collector, one, store)
+    assert one.driver.find_network("web").wanted
+    assert not names(store, f"topology/members/{network.vni}/")
+
+
 @pytest.mark.parametrize("alone", [True, False])
 def test_what_a_wiped_engine_had_is_not_retired(
     collector: Sweeper, one: FakeHost, host: Hosts, engine: FakeEngine, store: SqliteStore, alone: bool
