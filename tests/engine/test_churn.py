@@ -16,7 +16,7 @@ from threading import Event, Thread
 
 import pytest
 
-from lab import Host, Lab
+from lab import CommandFailed, Host, Lab
 from lab.process import all_at_once
 from tests.engine.agreement import Records, differences
 from tests.engine.conftest import IMAGE, eventually
