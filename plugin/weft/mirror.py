@@ -253,7 +253,7 @@ class Mirror:
 
     def _replace(self, found: DockerNetwork, winner: Network) -> None:
         """The winner may be retired: somebody wants it again."""
-        if not self._change(winner.vni, lambda network: replace(network, retired=False)):
+        if not self._change(winner.vni, Network.revived):
             return
         if self._remove(found):
             log.warning("Docker network %s (%s) gives way to %s", found.name, found.id[:12], winner.title)

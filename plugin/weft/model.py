@@ -202,6 +202,7 @@ class Network(_Record):
     :param creator: name of the host on which it was made.
     :param published: if not None, every host's engine shall have it, and `names/<name>` is this network's.
     :param retired: somebody removed it: every engine shall drop it as soon as no container there uses it.
+    :param generation: how often it was wanted again after that: who removed an earlier one did not mean this one.
     """
 
     vni: int
@@ -212,6 +213,7 @@ class Network(_Record):
     creator: str
     published: Published | None = None
     retired: bool = False
+    generation: int = 0
 
     @property
     def key(self) -> str:
@@ -232,6 +234,10 @@ class Network(_Record):
     def wanted(self) -> bool:
         """True if every engine shall have it."""
         return self.published is not None and not self.retired
+
+    def revived(self) -> Network:
+        """Every engine shall have it (again)."""
+        return replace(self, retired=False, generation=self.generation + self.retired)
 
     def cidr_of(self, address: str) -> str | None:
         """CIDR of the pool that an address is in."""
