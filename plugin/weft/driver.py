@@ -43,6 +43,7 @@ from weft.model import (
     members_prefix,
     name_key,
     network_key,
+    readable,
 )
 from weft.options import NetworkOptions, parse_options
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, Write
@@ -227,8 +228,8 @@ class Driver:
         self._bindings.pop(network_id, None)
         self._generations.pop(network_id, None)
         present = self._store.get(network_key(vni))
-        for entry in self._store.list(endpoints_prefix(vni)).entries if present else ():
-            endpoint = Endpoint.read(entry)
+        listed = self._store.list(endpoints_prefix(vni)).entries if present else ()
+        for entry, endpoint in readable(Endpoint.read, listed):
             if present and endpoint.host == self._host.id:
                 self._attachments.detach(endpoint.id)
                 self._forget(Network.read(present), entry)
@@ -271,7 +272,7 @@ class Driver:
 
     def find_network(self, name_or_vni: str) -> Network:
         """The network with this VNI or this name; `NotFound` lists those there are."""
-        networks = [Network.read(entry) for entry in self._store.list(NETWORKS).entries]
+        networks = [network for _, network in readable(Network.read, self._store.list(NETWORKS).entries)]
         found = [n for n in networks if name_or_vni in (str(n.vni), n.name)]
         if len(found) == 1:
             return found[0]
@@ -387,9 +388,9 @@ class Driver:
 
     def _owner(self, request: NetworkRequest, pools: Listing) -> Entry | None:
         """The network that the request means: by option, by VNI, or by the pools; `Conflict` if those differ."""
-        cidrs = {one.pool.cidr for one in request.pools}
-        claims = (PoolClaim.read(entry) for entry in pools.entries)
-        vnis = {claim.vni for claim in claims if claim.vni and claim.cidr in cidrs}
+        keys = {POOLS + one.pool.cidr for one in request.pools}
+        claims = [PoolClaim.read(entry) for entry in pools.entries if entry.key in keys]
+        vnis = {claim.vni for claim in claims if claim.vni}
         options = request.options
         if options.network is not None:
             vnis.add(self.find_network(options.network).vni)
@@ -480,8 +481,8 @@ class Driver:
 
     def _owned(self, pool: Pool, vni: int, pools: Listing) -> list[Write]:
         """Writes that make a pool, its gateway and its auxiliary addresses the network's."""
-        claims = (PoolClaim.read(entry) for entry in pools.entries)
-        before = next((claim for claim in claims if claim.cidr == pool.cidr), PoolClaim(pool.cidr))
+        found = next((entry for entry in pools.entries if entry.key == POOLS + pool.cidr), None)
+        before = PoolClaim.read(found) if found else PoolClaim(pool.cidr)
         claim = replace(before, vni=vni, gateway=pool.gateway)
         writes: list[Write] = [Put(claim.key, claim.encode())]
         kinds = {pool.gateway: "gateway", **dict.fromkeys(pool.auxiliary.values(), "auxiliary")}

@@ -37,6 +37,7 @@ from weft.model import (
     endpoint_key,
     network_key,
     pending_prefix,
+    readable,
     reading,
 )
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
@@ -166,8 +167,7 @@ class Ipam:
 
     def refuse_overlap(self, pool: IPNetwork, entries: Iterable[Entry]) -> None:
         """Raise `Conflict` if a claimed pool other than `pool` itself overlaps it."""
-        for entry in entries:
-            other = _cidr(entry)
+        for entry, other in readable(_cidr, entries):
             if other != pool and other.version == pool.version and other.overlaps(pool):
                 raise Conflict(f"pool {pool} overlaps {other} of {self._owner(entry)}: choose another --subnet")
 
@@ -192,7 +192,7 @@ class Ipam:
         routes = [route for route in self._host_routes() if route.version == version]
         while True:
             listing = self._store.list(POOLS)
-            taken = [*routes, *(_cidr(entry) for entry in listing.entries)]
+            taken = [*routes, *(pool for _, pool in readable(_cidr, listing.entries))]
             pool = self._first_free([net for net in taken if net.version == version], version)
             claim = PoolClaim(str(pool)).used(self._host, 1)
             if self._store.transact([NoneNewer(POOLS, listing.revision)], [Put(claim.key, claim.encode())]):
@@ -298,7 +298,7 @@ class Ipam:
         raise Conflict(f"address {held.address} of pool {pool_id.pool} is taken: {self._describe(held)}")
 
     def _lowest_free(self, pool_id: PoolId) -> IPAddress:
-        used = {allocation.address for allocation in self._allocations(pool_id.pool)}
+        used = self._used(pool_id.pool)
         for address in pool_id.pool.hosts():
             if str(address) not in used:
                 return address
@@ -340,7 +340,7 @@ class Ipam:
             address = pool_id.pool[first + self._random.randrange(span)]
             if address not in self._cooling:
                 yield address
-        used = {a.address for a in self._allocations(pool_id.pool)}
+        used = self._used(pool_id.pool)
         start = self._random.randrange(span)
         in_turn = (pool_id.pool[first + (start + i) % span] for i in range(span))
         cooling = []
@@ -352,12 +352,14 @@ class Ipam:
                     yield address
         yield from cooling
 
-    def _allocations(self, pool: IPNetwork) -> list[Allocation]:
-        return [Allocation.read(e) for e in self._store.list(address_key(str(pool), "")).entries]
+    def _used(self, pool: IPNetwork) -> set[str]:
+        prefix = address_key(str(pool), "")
+        return {entry.key.removeprefix(prefix) for entry in self._store.list(prefix).entries}
 
     def _full(self, pool_id: PoolId) -> str:
         first, last = _automatic_bounds(pool_id)
-        inside = [a for a in self._allocations(pool_id.pool) if ip_address(a.address) in pool_id.range]
+        entries = self._store.list(address_key(str(pool_id.pool), "")).entries
+        inside = [a for _, a in readable(Allocation.read, entries) if ip_address(a.address) in pool_id.range]
         held = sum(a.kind == "endpoint" for a in inside)
         total = last - first + 1 - (len(inside) - held)
         where = f"pool {pool_id.pool}" + (f", range {pool_id.sub}," if pool_id.sub else "")
