@@ -157,8 +157,9 @@ class Collector:
         used = {subnet for n in networks for subnet in n.subnets}
         for entry, claim in readable(PoolClaim.read, pools):
             if self._me.id in claim.users and claim.cidr not in used:
-                release = partial(self._ipam.release_pool, ip_network(claim.cidr), entirely=True)
-                yield Orphan(f"pool {claim.cidr}", release, entry.revision)
+                cidr, seen = ip_network(claim.cidr), entry.revision
+                release = partial(self._ipam.release_pool, cidr, entirely=True, revision=seen)
+                yield Orphan(f"pool {claim.cidr}", release, seen)
 
     def _collect_endpoint(self, network_id: str, endpoint: Endpoint) -> None:
         """Its addresses become pending, and are released here if Docker's own request for that does not come."""

@@ -142,18 +142,19 @@ class Ipam:
                     f"pool {pool} overlaps this host's route to {route}: type --subnet {pool} to use it anyway"
                 )
 
-    def release_pool(self, pool: IPNetwork, *, entirely: bool = False, host: str = "") -> None:
+    def release_pool(self, pool: IPNetwork, *, entirely: bool = False, host: str = "", revision: int = 0) -> None:
         """Take back one request of this host for a pool (all of them if `entirely`); the last frees all in it.
 
         A weft network's pool stays with the network.
 
         :param host: the id of another host, whose requests are taken back instead.
+        :param revision: if not 0, do nothing unless the claim is still the one of this revision.
         """
         host = host or self._host
         while (entry := self._store.get(POOLS + str(pool))) is not None:
             claim = PoolClaim.read(entry)
             count = claim.users.get(host, 0)
-            if not count:
+            if not count or revision not in (0, entry.revision):
                 return
             left = claim.used(host, -count if entirely else -1)
             kept = left.users or left.vni
