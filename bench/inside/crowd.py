@@ -241,7 +241,7 @@ def _for_drivers(population: Population, hosts: Iterable[Host]) -> Iterator[Put]
 
 def _driver(store: Store, host: Host) -> tuple[Driver, Ipam]:
     ipam = Ipam(store, host.id, ranges=(), host_routes=list)
-    return Driver(store, host, ipam, Attachments(LightKernel(), LocalHost(host), port=_PORT)), ipam
+    return Driver(store, host, ipam, Attachments(LightKernel(), LocalHost(host), port=_PORT), Cluster()), ipam
 
 
 def _pool_id(population: Population) -> PoolId:

@@ -134,7 +134,7 @@ def _network_calls(driver: Driver, gate: Gate, routes: Routes) -> dict[str, Call
 
     def delete_network(body: Body) -> Reply:
         network_id = body.identifier("NetworkID")
-        gate.finish(f"removal of network {network_id[:12]}", lambda: driver.delete_network(network_id))
+        gate.finish(f"removal of network {network_id[:12]}", driver.deletion(network_id))
         return {}
 
     def create_endpoint(body: Body) -> Reply:

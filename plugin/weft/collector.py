@@ -23,7 +23,7 @@ from weft.driver import Driver
 from weft.errors import WeftError
 from weft.inventory import DockerNetwork, Inventory
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
-from weft.model import ENGINES, Endpoint, Host, Member, PoolClaim, pending_prefix, reading
+from weft.model import ENGINES, Endpoint, Host, Member, PoolClaim, pending_prefix, readable, reading
 from weft.store import Entry, KeyIs, Put, Store
 from weft.sweeper import Due, Outcome, Patience
 
@@ -148,21 +148,18 @@ class Collector:
     def _orphan_addresses(self, networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
         prefix = pending_prefix(self._me.id)
         used = {(subnet, address) for n in networks for subnet in n.subnets for address in n.addresses}
-        for entry in self._store.list(prefix).entries:
-            with reading(entry.key):
-                cidr, address = entry.key.removeprefix(prefix).rsplit("/", 1)
-                ip_network(cidr), ip_address(address)
+        for entry, (cidr, address) in readable(_pending, self._store.list(prefix).entries):
             if (cidr, address) not in used:
                 what = f"address {address} of pool {cidr}"
                 yield Orphan(what, partial(self._release, cidr, address), entry.revision)
 
     def _orphan_pools(self, pools: Iterable[Entry], networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
         used = {subnet for n in networks for subnet in n.subnets}
-        for entry in pools:
-            claim = PoolClaim.read(entry)
+        for entry, claim in readable(PoolClaim.read, pools):
             if self._me.id in claim.users and claim.cidr not in used:
-                release = partial(self._ipam.release_pool, ip_network(claim.cidr), entirely=True)
-                yield Orphan(f"pool {claim.cidr}", release, entry.revision)
+                cidr, seen = ip_network(claim.cidr), entry.revision
+                release = partial(self._ipam.release_pool, cidr, entirely=True, revision=seen)
+                yield Orphan(f"pool {claim.cidr}", release, seen)
 
     def _collect_endpoint(self, network_id: str, endpoint: Endpoint) -> None:
         """Its addresses become pending, and are released here if Docker's own request for that does not come."""
@@ -174,3 +171,10 @@ class Collector:
 
     def _release(self, cidr: str, address: str) -> None:
         self._ipam.release_address(PoolId(LOCAL_SPACE, ip_network(cidr)), ip_address(address))
+
+
+def _pending(mark: Entry) -> tuple[str, str]:
+    """CIDR of the pool, and the address."""
+    with reading(mark.key):
+        *_, network, bits, address = mark.key.split("/")
+        return str(ip_network(f"{network}/{bits}")), str(ip_address(address))

@@ -9,12 +9,14 @@ What can fail is done in `create_endpoint`: from Engine 29 on, a failing Join co
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
+from weft.cluster import Cluster
 from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
 from weft.ipam import GLOBAL_SPACE, SPACES, Ipam, check_usable
 from weft.model import (
@@ -42,6 +44,7 @@ from weft.model import (
     members_prefix,
     name_key,
     network_key,
+    readable,
 )
 from weft.options import NetworkOptions, parse_options
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, Write
@@ -125,6 +128,7 @@ class Driver:
         host: Host,
         ipam: Ipam,
         attachments: Attachments,
+        cluster: Cluster,
         *,
         name: str = "weft",
         mirror: bool = True,
@@ -134,12 +138,16 @@ class Driver:
         self._host = host
         self._ipam = ipam
         self._attachments = attachments
+        self._cluster = cluster
         self.name = name
         self._mirror = mirror
         self._bindings: dict[str, _Bound] = {}
         """By this engine's NetworkID."""
+        self._generations: dict[str, int] = {}
+        """What those networks were when this host joined them, by NetworkID."""
         self._expected: Network | None = None
-        self._removing = ""
+        self._mirrored: set[str] = set()
+        """NetworkIDs that the mirror makes or removes: their DeleteNetwork is not a user's."""
         self._random = rng or random.Random()
 
     # Networks
@@ -162,6 +170,7 @@ class Driver:
             self._check_expected(request, owner)
             made = self._found(request, pools) if owner is None else self._join_network(owner, request, revive)
             if made is not None:
+                self._generations[request.network_id] = made.generation
                 return made
         raise Conflict("too many hosts are changing this network at once: try again")
 
@@ -173,39 +182,55 @@ class Driver:
             yield
         finally:
             self._expected = None
+            self._mirrored.clear()
 
     @contextmanager
     def removing(self, network_id: str) -> Iterator[None]:
-        """While the engine is told to remove a network: its DeleteNetwork is not a user's."""
-        self._removing = network_id
+        """While the engine is told to remove a network."""
+        self._mirrored.add(network_id)
         try:
             yield
         finally:
-            self._removing = ""
+            self._mirrored.clear()
+
+    def deletion(self, network_id: str) -> Callable[[], None]:
+        """What deletes a network here, perhaps later than it was asked; what that means elsewhere is decided now.
+
+        Who removes a network removes it everywhere: it retires, unless somebody makes it again before the deletion is
+        done. The last host takes all that it has along.
+        """
+        meant = self._mirror and network_id not in self._mirrored
+        return partial(self._leave, network_id, retire=self._generation(network_id) if meant else None)
 
     def delete_network(self, network_id: str) -> None:
-        """A network was removed here, so it retires everywhere; the last host takes all that it has along."""
-        self._leave(network_id, retire=self._mirror and network_id != self._removing)
+        """See `deletion`."""
+        self.deletion(network_id)()
 
     def forget_network(self, network_id: str) -> None:
         """Forget this host's part of a network that nobody meant to remove."""
-        self._leave(network_id, retire=False)
+        self._leave(network_id, retire=None)
 
     def keeps(self, network: Network) -> bool:
         """True if a network stays though no engine has it: this host's mirror is about to make it."""
         return self._mirror and network.wanted
 
-    def _leave(self, network_id: str, *, retire: bool) -> None:
+    def _generation(self, network_id: str) -> int | None:
+        """The network's as far as this host knows: the store may be away."""
+        network = self._cluster.networks.get(self._cluster.bindings.get((self._host.id, network_id), 0))
+        joined = self._generations.get(network_id)
+        return joined if network is None else max(network.generation, joined or 0)
+
+    def _leave(self, network_id: str, *, retire: int | None) -> None:
+        """Forget this host's part of a network, which retires if it still is of this generation."""
         binding = self._store.get(binding_key(self._host.id, network_id))
         if binding is None:
             return
         vni = Binding.read(binding).vni
-        if self._expected and self._expected.vni == vni:
-            retire = False  # the engine could not make it after all
         self._bindings.pop(network_id, None)
+        self._generations.pop(network_id, None)
         present = self._store.get(network_key(vni))
-        for entry in self._store.list(endpoints_prefix(vni)).entries if present else ():
-            endpoint = Endpoint.read(entry)
+        listed = self._store.list(endpoints_prefix(vni)).entries if present else ()
+        for entry, endpoint in readable(Endpoint.read, listed):
             if present and endpoint.host == self._host.id:
                 self._attachments.detach(endpoint.id)
                 self._forget(Network.read(present), entry)
@@ -213,10 +238,11 @@ class Driver:
             pass  # somebody changed the network
         self.remove_unused(vni)
 
-    def _drop_membership(self, binding: str, member: Member, retire: bool) -> bool:
+    def _drop_membership(self, binding: str, member: Member, retire: int | None) -> bool:
         writes: list[Write] = [Delete(binding), Delete(member.key)]
         entry = self._store.get(network_key(member.vni))
-        if entry is None or not retire or not (network := Network.read(entry)).wanted:
+        network = Network.read(entry) if entry else None
+        if entry is None or network is None or not network.wanted or network.generation != retire:
             return self._store.transact([], writes)
         writes.append(Put(entry.key, replace(network, retired=True).encode()))
         return self._store.transact([KeyIs(entry.key, entry.revision)], writes)
@@ -247,7 +273,7 @@ class Driver:
 
     def find_network(self, name_or_vni: str) -> Network:
         """The network with this VNI or this name; `NotFound` lists those there are."""
-        networks = [Network.read(entry) for entry in self._store.list(NETWORKS).entries]
+        networks = [network for _, network in readable(Network.read, self._store.list(NETWORKS).entries)]
         found = [n for n in networks if name_or_vni in (str(n.vni), n.name)]
         if len(found) == 1:
             return found[0]
@@ -371,9 +397,9 @@ class Driver:
 
     def _owner(self, request: NetworkRequest, pools: Listing) -> Entry | None:
         """The network that the request means: by option, by VNI, or by the pools; `Conflict` if those differ."""
-        cidrs = {one.pool.cidr for one in request.pools}
-        claims = (PoolClaim.read(entry) for entry in pools.entries)
-        vnis = {claim.vni for claim in claims if claim.vni and claim.cidr in cidrs}
+        keys = {POOLS + one.pool.cidr for one in request.pools}
+        claims = [PoolClaim.read(entry) for entry in pools.entries if entry.key in keys]
+        vnis = {claim.vni for claim in claims if claim.vni}
         options = request.options
         if options.network is not None:
             vnis.add(self.find_network(options.network).vni)
@@ -409,6 +435,7 @@ class Driver:
         expected = self._expected
         if expected is None or {p.cidr for p in expected.pools} != {one.pool.cidr for one in request.pools}:
             return
+        self._mirrored.add(request.network_id)  # the engine may give it up after all
         network = Network.read(owner) if owner else None
         if network is None or network.vni != expected.vni or not network.wanted:
             raise NotFound(f"{expected.title} was removed meanwhile")
@@ -425,7 +452,7 @@ class Driver:
         conditions: list[Condition] = [KeyIs(owner.key, owner.revision), KeyIs(member.key, 0)]
         writes = self._membership(network, request.network_id)
         if network.retired and revive:
-            network = replace(network, retired=False)
+            network = network.revived()
             writes.append(Put(owner.key, network.encode()))
         return network if self._store.transact(conditions, writes) else None
 
@@ -463,8 +490,8 @@ class Driver:
 
     def _owned(self, pool: Pool, vni: int, pools: Listing) -> list[Write]:
         """Writes that make a pool, its gateway and its auxiliary addresses the network's."""
-        claims = (PoolClaim.read(entry) for entry in pools.entries)
-        before = next((claim for claim in claims if claim.cidr == pool.cidr), PoolClaim(pool.cidr))
+        found = next((entry for entry in pools.entries if entry.key == POOLS + pool.cidr), None)
+        before = PoolClaim.read(found) if found else PoolClaim(pool.cidr)
         claim = replace(before, vni=vni, gateway=pool.gateway)
         writes: list[Write] = [Put(claim.key, claim.encode())]
         kinds = {pool.gateway: "gateway", **dict.fromkeys(pool.auxiliary.values(), "auxiliary")}

@@ -8,6 +8,7 @@
     ├── Exhausted        nothing left to give: make room or enlarge
     ├── ConfigError      the operator's settings or this host must be corrected
     ├── StoreError       the store is away, damaged or too new
+    │   └── Unreadable   one entry of it is
     ├── EngineError      the Docker Engine's API did not answer
     └── KernelError      the kernel refused a step
 
@@ -50,6 +51,10 @@ class ConfigError(WeftError):
 
 class StoreError(WeftError):
     """The store cannot be read or written."""
+
+
+class Unreadable(StoreError):
+    """One entry of the store is damaged or too new; the store itself answers."""
 
 
 class EngineError(WeftError):

@@ -37,6 +37,7 @@ from weft.model import (
     endpoint_key,
     network_key,
     pending_prefix,
+    readable,
     reading,
 )
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
@@ -114,7 +115,11 @@ class Ipam:
     # Pools
 
     def request_pool(self, space: str, pool: IPNetwork | None, sub: IPNetwork | None, *, v6: bool) -> PoolId:
-        """Reserve `pool`, or a free one of the family if it is None. Asking again for the same pool is the same."""
+        """Reserve `pool`, or a free one of the family if it is None.
+
+        Each request counts, also for a pool that this host has: it is another network's (macvlan, say), or the engine
+        takes it back. It repeats none at its start, see IpamDriver.GetCapabilities.
+        """
         if space not in SPACES:
             raise InvalidRequest(f"address space {space!r} is not one of weft's ({', '.join(SPACES)})")
         if pool is None:
@@ -141,15 +146,17 @@ class Ipam:
                     f"pool {pool} overlaps this host's route to {route}: type --subnet {pool} to use it anyway"
                 )
 
-    def release_pool(self, pool: IPNetwork, *, entirely: bool = False) -> None:
+    def release_pool(self, pool: IPNetwork, *, entirely: bool = False, revision: int = 0) -> None:
         """Take back one request of this host for a pool (all of them if `entirely`); the last frees all in it.
 
         A weft network's pool stays with the network.
+
+        :param revision: if not 0, do nothing unless the claim is still the one of this revision.
         """
         while (entry := self._store.get(POOLS + str(pool))) is not None:
             claim = PoolClaim.read(entry)
             count = claim.users.get(self._host, 0)
-            if not count:
+            if not count or revision not in (0, entry.revision):
                 return
             left = claim.used(self._host, -count if entirely else -1)
             if self._store.transact([KeyIs(entry.key, entry.revision)], self._with(left)):
@@ -179,8 +186,7 @@ class Ipam:
 
     def refuse_overlap(self, pool: IPNetwork, entries: Iterable[Entry]) -> None:
         """Raise `Conflict` if a claimed pool other than `pool` itself overlaps it."""
-        for entry in entries:
-            other = _cidr(entry)
+        for entry, other in readable(_cidr, entries):
             if other != pool and other.version == pool.version and other.overlaps(pool):
                 raise Conflict(f"pool {pool} overlaps {other} of {self._owner(entry)}: choose another --subnet")
 
@@ -191,8 +197,6 @@ class Ipam:
             self.refuse_overlap(pool, listing.entries)
             entry = next((entry for entry in listing.entries if entry.key == key), None)
             claim = PoolClaim.read(entry) if entry else PoolClaim(str(pool))
-            if claim.vni and self._host in claim.users:
-                return  # asked again for what it has: the network keeps the pool
             # NoneNewer: nobody has reserved an overlapping pool since the listing was read, nor changed this one.
             unchanged: list[Condition] = [
                 KeyIs(key, entry.revision if entry else 0),
@@ -205,7 +209,7 @@ class Ipam:
         routes = [route for route in self._host_routes() if route.version == version]
         while True:
             listing = self._store.list(POOLS)
-            taken = [*routes, *(_cidr(entry) for entry in listing.entries)]
+            taken = [*routes, *(pool for _, pool in readable(_cidr, listing.entries))]
             pool = self._first_free([net for net in taken if net.version == version], version)
             claim = PoolClaim(str(pool)).used(self._host, 1)
             if self._store.transact([NoneNewer(POOLS, listing.revision)], [Put(claim.key, claim.encode())]):
@@ -311,7 +315,7 @@ class Ipam:
         raise Conflict(f"address {held.address} of pool {pool_id.pool} is taken: {self._describe(held)}")
 
     def _lowest_free(self, pool_id: PoolId) -> IPAddress:
-        used = {allocation.address for allocation in self._allocations(pool_id.pool)}
+        used = self._used(pool_id.pool)
         for address in pool_id.pool.hosts():
             if str(address) not in used:
                 return address
@@ -353,7 +357,7 @@ class Ipam:
             address = pool_id.pool[first + self._random.randrange(span)]
             if address not in self._cooling:
                 yield address
-        used = {a.address for a in self._allocations(pool_id.pool)}
+        used = self._used(pool_id.pool)
         start = self._random.randrange(span)
         in_turn = (pool_id.pool[first + (start + i) % span] for i in range(span))
         cooling = []
@@ -365,12 +369,14 @@ class Ipam:
                     yield address
         yield from cooling
 
-    def _allocations(self, pool: IPNetwork) -> list[Allocation]:
-        return [Allocation.read(e) for e in self._store.list(address_key(str(pool), "")).entries]
+    def _used(self, pool: IPNetwork) -> set[str]:
+        prefix = address_key(str(pool), "")
+        return {entry.key.removeprefix(prefix) for entry in self._store.list(prefix).entries}
 
     def _full(self, pool_id: PoolId) -> str:
         first, last = _automatic_bounds(pool_id)
-        inside = [a for a in self._allocations(pool_id.pool) if ip_address(a.address) in pool_id.range]
+        entries = self._store.list(address_key(str(pool_id.pool), "")).entries
+        inside = [a for _, a in readable(Allocation.read, entries) if ip_address(a.address) in pool_id.range]
         held = sum(a.kind == "endpoint" for a in inside)
         total = last - first + 1 - (len(inside) - held)
         where = f"pool {pool_id.pool}" + (f", range {pool_id.sub}," if pool_id.sub else "")

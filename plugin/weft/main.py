@@ -123,7 +123,7 @@ def build(settings: Settings) -> Weft:
     me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
     attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns)
-    driver = Driver(store, me.host, ipam, attachments, name=settings.driver, mirror=settings.mirror)
+    driver = Driver(store, me.host, ipam, attachments, cluster, name=settings.driver, mirror=settings.mirror)
     agent = Agent(patient, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=settings.resync)
     hosts = Hosts(patient, cluster, driver, ipam)
     presence = Presence(

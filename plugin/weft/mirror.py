@@ -21,7 +21,7 @@ from weft.cluster import Cluster, Touched
 from weft.driver import Driver
 from weft.errors import EngineError, WeftError
 from weft.inventory import DockerNetwork, Engine, Inventory
-from weft.model import Host, Network, name_key, network_key
+from weft.model import Host, Network, name_key, network_key, reading
 from weft.store import Entry, KeyIs, Put, Store
 from weft.sweeper import Outcome
 
@@ -244,8 +244,11 @@ class Mirror:
         entry, name = self._store.get(network_key(vni)), self._store.get(name_key(found.name))
         if entry is None or (network := Network.read(entry)).published:
             return
-        if name and self._read(int(name.value)):
-            return  # another was quicker: it is planned again when that is seen
+        if name:
+            with reading(name.key):
+                holder = int(name.value)
+            if self._read(holder):
+                return  # another was quicker: it is planned again when that is seen
         network = replace(network, name=found.name, published=found.published)
         conditions = [KeyIs(entry.key, entry.revision), KeyIs(name_key(found.name), name.revision if name else 0)]
         if self._store.transact(conditions, [Put(entry.key, network.encode()), Put(name_key(found.name), str(vni))]):
@@ -253,7 +256,7 @@ class Mirror:
 
     def _replace(self, found: DockerNetwork, winner: Network) -> None:
         """The winner may be retired: somebody wants it again."""
-        if not self._change(winner.vni, lambda network: replace(network, retired=False)):
+        if not self._change(winner.vni, Network.revived):
             return
         if self._remove(found):
             log.warning("Docker network %s (%s) gives way to %s", found.name, found.id[:12], winner.title)

@@ -22,9 +22,10 @@ Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`)
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -38,10 +39,17 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from weft.errors import StoreError
+from weft.errors import Unreadable
 from weft.store import Entry
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_left_out: set[str] = set()
+"""Keys of unreadable entries that the log has named."""
 
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
@@ -79,16 +87,29 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 @contextmanager
 def reading(key: str) -> Iterator[None]:
-    """Whatever is wrong with what the store has under `key` becomes a `StoreError` that names the key."""
+    """Whatever is wrong with what the store has under `key` becomes an `Unreadable` that names the key."""
     try:
         yield
     except _UNREADABLE as error:
         raise _unreadable(key, error) from error
 
 
-def _unreadable(key: str, error: Exception) -> StoreError:
+def _unreadable(key: str, error: Exception) -> Unreadable:
     what = f"{type(error).__name__}: {error}"
-    return StoreError(f"the store's entry {key} cannot be read ({what}): was it written by hand or by a newer weft?")
+    return Unreadable(f"the store's entry {key} cannot be read ({what}): was it written by hand or by a newer weft?")
+
+
+def readable(read: Callable[[Entry], T], entries: Iterable[Entry]) -> Iterator[tuple[Entry, T]]:
+    """Entries with what `read` makes of them; those that are `Unreadable` stop nothing else, and are said once."""
+    for entry in entries:
+        try:
+            record = read(entry)
+        except Unreadable as error:
+            if entry.key not in _left_out:
+                _left_out.add(entry.key)
+                log.error("left out: %s", error)
+        else:
+            yield entry, record
 
 
 @cache
@@ -107,7 +128,7 @@ class _Record:
 
     @classmethod
     def read(cls, entry: Entry) -> Self:
-        """The record in an entry; `StoreError` if it is none, or another one's."""
+        """The record in an entry; `Unreadable` if it is none, or another one's."""
         try:  # not `reading`: this is done for every entry of the cluster
             record = cls.decode(entry.value)
             record.check()
@@ -202,6 +223,7 @@ class Network(_Record):
     :param creator: name of the host on which it was made.
     :param published: if not None, every host's engine shall have it, and `names/<name>` is this network's.
     :param retired: somebody removed it: every engine shall drop it as soon as no container there uses it.
+    :param generation: how often it was wanted again after that: who removed an earlier one did not mean this one.
     """
 
     vni: int
@@ -212,6 +234,7 @@ class Network(_Record):
     creator: str
     published: Published | None = None
     retired: bool = False
+    generation: int = 0
 
     @property
     def key(self) -> str:
@@ -232,6 +255,10 @@ class Network(_Record):
     def wanted(self) -> bool:
         """True if every engine shall have it."""
         return self.published is not None and not self.retired
+
+    def revived(self) -> Network:
+        """Every engine shall have it (again)."""
+        return replace(self, retired=False, generation=self.generation + self.retired)
 
     def cidr_of(self, address: str) -> str | None:
         """CIDR of the pool that an address is in."""

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Protocol
 
 from weft.cluster import Cluster
-from weft.errors import EngineError, WeftError
+from weft.errors import EngineError, StoreError, Unreadable, WeftError
 from weft.inventory import Engine, Inventory
 from weft.model import POOLS, Host
 from weft.store import Entry, Store
@@ -160,9 +160,23 @@ class Sweeper:
         if not self._cluster.loaded:
             return _IDLE_SECONDS  # the agent's first snapshot wakes us
         inventory, pools = self.look()
-        outcomes = [sweep.sweep(inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
+        outcomes = [self._run(sweep, inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
         self._report({what: text for outcome in outcomes for what, text in outcome.failing.items()})
         return min([outcome.again for outcome in outcomes if outcome.again is not None], default=_IDLE_SECONDS)
+
+    def _run(self, sweep: Sweep, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
+        """One sweep's failure keeps no other from its work, unless the engine or the store is away."""
+        try:
+            return sweep.sweep(inventory, pools)
+        except WeftError as error:
+            if isinstance(error, EngineError | StoreError) and not isinstance(error, Unreadable):
+                raise
+            sweep.forget()
+            name = type(sweep).__name__.lower()
+            return Outcome(_RETRY_SECONDS, {name: f"weft's {name} cannot go on: {error}"})
+        except Exception:
+            log.exception("comparing with Docker met a bug")
+            return Outcome()
 
     def _report(self, failing: Mapping[str, str]) -> None:
         """A race is over by the next sweep; what is not is said, once."""

@@ -54,7 +54,7 @@ class FakeHost:
         self.cluster = Cluster()
         self.attachments = Attachments(kernel, self.me, port=4789)
         rng = random.Random(number)
-        self.driver = Driver(store, self.record, self.ipam, self.attachments, mirror=mirror, rng=rng)
+        self.driver = Driver(store, self.record, self.ipam, self.attachments, self.cluster, mirror=mirror, rng=rng)
         self.monitor = FakeMonitor()
         self.agent = Agent(store, self.cluster, kernel, self.me, self.attachments, monitor=self.monitor, resync=3600)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -12,6 +12,7 @@ from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
 from weft.collector import Collector
 from weft.errors import EngineError
+from weft.inventory import Inventory
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Endpoint, Network, Published
 from weft.store import Delete, Put
@@ -94,6 +95,23 @@ def test_pending_addresses_and_pools_are_collected_unless_docker_uses_them(
     assert str(lost) not in names(store, f"ipam/addresses/{CIDR}/")
     assert str(used) in names(store, f"ipam/addresses/{CIDR}/")
     assert names(store, "ipam/pools/") == [CIDR, "10.5.0.0/24"]
+
+
+def test_a_pool_that_is_asked_for_again_before_it_is_collected_stays(
+    collector: Sweeper, one: FakeHost, engine: FakeEngine, store: SqliteStore
+) -> None:
+    lan = ip_network("10.5.0.0/24")
+    one.ipam.request_pool(LOCAL_SPACE, lan, None, v6=False)
+    look = engine.inventory
+
+    def looked(ids: Collection[str], subnets: Collection[str]) -> Inventory:
+        seen = look(ids, subnets)
+        one.ipam.request_pool(LOCAL_SPACE, lan, None, v6=False)
+        return seen
+
+    engine.inventory = looked  # type: ignore[method-assign]
+    sweep(collector, one, store)
+    assert names(store, "ipam/pools/") == [CIDR, str(lan)]
 
 
 def test_nothing_is_collected_within_the_grace(one: FakeHost, engine: FakeEngine, store: SqliteStore) -> None:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
+from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
 from weft.cluster import Cluster
-from weft.errors import StoreError, WeftError
+from weft.collector import Collector
+from weft.errors import Conflict, EngineError, Exhausted, StoreError, Unreadable, WeftError
+from weft.inventory import Inventory
 from weft.ipam import LOCAL_SPACE, PoolId
-from weft.model import ADDRESSES, BINDINGS, ENDPOINTS, HOSTS, MEMBERS, NETWORKS, POOLS, Endpoint, Host, Network, Pool
+from weft.mirror import Mirror
+from weft.model import (
+    ADDRESSES,
+    BINDINGS,
+    ENDPOINTS,
+    HOSTS,
+    MEMBERS,
+    NAMES,
+    NETWORKS,
+    PENDING,
+    POOLS,
+    Endpoint,
+    Host,
+    Network,
+    Pool,
+    _left_out,
+)
 from weft.store import Entry, Put
 from weft.store.sqlite import SqliteStore
+from weft.sweeper import Outcome, Sweeper
 
 GARBAGE = ["", "nonsense", "[]", "5", "null", '"id"', "{}", "[" * 100_000, "\ufffd"]
 NETWORK = Network(5, "app", (Pool("10.0.0.0/24", "10.0.0.1"),), 0, False, "h1")
@@ -59,6 +79,97 @@ def test_a_record_that_would_make_trouble_later_is_left_out(record: Host | Endpo
     assert not cluster.hosts
     assert not cluster.networks
     assert not cluster.local_endpoints(5, HOST.id)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        (POOLS + "10.9.0.0/24", "{"),
+        (POOLS + "here", "{}"),
+        (PENDING + f"{1:032x}/10.0.0.0/24/x", ""),
+        (PENDING + f"{1:032x}/x", ""),
+        (ADDRESSES + "10.0.0.0/24/10.0.0.9", "{"),
+        (NETWORKS + "9", "{"),
+        (ENDPOINTS + "5/e9", "{"),
+        (NAMES + "other", "nine"),
+    ],
+    ids=str,
+)
+def test_what_is_in_lists_only_is_left_out_of_them_and_said_once(
+    host: Callable[..., FakeHost], store: SqliteStore, foreign: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = host()
+    _left_out.clear()
+    store.transact([], [Put(*foreign)])
+    one.create_network("n1", "10.0.0.0/24", vni=5)
+    one.run("n1", "e1", "10.0.0.0/24")
+    assert one.driver.find_network("5").vni == 5
+    with pytest.raises(Conflict, match=r"pool 10\.0\.0\.0/25 overlaps 10\.0\.0\.0/24"):
+        one.create_network("n2", "10.0.0.0/25")
+    full = PoolId.parse(f"{LOCAL_SPACE}/10.0.0.0/24/10.0.0.8/30")
+    with suppress(Exhausted):
+        while True:
+            assert one.ipam.request_address(full, None) != ip_address("10.0.0.9") or ADDRESSES not in foreign[0]
+    engine = FakeEngine()
+    for _ in range(2):
+        one.cluster.load(store.list("topology/").entries)
+        collector = Collector(store, one.record, one.cluster, one.driver, one.ipam, grace=0)
+        mirror = Mirror(store, one.record, one.cluster, one.driver, engine, enabled=True)
+        Sweeper(engine, store, one.record, one.cluster, [collector, mirror]).sweep()
+    assert not [e.key for e in store.list(PENDING).entries if e.key != foreign[0]]
+    assert not [e.key for e in store.list(POOLS).entries if e.key != foreign[0]]
+    told = [record.message for record in caplog.records if record.message.startswith("left out: ")]
+    assert len(told) == (not foreign[0].startswith(NAMES))
+    assert all(f"the store's entry {foreign[0]} cannot be read" in text for text in told)
+
+
+def test_one_sweep_that_cannot_go_on_does_not_keep_the_others(
+    host: Callable[..., FakeHost], store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, engine = host(), FakeEngine()
+    one.cluster.load(store.list("topology/").entries)
+    last = Asked()
+    failing = [Asked(Unreadable("one entry")), Asked(RuntimeError("a bug"))]
+    sweeper = Sweeper(engine, store, one.record, one.cluster, [*failing, last])
+    for asked in range(1, 4):
+        sweeper.sweep()
+        assert last.asked == asked
+    said = [record.getMessage() for record in caplog.records if "cannot go on: one entry" in record.message]
+    assert len(said) == 1
+    for error in (StoreError("away"), EngineError("away")):
+        with pytest.raises(type(error)):
+            Sweeper(engine, store, one.record, one.cluster, [Asked(error), last]).sweep()
+    assert last.asked == 3
+
+
+class Asked:
+    """A sweep that fails with this error."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.asked = 0
+        self._error = error
+
+    def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
+        self.asked += 1
+        if self._error:
+            raise self._error
+        return Outcome()
+
+    def forget(self) -> None:
+        pass
+
+
+def test_a_name_that_cannot_be_read_is_reported(host: Callable[..., FakeHost], store: SqliteStore) -> None:
+    one, engine = host(), FakeEngine()
+    one.create_network("n1", "10.0.0.0/24")
+    engine.add("n1", "app", "10.0.0.0/24")
+    store.transact([], [Put(NAMES + "app", "nine")])
+    mirror = Mirror(store, one.record, one.cluster, one.driver, engine, enabled=True)
+    sweeper = Sweeper(engine, store, one.record, one.cluster, [mirror])
+    one.cluster.load(store.list("topology/").entries)
+    for _ in range(2):
+        sweeper.sweep()
+    assert "the store's entry names/app cannot be read" in "".join(sweeper.conflicts.values())
 
 
 def test_a_record_under_another_key_is_refused() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from tests.fakes import FakeEngine
+from tests.fakes import FakeEngine, OpenGate
 from tests.unit.conftest import FakeHost
+from weft.api import Gate, create_app
 from weft.cluster import Cluster, Touched
 from weft.errors import EngineError
 from weft.inventory import DockerNetwork
 from weft.mirror import Create, Learn, Mirror, Plan, Publish, Remove, Replace, plan
 from weft.model import Endpoint, Host, Member, Network, Pool, Published, name_key
+from weft.sandboxes import ResolverRoutes
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
 from weft.sweeper import Sweeper
@@ -348,6 +351,66 @@ def test_a_create_that_docker_gives_up_after_the_driver_does_not_retire_the_netw
     two.engine._create = working
     two.sweep()
     assert two.networks() == {"app": {CIDR}}
+
+
+class ClosedGate(OpenGate):
+    """The store is away: what takes something away is kept; see `unfinished.Unfinished`."""
+
+    def __init__(self) -> None:
+        self.kept: list[Callable[[], object]] = []
+
+    def finish(self, what: str, work: Callable[[], object]) -> None:
+        self.kept.append(work)
+
+
+def delete(host: FakeHost, gate: Gate, network_id: str) -> None:
+    """The engine says that it removed a network."""
+    routes = ResolverRoutes(host.cluster, host.record.id, "", Path("/nonexistent"))
+    app = create_app(host.driver, host.ipam, gate, routes)
+    assert app.test_client().post("/NetworkDriver.DeleteNetwork", json={"NetworkID": network_id}).json == {}
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_removal_that_waited_for_the_store_retires_only_what_was_removed(
+    pair: Pair, store: SqliteStore, again: bool
+) -> None:
+    one, two = pair
+    one.create("n1", "app")
+    for each in (one, two, one):
+        each.sweep()
+    gate = ClosedGate()
+    delete(one.host, gate, "n1")
+    if again:
+        two.remove("made1")
+        two.create("n2", "app")
+        one.look()
+    for work in gate.kept:
+        work()
+    assert [n.wanted for n in networks(store)] == [again]
+    del one.engine.present["n1"]
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_what_the_mirror_makes_or_removes_does_not_retire_later_either(
+    pair: Pair, store: SqliteStore, removed: bool
+) -> None:
+    one, two = pair
+    network = one.create("n1", "app")
+    one.sweep()
+    gate = ClosedGate()
+    if removed:
+        two.sweep()
+        with two.host.driver.removing("made1"):
+            delete(two.host, gate, "made1")
+        del two.engine.present["made1"]
+    else:
+        with two.host.driver.expecting(network):
+            two.host.mirror_network("made1", network)
+            delete(two.host, gate, "made1")
+    two.look()
+    for work in gate.kept:
+        work()
+    assert [n.wanted for n in networks(store)] == [True]
 
 
 def test_a_name_whose_network_is_gone_is_free(pair: Pair, store: SqliteStore) -> None:
