@@ -66,6 +66,8 @@ class Adoption:
         patience: float,
         grace: float = _GRACE_SECONDS,
     ) -> None:
+        self.found_networks = False
+        """Set when a network was adopted: what had to be refused for want of it can be done now."""
         self._store = store
         self._me = host
         self._cluster = cluster
@@ -137,6 +139,7 @@ class Adoption:
         except WeftError:
             self._release(found)
             raise
+        self.found_networks = True
         log.warning(
             "Docker network %s (%s) was unknown to the cluster and is %s now", found.name, found.id, network.title
         )

@@ -17,7 +17,7 @@ from ipaddress import ip_address, ip_network
 from typing import Protocol
 
 from weft.cluster import Cluster
-from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
+from weft.errors import UNKNOWN, Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
 from weft.ipam import GLOBAL_SPACE, SPACES, Ipam, check_usable
 from weft.model import (
     MACS,
@@ -314,7 +314,7 @@ class Driver:
         network = self._bound(network_id).network
         entry = self._store.get(endpoint_key(network.vni, endpoint_id))
         if entry is None:
-            raise NotFound(f"endpoint {endpoint_id[:12]} of {network.title} is not known to weft")
+            raise NotFound(f"endpoint {endpoint_id[:12]} of {network.title} {UNKNOWN}")
         return self._attachments.attach(network, Endpoint.read(entry))
 
     def is_alive(self, endpoint_id: str) -> bool:
@@ -523,7 +523,7 @@ class Driver:
             binding = self._store.get(binding_key(self._host.id, network_id))
             entry = self._store.get(network_key(Binding.read(binding).vni)) if binding else None
             if binding is None or entry is None:
-                raise NotFound(f"Docker network {network_id[:12]} is not known to weft: remove it and create it again")
+                raise NotFound(f"Docker network {network_id[:12]} {UNKNOWN}: remove it and create it again")
             unchanged = KeyIs(binding.key, binding.revision)
             bound = self._bindings[network_id] = _Bound(Network.read(entry), unchanged)
         return bound

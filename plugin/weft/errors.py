@@ -20,6 +20,9 @@ from __future__ import annotations
 
 import os
 
+UNKNOWN = "is not known to weft"
+"""Part of the message when Docker means an object that the store does not have (any more)."""
+
 
 class WeftError(Exception):
     """Base of all errors that have a message for a user."""

@@ -23,7 +23,7 @@ from time import monotonic
 from typing import NoReturn
 
 from weft.config import PoolRange
-from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound
+from weft.errors import UNKNOWN, Conflict, Exhausted, InvalidRequest, NotFound
 from weft.model import (
     HOSTS,
     POOLS,
@@ -292,7 +292,7 @@ class Ipam:
     def _claim_entry(self, pool_id: PoolId) -> Entry:
         entry = self._store.get(f"{POOLS}{pool_id.pool}")
         if entry is None:
-            raise NotFound(f"pool {pool_id.pool} is not known to weft: its network was removed")
+            raise NotFound(f"pool {pool_id.pool} {UNKNOWN}: its network was removed")
         return entry
 
     def _try(self, pool_id: PoolId, address: IPAddress) -> bool:

@@ -178,7 +178,7 @@ def _sweeper(
     patience = 2 * settings.gc_grace + MARGIN_SECONDS  # twice: a collector looks after every half of its grace
     adoption = Adoption(store, host, cluster, driver, ipam, patience=patience)
     mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
-    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence)])
+    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence, adoption)])
     agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
     return sweeper
 

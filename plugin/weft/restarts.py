@@ -1,6 +1,8 @@
-"""Containers that were to run again after a reboot, when the store was away for longer than they could wait.
+"""Containers that were to run again after a reboot, but weft had to refuse them.
 
-The engine tries such a start once. So what weft had to refuse then, it starts when the store is back.
+The engine tries such a start once, before weft can help it: the store may be away for longer than a container can wait,
+or the cluster may have forgotten this host, whose networks are adopted only when the engine answers. So what was
+refused for these reasons is started here, when they are over.
 """
 
 from __future__ import annotations
@@ -8,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from weft.adoption import Adoption
+from weft.errors import UNKNOWN
 from weft.inventory import Engine, Inventory
 from weft.presence import NOT_REGISTERED, Presence
 from weft.store import Entry
@@ -17,18 +21,25 @@ log = logging.getLogger(__name__)
 
 
 class Restarts:
-    """See `sweeper.Sweep`."""
+    """See `sweeper.Sweep`; after `adoption` in a round."""
 
-    def __init__(self, engine: Engine, presence: Presence) -> None:
+    def __init__(self, engine: Engine, presence: Presence, adoption: Adoption) -> None:
         self._engine = engine
         self._presence = presence
+        self._adoption = adoption
 
     def forget(self) -> None:
         pass
 
     def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         if self._presence.refused.is_set() and not self._presence.problem:
-            for name in self._engine.start_refused(NOT_REGISTERED):
-                log.warning("container %s is started: it was refused when the store was away", name)
+            self._start(NOT_REGISTERED)
             self._presence.refused.clear()
+        if self._adoption.found_networks:
+            self._start(UNKNOWN)
+            self._adoption.found_networks = False
         return Outcome()
+
+    def _start(self, why: str) -> None:
+        for name in self._engine.start_refused(why):
+            log.warning("container %s is started: it was refused before (%s)", name, why)

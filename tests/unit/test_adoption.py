@@ -6,6 +6,9 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
+from threading import Event
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -15,8 +18,11 @@ from tests.unit.conftest import FakeHost
 from weft.adoption import Adoption
 from weft.collector import Collector
 from weft.driver import EndpointRequest
+from weft.errors import NotFound
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Endpoint, Network, network_key
+from weft.presence import Presence
+from weft.restarts import Restarts
 from weft.store import DeleteAll, Put
 from weft.store.sqlite import SqliteStore
 from weft.sweeper import Sweeper
@@ -228,3 +234,21 @@ def test_a_kernel_that_fails_cuts_nobody_off(here: Adopting, store: SqliteStore)
     (network,) = here.networks()
     assert store.get(replace(endpoint, vni=network.vni).key)
     assert store.get(network_key(network.vni))
+
+
+def test_a_container_that_was_refused_for_want_of_its_network_is_started(here: Adopting, store: SqliteStore) -> None:
+    here.lose_everything()
+    with pytest.raises(NotFound) as refusal:
+        here.host.run("n1", E1, CIDR)
+    here.engine.refused = [("web", f"remote: {refusal.value}"), ("db", "no such file or directory")]
+    presence = cast(Presence, SimpleNamespace(refused=Event(), problem=""))
+    adoption = Adoption(
+        store, here.host.record, here.host.cluster, here.host.driver, here.host.ipam, patience=0, grace=0
+    )
+    here.sweeper = Sweeper(
+        here.engine, store, here.host.record, here.host.cluster, [adoption, Restarts(here.engine, presence, adoption)]
+    )
+    for _ in range(2):
+        here.sweep()
+    assert here.networks()
+    assert here.engine.refused == [("db", "no such file or directory")]

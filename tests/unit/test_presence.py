@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost, together
 from tests.unit.test_agent import eventually
+from weft.adoption import Adoption
 from weft.errors import ConfigError, KernelError, StoreError
 from weft.hosts import Hosts, IdInUse
 from weft.presence import Presence
@@ -188,7 +190,7 @@ def test_what_was_refused_at_boot_is_started_when_the_store_is_back(
 ) -> None:
     monkeypatch.setattr("weft.presence._START_SECONDS", 0.0)
     one, engine = world(1), FakeEngine()
-    restarts = Restarts(engine, one.presence)
+    restarts = Restarts(engine, one.presence, cast(Adoption, SimpleNamespace(found_networks=False)))
     with pytest.raises(StoreError) as refusal:
         one.presence.admit()
     engine.refused = [("web", f"remote: {refusal.value}"), ("db", "no such file or directory")]
