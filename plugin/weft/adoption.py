@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
 
 from weft.cluster import Cluster
 from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
-from weft.errors import Taken, WeftError
+from weft.errors import Conflict, Taken, WeftError
 from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
-from weft.model import Host, Pool, binding_key, endpoint_key
+from weft.model import Host, Network, Pool, binding_key, endpoint_key
 from weft.options import parse_options
 from weft.store import Entry, Store
 from weft.sweeper import Outcome, Patience
@@ -133,9 +134,9 @@ class Adoption:
             return  # the cluster in memory is late
         try:
             pools = tuple(PoolRequest(LOCAL_SPACE, self._reserve(found, pool)) for pool in found.pools)
-            options = parse_options(found.published.options)
-            request = NetworkRequest(found.id, pools, options, found.internal)
-            network = self._driver.create_network(request, revive=False)
+            # What `weft.network` named is lost as well; the subnets say which network it is.
+            options = replace(parse_options(found.published.options), network=None)
+            network = self._make(NetworkRequest(found.id, pools, options, found.internal))
         except WeftError:
             self._release(found)
             raise
@@ -143,6 +144,14 @@ class Adoption:
         log.warning(
             "Docker network %s (%s) was unknown to the cluster and is %s now", found.name, found.id, network.title
         )
+
+    def _make(self, request: NetworkRequest) -> Network:
+        """With the VNI that was asked for, unless that is another network's by now."""
+        if request.options.vni:
+            with suppress(Conflict):
+                return self._driver.create_network(request, revive=False)
+        without = replace(request, options=replace(request.options, vni=None))
+        return self._driver.create_network(without, revive=False)
 
     def _reserve(self, found: DockerNetwork, pool: Pool) -> Pool:
         """As the engine asks for a new network's pool, its gateway and its auxiliary addresses."""

@@ -159,6 +159,11 @@ class Driver:
         """
         self._check_request(request)
         self._attachments.check()
+        expected = self._expects(request)
+        if expected:
+            self._mirrored.add(request.network_id)  # the engine may give it up after all
+            # It is known which network is meant, and under another number than was typed if the store was lost.
+            request = replace(request, options=replace(request.options, network=None, vni=None))
         for _ in range(_ATTEMPTS):
             self._bindings.pop(request.network_id, None)  # the cluster may have forgotten this host
             with suppress(NotFound):
@@ -167,7 +172,8 @@ class Driver:
                 return network
             pools = self._store.list(POOLS)
             owner = self._owner(request, pools)
-            self._check_expected(request, owner)
+            if expected:
+                self._check_expected(expected, owner)
             made = self._found(request, pools) if owner is None else self._join_network(owner, request, revive)
             if made is not None:
                 self._generations[request.network_id] = made.generation
@@ -431,11 +437,13 @@ class Driver:
         unchanged: list[Condition] = [KeyIs(network.key, 0), NoneNewer(POOLS, pools.revision)]
         return network if self._store.transact(unchanged, writes) else None
 
-    def _check_expected(self, request: NetworkRequest, owner: Entry | None) -> None:
+    def _expects(self, request: NetworkRequest) -> Network | None:
+        """The network that the mirror makes, if the request is the engine's for that."""
         expected = self._expected
-        if expected is None or {p.cidr for p in expected.pools} != {one.pool.cidr for one in request.pools}:
-            return
-        self._mirrored.add(request.network_id)  # the engine may give it up after all
+        asked = {one.pool.cidr for one in request.pools}
+        return expected if expected and {pool.cidr for pool in expected.pools} == asked else None
+
+    def _check_expected(self, expected: Network, owner: Entry | None) -> None:
         network = Network.read(owner) if owner else None
         if network is None or network.vni != expected.vni or not network.wanted:
             raise NotFound(f"{expected.title} was removed meanwhile")

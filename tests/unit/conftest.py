@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from weft.errors import WeftError
 from weft.identity import LocalHost
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.model import Endpoint, Host, Network, Pool
-from weft.options import NetworkOptions
+from weft.options import NetworkOptions, parse_options
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
 
@@ -72,8 +73,10 @@ class FakeHost:
     def mirror_network(self, network_id: str, network: Network) -> None:
         """What the engine asks when the mirror tells it to make a network; it takes back what it asked for in vain."""
         pools = [pool.cidr for pool in network.pools]
+        assert network.published
+        typed = asdict(parse_options(network.published.options))
         try:
-            self.create_network(network_id, *pools, internal=network.internal)
+            self.create_network(network_id, *pools, internal=network.internal, **typed)
         except WeftError:
             self.remove_network(network_id, *pools)
             raise

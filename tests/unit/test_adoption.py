@@ -137,6 +137,25 @@ def test_networks_of_others_and_dead_endpoints_are_not_adopted(here: Adopting, s
     assert not store.list("topology/endpoints/").entries
 
 
+@pytest.mark.parametrize("other", ["", "10.1.0.0/24", "10.7.0.0/24"])
+def test_options_that_name_a_lost_network_or_its_vni_do_not_keep_it_lost(
+    here: Adopting, host: Hosts, other: str
+) -> None:
+    here.engine.present.clear()
+    here.engine.add("n1", "app", CIDR, options={"weft.network": "77", "weft.vni": "77"})
+    here.lose_everything()
+    if other == CIDR:  # as another host was quicker, whose user did not type the VNI
+        host(2).create_network("n2", other)
+    elif other:
+        host(2).create_network("n2", other, vni=77)
+    here.sweep()
+    here.sweep()
+    assert not here.sweeper.conflicts
+    vni = here.host.driver._bound("n1").network.vni
+    assert (vni == 77) is (not other)
+    assert {pool.cidr for network in here.networks() for pool in network.pools} == {CIDR, other or CIDR}
+
+
 def test_a_pool_that_is_anothers_by_now_is_a_conflict(here: Adopting, host: Hosts, store: SqliteStore) -> None:
     here.lose_everything()
     host(2).create_network("n2", "10.1.0.0/16")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from weft.errors import EngineError
 from weft.inventory import DockerNetwork
 from weft.mirror import Create, Learn, Mirror, Plan, Publish, Remove, Replace, plan
 from weft.model import Endpoint, Host, Member, Network, Pool, Published, name_key
+from weft.options import parse_options
 from weft.sandboxes import ResolverRoutes
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
@@ -144,10 +146,12 @@ class Mirrored:
         self.mirror = Mirror(store, host.record, self.cluster, host.driver, self.engine, enabled=enabled)
         self.sweeper = Sweeper(self.engine, store, host.record, self.cluster, [self.mirror])
 
-    def create(self, network_id: str, name: str, cidr: str = CIDR, **published: object) -> Network:
+    def create(
+        self, network_id: str, name: str, cidr: str = CIDR, *, options: dict[str, str] | None = None, **more: object
+    ) -> Network:
         """As a user does."""
-        made = self.host.create_network(network_id, cidr)
-        self.engine.add(network_id, name, cidr, **published)  # type: ignore[arg-type]
+        made = self.host.create_network(network_id, cidr, **asdict(parse_options(options or {})))
+        self.engine.add(network_id, name, cidr, options=options or {}, **more)  # type: ignore[arg-type]
         return made
 
     def remove(self, network_id: str) -> None:
@@ -188,13 +192,29 @@ def networks(store: SqliteStore) -> list[Network]:
 
 def test_a_network_is_made_on_the_other_host_as_it_was_typed(pair: Pair) -> None:
     one, two = pair
-    spec = {"labels": {"a": "b"}, "options": {"mtu": "1400"}, "ranges": {CIDR: "10.1.0.64/26"}, "attachable": True}
+    spec: dict[str, Any] = {
+        "labels": {"a": "b"},
+        "options": {"mtu": "1400"},
+        "ranges": {CIDR: "10.1.0.64/26"},
+        "attachable": True,
+    }
     one.create("n1", "app", CIDR, **spec)
     one.sweep()
     two.sweep()
     (found,) = two.engine.present.values()
-    assert found.published == Published(**spec)  # type: ignore[arg-type]
+    assert found.published == Published(**spec)
     assert two.host.driver.find_network("app").vni == one.host.driver.find_network("app").vni
+
+
+def test_the_mirror_knows_better_than_the_options_which_network_is_meant(pair: Pair, store: SqliteStore) -> None:
+    """After a loss of the store a network may have another VNI than was typed for it."""
+    one, two = pair
+    network = one.create("n1", "app", options={"mtu": "1400"})
+    one.engine.add("n1", "app", CIDR, options={"weft.vni": "77", "weft.network": "78", "mtu": "1400"})
+    one.sweep()
+    two.sweep()
+    assert two.networks() == {"app": {CIDR}}
+    assert [n.vni for n in networks(store)] == [network.vni]
 
 
 def test_a_removed_network_stays_where_it_is_used_and_then_goes(pair: Pair, store: SqliteStore) -> None:
@@ -395,7 +415,7 @@ def test_what_the_mirror_makes_or_removes_does_not_retire_later_either(
     pair: Pair, store: SqliteStore, removed: bool
 ) -> None:
     one, two = pair
-    network = one.create("n1", "app")
+    one.create("n1", "app")
     one.sweep()
     gate = ClosedGate()
     if removed:
@@ -404,6 +424,7 @@ def test_what_the_mirror_makes_or_removes_does_not_retire_later_either(
             delete(two.host, gate, "made1")
         del two.engine.present["made1"]
     else:
+        network = two.host.driver.find_network("app")
         with two.host.driver.expecting(network):
             two.host.mirror_network("made1", network)
             delete(two.host, gate, "made1")
