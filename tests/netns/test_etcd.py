@@ -22,7 +22,7 @@ from tests.netns.plugin import Plugin
 from tests.netns.world import Namespace, World, wait_for
 from weft.errors import StoreError
 from weft.model import ALIVE, ENDPOINTS, HOSTS
-from weft.store import Changes, DeleteAll, KeyIs, Put, Snapshot
+from weft.store import Changes, Delete, DeleteAll, KeyIs, Put, Snapshot
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access, Away, Gateway, Json
 
@@ -510,10 +510,10 @@ def test_a_copy_that_arrives_late_does_nothing(store: EtcdStore, monkeypatch: py
 def test_receipts_that_are_gone_cost_no_transaction(shared: Cluster, store: EtcdStore, tmp_path: Path) -> None:
     assert store.transact([KeyIs("a", 0)], [Put("a", "")])
     receipts = {"key": base64(f"/{tmp_path.name}.receipts/"), "range_end": base64(f"/{tmp_path.name}.receipts0")}
-    found = shared.call("kv/range", receipts)["kvs"]
-    assert len(found) == 1
-    shared.call("lease/revoke", {"ID": found[0]["lease"]})
-    assert "kvs" not in shared.call("kv/range", receipts)
+    [lease] = [kv["lease"] for kv in shared.call("kv/range", receipts)["kvs"] if "lease" in kv]
+    shared.call("lease/revoke", {"ID": lease})
+    [left] = shared.call("kv/range", receipts)["kvs"]
+    assert left["key"] == base64(f"/{tmp_path.name}.receipts/newest")
     assert store.transact([KeyIs("b", 0)], [Put("b", "")])
     assert not store.transact([KeyIs("b", 0)], [Put("b", "")])
     assert [entry.key for entry in store.list("").entries] == ["a", "b"]
@@ -599,30 +599,119 @@ def test_too_many_operations_are_refused_with_what_to_do(store: EtcdStore) -> No
     assert store.list("").entries == ()
 
 
-def test_history_that_went_back_gives_a_snapshot(make_cluster: MakeCluster, tmp_path: Path) -> None:
+@pytest.fixture
+def restored(make_cluster: MakeCluster, tmp_path: Path) -> Iterator[Restored]:
+    with closing(Restored(make_cluster(), tmp_path)) as found:
+        yield found
+
+
+class Restored:
+    """An etcd of one member that is restored from a backup, under the id that it had."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self.cluster = cluster
+        self.store = EtcdStore(cluster.endpoints)
+        self._data, self._backup = folder / "etcd0", folder / "backup"
+        self.write("old")
+        cluster.kill()
+        shutil.copytree(self._data, self._backup)
+        cluster.start()
+        self.watch = self.store.watch("")
+        self.news = iter(self.watch)
+        assert isinstance(next(self.news), Snapshot)
+
+    def write(self, *keys: str) -> None:
+        for key in keys:
+            self.store.transact([], [Put(key, "")])
+
+    def restore(self) -> None:
+        self.cluster.kill()
+        shutil.rmtree(self._data)
+        self._backup.rename(self._data)
+        self.cluster.start()
+
+    def follows(self) -> None:
+        """Wait until the watch has seen the newest mark."""
+        assert wait_for(lambda: self.watch._seen.mark == self.store.moment().mark)
+
+    def snapshot(self) -> list[str]:
+        """The keys in the next news, which must be everything."""
+        again = next(self.news)
+        assert isinstance(again, Snapshot)
+        return [entry.key for entry in again.entries]
+
+    def close(self) -> None:
+        self.watch.close()
+        self.store.close()
+
+
+def next_events(news: Iterator[Snapshot | Changes]) -> tuple[tuple[str, str | None], ...]:
+    change = next(news)
+    assert isinstance(change, Changes)
+    return change.events
+
+
+def test_history_that_went_back_gives_a_snapshot(restored: Restored) -> None:
     """An etcd restored from a backup has not even the revisions that the watch saw."""
-    cluster = make_cluster()
-    store = EtcdStore(cluster.endpoints)
-    store.transact([], [Put("old", "")])
-    cluster.kill()
-    data, backup = tmp_path / "etcd0", tmp_path / "backup"
-    shutil.copytree(data, backup)
-    cluster.start()
-    watch = store.watch("")
-    news = iter(watch)
-    next(news)
-    for number in range(10):
-        store.transact([], [Put("lost", str(number))])
-        assert isinstance(next(news), Changes)
-    cluster.kill()
-    shutil.rmtree(data)
-    backup.rename(data)
-    cluster.start()
-    again = next(news)
-    assert isinstance(again, Snapshot)
-    assert [entry.key for entry in again.entries] == ["old"]
-    watch.close()
-    store.close()
+    for _ in range(10):
+        restored.write("lost")
+        assert isinstance(next(restored.news), Changes)
+    restored.restore()
+    assert restored.snapshot() == ["old"]
+
+
+def test_another_history_that_went_further_gives_a_snapshot(restored: Restored) -> None:
+    """Nothing but its marks tells it from what the watch saw: there are even the same writes at the same revisions."""
+    for key in ("same", "lost", "same"):
+        restored.write(key)
+        assert isinstance(next(restored.news), Changes)
+    restored.follows()
+    restored.restore()
+    restored.write("same", "new", "same", "more", "more")
+    assert restored.snapshot() == ["more", "new", "old", "same"]
+    restored.write("later")
+    assert next_events(restored.news) == (("later", ""),)
+
+
+def test_a_listing_of_another_history_is_not_gone_on_with(restored: Restored) -> None:
+    """Of the writes that were lost, the watch has seen no event: the last one left no key."""
+    restored.store.transact([], [Delete("old")])
+    with closing(restored.store.watch("")) as watch:
+        news = iter(watch)
+        assert next(news) == Snapshot((), restored.store.moment().revision)
+        restored.restore()
+        restored.write("a", "b", "c")
+        again = next(news)
+        assert isinstance(again, Snapshot)
+        assert [entry.key for entry in again.entries] == ["a", "b", "c", "old"]
+
+
+def test_another_history_behind_the_same_connection_gives_a_snapshot(
+    restored: Restored, make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream may survive on a machine that is cut off while etcd's address is already another's."""
+    restored.write("seen")
+    assert isinstance(next(restored.news), Changes)
+    restored.follows()
+    with closing(EtcdStore(make_cluster().endpoints)) as other:
+        for _ in range(20):
+            other.transact([], [Put("other", "")])
+        monkeypatch.setattr(restored.store, "moment", lambda endpoint="", *, at=0: other.moment(at=at))
+        assert restored.snapshot() == ["old", "seen"]
+
+
+def test_a_watch_goes_on_after_an_outage_though_history_is_compacted(restored: Restored) -> None:
+    restored.write("a", "b")
+    restored.store.transact([], [Delete("a")])
+    seen: list[tuple[str, str | None]] = []
+    while len(seen) < 3:
+        seen += next_events(restored.news)
+    restored.follows()
+    restored.cluster.kill()
+    restored.cluster.start()
+    restored.cluster.forget_history()
+    restored.write("c")
+    assert next_events(restored.news) == (("c", ""),)
 
 
 def test_weft_serves_a_host_over_etcd(make_cluster: MakeCluster, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from weft.errors import StoreError
 from weft.store import Changes, Entry, Snapshot
-from weft.store.etcd import EtcdStore
+from weft.store.etcd import EtcdStore, Moment
 from weft.store.gateway import Access, Away, Gateway, Json
 
 ROOT = "/weft/v1/"
@@ -68,7 +68,7 @@ def news(monkeypatch: pytest.MonkeyPatch) -> Any:
     def follow(gateway: Gateway) -> Iterator[Snapshot | Changes]:
         store = EtcdStore(["http://a:1"])
         store._gateway = gateway
-        monkeypatch.setattr(store, "revision", lambda endpoint: 1000)
+        monkeypatch.setattr(store, "moment", lambda endpoint="": Moment(1000, "", 0))
         found = iter(store.watch(""))
         assert next(found) == Snapshot((Entry("k", "", 1),), 1)
         return found

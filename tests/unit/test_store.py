@@ -274,6 +274,38 @@ def test_another_process_is_seen_by_a_watch(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_file_restored_in_place_gives_a_snapshot(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "weft.db")) as store, closing(store.watch("")) as watch:
+        put(store, "old")
+        with closing(sqlite3.connect(tmp_path / "backup")) as backup, closing(sqlite3.connect(store.path)) as file:
+            file.backup(backup)
+            for key in ("lost", "lost too"):
+                put(store, key)
+            news = iter(watch)
+            assert isinstance(next(news), Snapshot)
+            backup.backup(file)
+        put(store, "new")
+        again = next(news)
+        assert isinstance(again, Snapshot)
+        assert [entry.key for entry in again.entries] == ["new", "old"]
+
+
+@pytest.mark.parametrize("instead", [True, False], ids=["replaced", "moved away"])
+def test_a_file_that_is_another_by_now_is_refused(tmp_path: Path, instead: bool) -> None:
+    """Else what this process writes would be seen by nobody, and gone at its end."""
+    SqliteStore(tmp_path / "other.db").close()
+    with closing(SqliteStore(tmp_path / "weft.db")) as store, closing(store.watch("")) as watch:
+        news = iter(watch)
+        next(news)
+        store.path.rename(tmp_path / "old.db")
+        if instead:
+            (tmp_path / "other.db").rename(store.path)
+        for call in (lambda: put(store, "lost"), lambda: store.get("k"), lambda: next(news)):
+            with pytest.raises(StoreError, match=r"weft\.db was replaced or moved away: restart weft on this machine"):
+                call()
+        assert store.path.exists() is instead
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     path = tmp_path / "weft.db"

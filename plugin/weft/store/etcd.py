@@ -12,6 +12,9 @@
 - *History may be gone*: etcd was compacted or restored from a backup, or (before 3.4.17) events do not fit into the
   gateway's 4 MB. Then a watch begins again, with a snapshot. Otherwise it goes on, at any member, with the revision
   after the last it gave, however long etcd was away.
+- *Equal revisions need not be the same history.* A restored etcd keeps its cluster's id (a hash of the members' names
+  and addresses) and soon passes the revision that a watch had seen. So every write also puts a random mark in one key.
+  A watch looks at it every few seconds, and goes on only where the newest mark that it saw is part of the history.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from time import monotonic
 
@@ -65,6 +69,15 @@ class _Receipt:
     revision: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point of etcd's history: its revision, and the newest mark ("" if there is none) with the revision of that."""
+
+    revision: int
+    mark: str
+    marked: int
+
+
 class EtcdStore:
     """Opens nothing before it is asked.
 
@@ -86,6 +99,7 @@ class EtcdStore:
         self._root = root
         self._gateway = Gateway(endpoints, access or Access(), prefix, patience=patience)
         self._receipts = f"{prefix}.receipts/"
+        self._newest_mark = {"key": _base64(f"{self._receipts}newest".encode())}
         self._free: deque[_Receipt] = deque()
         """Receipts that no transaction uses at the moment."""
         self._lease = "0"
@@ -131,7 +145,7 @@ class EtcdStore:
                 return True
             put = {**self._at(key), "value": _base64(value.encode()), "lease": self._grant(wanted)}
             unchanged = _revision(self._at(key), "EQUAL", int(found["mod_revision"]) if found else 0)
-            request = {"compare": [unchanged], "success": [{"request_put": put}]}
+            request = {"compare": [unchanged], "success": [{"request_put": put}, self._mark(_random())]}
             if self._gateway.call("kv/txn", request).get("succeeded"):
                 return True
             # Else it was changed meanwhile, maybe by an earlier copy of the request, whose answer was lost.
@@ -143,10 +157,12 @@ class EtcdStore:
     def close(self) -> None:
         self._gateway.close()
 
-    def revision(self, endpoint: str) -> int:
-        """The present revision, if this member can reach its cluster."""
-        answer = self._gateway.ask(endpoint, "kv/range", {**self._at(""), "keys_only": True})
-        return int(answer["header"]["revision"])
+    def moment(self, endpoint: str = "", *, at: int = 0) -> Moment:
+        """The present, or revision `at`; of this member, if it can reach its cluster, or of any."""
+        ask = partial(self._gateway.ask, endpoint) if endpoint else self._gateway.call
+        answer = ask("kv/range", {**self._newest_mark, "revision": str(at)})
+        found = answer.get("kvs", [{}])[0]
+        return Moment(int(answer["header"]["revision"]), found.get("value", ""), int(found.get("mod_revision", 0)))
 
     def events(self, response: Json) -> tuple[tuple[str, str | None], ...]:
         """The events in a watch's message, as `Changes` has them."""
@@ -176,12 +192,12 @@ class EtcdStore:
         return Listing(tuple(entries), int(request["revision"]))
 
     def _transact(self, compare: Sequence[Json], operations: Sequence[Json], receipt: _Receipt) -> bool:
-        key, mark = _base64(receipt.key.encode()), _base64(secrets.token_bytes(8))
+        key, mark = _base64(receipt.key.encode()), _random()
         for _ in range(_ATTEMPTS):
             put = {"request_put": {"key": key, "value": mark, "lease": self._current_lease()}}
             request = {
                 "compare": [*compare, _revision({"key": key}, "EQUAL", receipt.revision)],
-                "success": [*operations, put],
+                "success": [*operations, put, self._mark(mark)],
                 "failure": [{"request_range": {"key": key}}],
             }
             try:
@@ -202,6 +218,9 @@ class EtcdStore:
                 return False
             # The guard was wrong: the receipt's lease ran out, or a copy from before a StoreError arrived late.
         raise StoreError(f"etcd's key {receipt.key} is changed by others: let only weft write there, and try again")
+
+    def _mark(self, mark: str) -> Json:
+        return {"request_put": {**self._newest_mark, "value": mark}}
 
     def _current_lease(self) -> str:
         """The lease for receipts. It is replaced, never renewed, so an old one takes unused receipts along."""
@@ -253,9 +272,12 @@ class EtcdWatch:
         self._closed = threading.Event()
         self._response: requests.Response | None = None
         self._failures = 0
+        self._seen = Moment(0, "", 0)
+        """A part of the history that this watch follows."""
 
     def __iter__(self) -> Iterator[Snapshot | Changes]:
         while not self._closed.is_set():
+            self._seen = self._store.moment()
             listing = self._store.list(self._prefix)
             revision = listing.revision
             yield Snapshot(listing.entries, revision)
@@ -292,7 +314,7 @@ class EtcdWatch:
 
     def _follow(self, endpoint: str, revision: int) -> Iterator[Changes]:
         """The same from one member, until that fails."""
-        if self._store.revision(endpoint) < revision:
+        if self._look(endpoint).revision < revision:
             raise _HistoryGone
         request = {**self._store.under(self._prefix), "start_revision": str(revision + 1)}
         with self._gateway.stream(endpoint, "watch", {"create_request": request}) as response:
@@ -302,6 +324,21 @@ class EtcdWatch:
             with self._guarded(endpoint, response):
                 yield from self._read(response)
         raise Away("the stream of events ended")
+
+    def _look(self, endpoint: str) -> Moment:
+        """The present of this member, which must be of the same history: otherwise `_HistoryGone`."""
+        seen, now = self._seen, self._store.moment(endpoint)
+        if seen.mark and (now.mark, now.marked) != (seen.mark, seen.marked):
+            try:
+                then = self._store.moment(endpoint, at=seen.marked)
+            except Refused as refusal:
+                if refusal.code == _REVISION_GONE:
+                    raise _HistoryGone from refusal
+                raise
+            if (then.mark, then.marked) != (seen.mark, seen.marked):
+                raise _HistoryGone
+        self._seen = now
+        return now
 
     def _read(self, response: requests.Response) -> Iterator[Changes]:
         for line in response.iter_lines(chunk_size=_CHUNK):
@@ -323,7 +360,7 @@ class EtcdWatch:
 
     @contextmanager
     def _guarded(self, endpoint: str, response: requests.Response) -> Iterator[None]:
-        """Meanwhile, hang up if the member does not answer other questions any more."""
+        """Meanwhile, hang up if the member does not answer other questions any more, or from another history."""
         ended = threading.Event()
 
         def guard() -> None:
@@ -332,13 +369,15 @@ class EtcdWatch:
                 if ended.wait(0 if misses else _HEARTBEAT_SECONDS):
                     return
                 try:
-                    self._store.revision(endpoint)
+                    self._look(endpoint)
                     misses = 0
                 except Away:
                     misses += 1
+                except _HistoryGone:
+                    break
                 except StoreError:
                     misses = 0  # an answer all the same
-            log.info("%s does not answer any more: another member is to send the events", endpoint)
+            log.info("%s does not answer as before: the events are asked for anew", endpoint)
             _hang_up(response)
 
         threading.Thread(target=guard, name="store-guard", daemon=True).start()
@@ -357,6 +396,10 @@ def _hang_up(response: requests.Response) -> None:
 def _revision(keys: Json, result: str, revision: int) -> Json:
     """A comparison of the last change of each of these keys; a key that is absent counts as 0."""
     return {**keys, "target": "MOD", "result": result, "mod_revision": str(revision)}
+
+
+def _random() -> str:
+    return _base64(secrets.token_bytes(8))
 
 
 def _base64(text: bytes) -> str:

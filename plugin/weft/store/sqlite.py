@@ -7,6 +7,10 @@ inotify: watching the database's own files would wake them before the commit can
 A key that was beaten has a time at which it expires, by the wall clock that all processes share. Who next asks for
 anything removes it, and an open watch asks every second.
 
+A backup may be restored into the file while weft runs (`sqlite3 weft.db ".restore backup"`): a watch that has seen
+later revisions gets a snapshot, which it asks for within a second. A file that another one replaced is refused: to
+close it would remove the other one's journal.
+
 WAL with `synchronous=FULL`: what was answered to the engine survives a power failure, as the engine's own state does.
 """
 
@@ -64,6 +68,7 @@ class SqliteStore:
             with self.signal.open("a") as gate:
                 flock(gate, LOCK_EX)
                 self._prepare()
+            self._file = self._present_file()
 
     def get(self, key: str) -> Entry | None:
         return self.get_many([key]).get(key)
@@ -111,7 +116,7 @@ class SqliteStore:
         """What a watch that has seen revision `after` (None: nothing) gets next; empty changes if nothing is new."""
         with self.errors(), self._transaction("BEGIN") as db:
             revision, trimmed = db.execute("SELECT revision, trimmed FROM counter").fetchone()
-            if after is None or after < trimmed:
+            if after is None or not trimmed <= after <= revision:
                 return Snapshot(_entries(db, prefix), revision)
             rows = db.execute(
                 "SELECT key, value FROM changes WHERE revision > ? AND key >= ? AND key < ? ORDER BY rowid",
@@ -137,6 +142,13 @@ class SqliteStore:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
+    def _present_file(self) -> tuple[int, int] | None:
+        """What is at the path, whatever the connections have open."""
+        with suppress(FileNotFoundError):
+            found = self.path.stat()
+            return found.st_dev, found.st_ino
+        return None
+
     @property
     def _db(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
@@ -149,6 +161,8 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        if self._present_file() != self._file:
+            raise StoreError(f"store {self.path} was replaced or moved away: restart weft on this machine")
         db = self._db
         if db.execute(_EXPIRED, (time(),)).fetchone():
             with suppress(sqlite3.OperationalError):  # a full disk, say, that can be read nevertheless
