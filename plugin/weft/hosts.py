@@ -28,6 +28,7 @@ from weft.model import (
     address_key,
     endpoints_prefix,
     pending_prefix,
+    readable,
 )
 from weft.schema import check_schema
 from weft.store import Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
@@ -59,7 +60,7 @@ class Hosts:
         """When to look again whether the store is of our version."""
 
     def all(self) -> list[Host]:
-        return [Host.read(entry) for entry in self._store.list(HOSTS).entries]
+        return [host for _, host in readable(Host.read, self._store.list(HOSTS).entries)]
 
     def register(self, me: Host, instance: str) -> None:
         """Give a sign of life and publish the record; `Conflict` names the host that has its id, name or address.
@@ -75,7 +76,7 @@ class Hosts:
             self._take_over(me, instance)
         while not (self._cluster.loaded and self._cluster.hosts.get(me.id) == me):
             listing = self._store.list(HOSTS)
-            hosts = [Host.read(entry) for entry in listing.entries]
+            hosts = [host for _, host in readable(Host.read, listing.entries)]
             _refuse_double(me, hosts)
             # NoneNewer: no other host has registered meanwhile.
             alone = [NoneNewer(HOSTS, listing.revision)]
@@ -119,14 +120,15 @@ class Hosts:
         if force:
             self._store.transact([], [Delete(host.alive_key)])
         gone = KeyIs(host.alive_key, 0)
-        bindings = {e.key: Binding.read(e).vni for e in self._store.list(f"{BINDINGS}{host.id}/").entries}
+        bound = readable(Binding.read, self._store.list(f"{BINDINGS}{host.id}/").entries)
+        bindings = {entry.key: binding.vni for entry, binding in bound}
         mirrored = {*self._cluster.memberships(host.id).values(), *self._cluster.local_networks(host.id)}
         for vni in mirrored.union(bindings.values()):
-            for entry in self._store.list(endpoints_prefix(vni)).entries:
-                if Endpoint.read(entry).host == host.id:
+            for entry, endpoint in readable(Endpoint.read, self._store.list(endpoints_prefix(vni)).entries):
+                if endpoint.host == host.id:
                     self._attempt(host, lambda key=entry.key: self._driver.drop_endpoint(key, gone))  # type: ignore[misc]
-            bound = [Delete(key) for key, network in bindings.items() if network == vni]
-            self._write(host, [Delete(Member(vni, host.id, "").key), *bound])
+            keys = [key for key, network in bindings.items() if network == vni]
+            self._write(host, [Delete(Member(vni, host.id, "").key), *map(Delete, keys)])
             self._driver.remove_unused(vni)
         for entry in self._pending(host):
             self._store.transact([gone, KeyIs(entry.key, entry.revision)], [Delete(entry.key)])

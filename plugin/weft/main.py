@@ -44,7 +44,7 @@ from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
 from weft.mirror import Mirror
-from weft.model import HOSTS, Host
+from weft.model import HOSTS, SCHEMA_KEY, Host
 from weft.nameservice import NameService
 from weft.presence import Presence
 from weft.restarts import Restarts
@@ -106,7 +106,7 @@ def build(settings: Settings) -> Weft:
     gc.set_threshold(GARBAGE)
     identity = host_id(settings.state)
     store, patient = open_store(settings), open_store(settings, patience=PATIENCE)
-    snapshot = SnapshotFile(settings.state / "snapshot.json", settings.store_origin)
+    snapshot = _snapshot(settings)
     restored = snapshot.load()
     cluster = Cluster()
     cluster.load(restored or patient.list(HOSTS).entries, certain=False)
@@ -262,9 +262,22 @@ def serve(settings: Settings) -> None:
     logging.getLogger("gunicorn.error").addFilter(lambda record: not record.getMessage().endswith(_SAID))
     lock = _lock(settings.run / "lock")
     try:
+        _check_store(settings)
         _Server(settings).run()
     finally:
         lock.close()
+
+
+def _check_store(settings: Settings) -> None:
+    """Before the socket is there: `docker plugin enable` succeeds as soon as somebody listens."""
+    if not _snapshot(settings).load():
+        store = open_store(settings, patience=PATIENCE)
+        store.get(SCHEMA_KEY)
+        store.close()  # gunicorn forks, and nothing that is open may go along
+
+
+def _snapshot(settings: Settings) -> SnapshotFile:
+    return SnapshotFile(settings.state / "snapshot.json", settings.store_origin)
 
 
 def _make_folder(folder: Path) -> None:

@@ -29,6 +29,8 @@ _BEAT_SECONDS = 3.0
 _RETRY_SECONDS = 1.0
 _START_SECONDS = 30.0
 """So long after weft's start a container's start waits for the store: at a reboot of everything etcd may be slower."""
+_WAITERS = 24
+"""Calls that wait for it at once: the other threads of 32 are for calls that need not wait."""
 _DUTY = 50
 """Writing the snapshot may take one fiftieth of the time."""
 
@@ -78,6 +80,7 @@ class Presence:
         self._beating = threading.Lock()
         self._forgetting = threading.Thread()
         self._registered = threading.Event()
+        self._waiters = threading.Semaphore(_WAITERS)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="presence", daemon=True)
 
@@ -107,10 +110,19 @@ class Presence:
 
     def admit(self) -> None:
         """Before a call that adds something: be registered, and have nothing left to undo. Else `StoreError`."""
-        if not self._registered.wait(max(0.0, self._began + _START_SECONDS - monotonic())):
+        if not self._registered.is_set() and not self._wait():
             self.refused.set()
             raise StoreError(f"{NOT_REGISTERED}: {self.problem}")
         self._unfinished.settle()
+
+    def _wait(self) -> bool:
+        """Whether this host gets registered in time; False at once if too many wait already."""
+        if not self._waiters.acquire(blocking=False):
+            return False
+        try:
+            return self._registered.wait(max(0.0, self._began + _START_SECONDS - monotonic()))
+        finally:
+            self._waiters.release()
 
     def finish(self, what: str, work: Callable[[], object]) -> None:
         """Do what takes something away now, or as soon as the store is back."""

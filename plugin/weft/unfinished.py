@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from time import monotonic
 
-from weft.errors import StoreError
+from weft.errors import StoreError, Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ class Unfinished:
                 what, work = self._work[0]
                 try:
                     work()
+                except Unreadable as error:
+                    log.error("%s cannot be done: %s", what, error)
                 except StoreError as error:
                     self._failed, self._why = monotonic(), str(error)
                     raise

@@ -250,7 +250,7 @@ def test_a_container_whose_address_was_given_away_while_the_store_was_lost_is_cu
     cluster.run(cluster.h2, "web2", "app", "--ip", address)
     cluster.h1.start_weft()
     said = f"container web1 is cut off from network app: address {address} of network app"
-    eventually(lambda: said in cluster.h1.log("weft"), "web1 is cut off", timeout=15)
+    eventually(lambda: said in cluster.h1.log("weft"), "web1 is cut off", timeout=40)
     assert not [name for name in cluster.links(cluster.h1) if name.startswith("wp")]
     cluster.h1.docker("restart", "-t", "1", "web1")
     assert reaches(cluster.h1, "web1", address)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from queue import Queue
 
 import pytest
 
@@ -183,6 +184,32 @@ def test_nothing_is_added_before_this_host_is_registered(world: Callable[..., Wo
         one.presence.admit()
     one.beat()
     one.presence.admit()
+
+
+def test_only_so_many_calls_wait_at_boot(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """weft serve has a fixed number of threads, and calls that need no store must find one."""
+    monkeypatch.setattr("weft.presence._WAITERS", 2)
+    one = world(1)
+    one.presence.problem = "etcd is away"
+    outcomes: Queue[str] = Queue()
+
+    def admit() -> None:
+        try:
+            one.presence.admit()
+            outcomes.put("admitted")
+        except StoreError as error:
+            outcomes.put(str(error))
+
+    threads = [threading.Thread(target=admit) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert outcomes.get(timeout=5) == "this host is not registered: etcd is away"
+    assert outcomes.empty()
+    assert one.presence.refused.is_set()
+    one.beat()
+    assert [outcomes.get(timeout=5) for _ in range(2)] == ["admitted"] * 2
+    for thread in threads:
+        thread.join()
 
 
 def test_what_was_refused_at_boot_is_started_when_the_store_is_back(
