@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from socket import SOCK_STREAM, getaddrinfo
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from flask import Flask
@@ -245,8 +245,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         try:
             self._weft = build(self._settings)
         except WeftError as error:
-            log.error("weft cannot start: %s", " ".join(str(error).split()))  # SQLite's diagnoses have many lines
-            sys.exit(_BOOT_FAILED)
+            _give_up(error)
         return self._weft.app
 
     def _stop(self) -> None:
@@ -270,10 +269,19 @@ def serve(settings: Settings) -> None:
 
 def _check_store(settings: Settings) -> None:
     """Before the socket is there: `docker plugin enable` succeeds as soon as somebody listens."""
-    if not _snapshot(settings).load():
+    if _snapshot(settings).load():
+        return
+    try:
         store = open_store(settings, patience=PATIENCE)
         store.get(SCHEMA_KEY)
         store.close()  # gunicorn forks, and nothing that is open may go along
+    except WeftError as error:
+        _give_up(error)
+
+
+def _give_up(error: WeftError) -> NoReturn:
+    log.error("weft cannot start: %s", " ".join(str(error).split()))  # SQLite's diagnoses have many lines
+    sys.exit(_BOOT_FAILED)
 
 
 def _snapshot(settings: Settings) -> SnapshotFile:
