@@ -50,7 +50,7 @@ class Demo:
 
     def ping(self, name: str, address: str) -> None:
         self.chapter("They reach each other, by name")
-        output = self.docker(self.h2, f"exec web2 ping -c 3 -W 2 {name}", show="bytes from|loss")
+        output = self.docker(self.h2, f"exec web2 ping -c 3 -W 2 {name}", show="^PING|bytes from|loss")
         if f"({address})" not in output:
             raise LabError(f"{name} should be {address}:\n{output}")
         if " 0% packet loss" not in output:
@@ -63,6 +63,7 @@ class Demo:
             self.docker(self.h2, f"exec web2 ping -c 1 -W 2 {address}", show="^$")
         for outer, inner in zip(map(_OUTER.search, lines), map(_INNER.search, lines[1:]), strict=False):
             if outer and inner:
+                self.terminal.say("  What tcpdump saw on h1, in short:")
                 self.terminal.output(
                     "{source} > {target}  UDP port {port}, VXLAN, VNI {vni}".format(**outer.groupdict())
                 )
