@@ -31,7 +31,7 @@ class SnapshotFile:
             found = json.loads(self._path.read_text())
             if found["origin"] == self._origin:
                 return tuple(Entry(key, value, 0) for key, value in found["entries"])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             pass
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("the snapshot %s cannot be used: %s", self._path, error)
