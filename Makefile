@@ -10,7 +10,7 @@ help: ## list the targets
 setup: ## install what is missing: Debian/Ubuntu packages and a virtualenv
 	@lab/setup.sh
 
-demo: setup ## two Docker Engines, one network, a ping across, and what it looks like on the wire
+demo: setup ## two Docker Engines, one network, a ping by name across, and what it looks like on the wire
 	@$(SUDO) $(PY) -m lab.demo
 
 lab: setup ## start two Docker Engines with weft and leave them running

@@ -265,7 +265,7 @@ def test_a_host_reboots_while_the_store_is_away(three: Three, addresses: Address
         boot = Thread(target=three.h3.boot)
         boot.start()
         began = time.monotonic()
-        eventually(lambda: _has_dataplane(three.h3) and known <= kernel_facts(three.h3), "the data plane is back", 15)
+        eventually(lambda: _has_dataplane(three.h3) and known <= kernel_facts(three.h3), "the data plane is back", 25)
         note("data plane restored without a store after, seconds", time.monotonic() - began)
         three.etcd.start()
         boot.join(timeout=60)
