@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lab import Host
+from tests.engine.asking import Inside
 from tests.engine.conftest import IMAGE, Cluster, eventually, reaches
 
 CREATE = ("network", "create", "-d", "weft", "--ipam-driver", "weft")
@@ -272,15 +273,22 @@ def addresses(cluster: Cluster, host: Host, network: str) -> dict[str, str]:
 
 
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is missing: run lab/setup.sh")
-def test_compose_makes_the_network_on_one_host_and_uses_it_on_the_other(cluster: Cluster, tmp_path: Path) -> None:
+def test_compose_makes_the_network_on_one_host_and_uses_it_on_the_other(
+    cluster: Cluster, tmp_path: Path, inside: Inside
+) -> None:
     compose(cluster.h1, tmp_path, COMPOSE, "up", "-d", "--scale", "web=2")
     eventually(lambda: "shop_app" in cluster.networks(cluster.h2), "the network is on h2")
     assert shown(cluster.h2, "shop_app") == shown(cluster.h1, "shop_app")
     assert shown(cluster.h2, "shop_app")["Labels"]["com.docker.compose.project"] == "shop"
-    compose(cluster.h2, tmp_path, COMPOSE, "up", "-d")
-    (web,) = addresses(cluster, cluster.h2, "shop_app")
     there = addresses(cluster, cluster.h1, "shop_app").values()
     assert len(there) == 2
+    cluster.run(cluster.h2, "client", "shop_app")
+    ask = inside(cluster.h2, "client")
+    eventually(lambda: sorted(ask("web").answers) == sorted(there), "the service's name is both replicas")
+    assert {*ask("shop_web_1").answers, *ask("shop_web_2").answers} == set(there)
+    cluster.h2.docker("rm", "-f", "client")
+    compose(cluster.h2, tmp_path, COMPOSE, "up", "-d")
+    (web,) = addresses(cluster, cluster.h2, "shop_app")
     assert all(reaches(cluster.h2, web, address) for address in there)
     compose(cluster.h1, tmp_path, COMPOSE, "down")
     assert cluster.networks(cluster.h2) == ["shop_app"]
