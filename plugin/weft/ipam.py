@@ -115,11 +115,7 @@ class Ipam:
     # Pools
 
     def request_pool(self, space: str, pool: IPNetwork | None, sub: IPNetwork | None, *, v6: bool) -> PoolId:
-        """Reserve `pool`, or a free one of the family if it is None.
-
-        Each request counts, also for a pool that this host has: it is another network's (macvlan, say), or the engine
-        takes it back. It repeats none at its start, see IpamDriver.GetCapabilities.
-        """
+        """Reserve `pool`, or a free one of the family if it is None. Asking again for the same pool is the same."""
         if space not in SPACES:
             raise InvalidRequest(f"address space {space!r} is not one of weft's ({', '.join(SPACES)})")
         if pool is None:
@@ -197,6 +193,8 @@ class Ipam:
             self.refuse_overlap(pool, listing.entries)
             entry = next((entry for entry in listing.entries if entry.key == key), None)
             claim = PoolClaim.read(entry) if entry else PoolClaim(str(pool))
+            if claim.vni and self._host in claim.users:
+                return  # asked again for what it has, as an engine that replays does: the network keeps the pool
             # NoneNewer: nobody has reserved an overlapping pool since the listing was read, nor changed this one.
             unchanged: list[Condition] = [
                 KeyIs(key, entry.revision if entry else 0),

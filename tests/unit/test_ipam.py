@@ -228,22 +228,6 @@ def test_a_networks_pool_survives_release_pool(host: Hosts) -> None:
     one.run("n1", "e1", "10.1.0.0/24")
 
 
-def test_a_pool_stays_for_a_network_of_another_driver_on_the_same_host(host: Hosts) -> None:
-    one = host(1)
-    one.create_network("n1", "10.1.0.0/24")
-    pool = reserve(one.ipam, "10.1.0.0/24")
-    address = one.ipam.request_address(pool, None)
-    with pytest.raises(Conflict, match="is on this host already"):
-        one.create_network("n2", "10.1.0.0/24")
-    one.ipam.release_pool(pool.pool)
-    one.remove_network("n1", "10.1.0.0/24")
-    with pytest.raises(Conflict, match="is taken"):
-        one.ipam.request_address(pool, address)
-    one.ipam.release_pool(pool.pool)
-    with pytest.raises(NotFound, match=r"pool 10.1.0.0/24 is not known"):
-        one.ipam.request_address(pool, None)
-
-
 def test_swarm_asks_for_each_address_in_both_spaces(host: Hosts) -> None:
     manager, worker = host(1), host(2)
     network = ip_network("10.1.0.0/24")
