@@ -86,5 +86,3 @@ def test_a_store_that_cannot_be_used_is_said_and_the_plugin_is_not_enabled(clust
     with pytest.raises(CommandFailed):  # the engine shows no more than that nobody listens
         host.docker("plugin", "enable", "weft")
     assert "etcd cannot be used: 127.0.0.1:1 (Connection refused); check" in host.log("dockerd")
-    host.docker("plugin", "set", "weft", "WEFT_STORE=sqlite:///store/weft.db")
-    host.docker("plugin", "enable", "weft")

@@ -7,7 +7,6 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from threading import Event, Thread
 
 from lab import CommandFailed, Host, Lab, LabError
@@ -87,6 +86,8 @@ class Starts:
 
     def __init__(self, cluster: Three, host: Host) -> None:
         self.addresses: list[str] = []
+        self.at: dict[str, float] = {}
+        """When `docker run` returned, by address."""
         self.refused = 0
         self._cluster = cluster
         self._host = host
@@ -111,7 +112,9 @@ class Starts:
         while not self._stop.is_set():
             number += 1
             try:
-                self.addresses.append(self._cluster.run(self._host, f"many-{number}", "app"))
+                address = self._cluster.run(self._host, f"many-{number}", "app")
+                self.at[address] = time.monotonic()
+                self.addresses.append(address)
             except LabError:
                 self.refused += 1
 
@@ -133,11 +136,9 @@ class Arrivals:
         self._stop.set()
         self._thread.join()
 
-    @property
-    def gap(self) -> float:
-        """The longest time between two that followed each other."""
-        times = list(self.seen.values())
-        return max(b - a for a, b in pairwise(times))
+    def lag(self, starts: Starts) -> float:
+        """The longest time from a container's start to its appearance."""
+        return max(seen - starts.at[address] for address, seen in self.seen.items() if address in starts.at)
 
     def _loop(self) -> None:
         while not self._stop.is_set():

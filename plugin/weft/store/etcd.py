@@ -45,7 +45,7 @@ _PAGE = 5000
 """Entries: 2 MB of ours. etcd 3.4 goes through all that is left of a range for each page of it."""
 _ATTEMPTS = 5
 _RECEIPT_SECONDS = 3600
-_HEARTBEAT_SECONDS = 2.0
+_HEARTBEAT_SECONDS = 1.0
 _MISSES = 2
 _CHUNK = 1 << 20
 _PAUSE_SECONDS = 0.1
