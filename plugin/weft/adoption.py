@@ -176,7 +176,7 @@ class Adoption:
         log.warning("container %s was unknown to the cluster and is recorded again", endpoint.container)
 
     def _disconnect(self, found: DockerNetwork, endpoint: DockerEndpoint, why: Taken) -> None:
-        self._driver.disconnect(endpoint.id)
+        self._driver.detach(endpoint.id)
         log.error(
             "container %s is cut off from network %s: %s; restart the container to give it a new address",
             endpoint.container,

@@ -327,10 +327,6 @@ class Driver:
         """True if a running container uses the endpoint's veth."""
         return self._attachments.is_alive(endpoint_id)
 
-    def disconnect(self, endpoint_id: str) -> None:
-        """Take a running container's veth away: its address is another's."""
-        self._attachments.detach(endpoint_id)
-
     def delete_endpoint(self, network_id: str, endpoint_id: str) -> None:
         """Remove the endpoint's veth and forget it. Its addresses stay taken until they are released."""
         try:
