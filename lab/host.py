@@ -11,7 +11,7 @@ from lab import image
 from lab.capture import tcpdump
 from lab.daemon import Daemon, answers
 from lab.machine import Machine
-from lab.plan import PROJECT, Plan
+from lab.plan import LABS, PROJECT, Plan
 from lab.process import Environment, LabError, run
 from lab.underlay import Underlay
 
@@ -70,7 +70,7 @@ class Host(Machine):
         return {
             "hosts": ["unix:///var/run/docker.sock", self.docker_host],
             "data-root": str(self.data / "docker"),
-            "cgroup-parent": f"/weft-lab/{plan.name}/{self.name}",
+            "cgroup-parent": f"/{LABS}/{plan.name}/{self.name}",
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "dns": [RESOLVER, plan.gateway] if plan.weft else [plan.gateway],
         }

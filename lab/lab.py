@@ -20,7 +20,7 @@ from lab.etcd import Etcd
 from lab.host import Host
 from lab.machine import Machine
 from lab.namespaces import Namespaces
-from lab.plan import PROJECT, Plan
+from lab.plan import LABS, PROJECT, Plan
 from lab.process import LabError, all_at_once, wait_until
 from lab.underlay import Underlay
 
@@ -91,7 +91,7 @@ class Lab:
         records = [*self.plan.runtime.glob("*.holder"), self.plan.runtime / "switch"]
         all_at_once(Namespaces.destroy, [Namespaces(f"{self.plan.name}/{r.stem}", r) for r in records])
         for controller in (CGROUPS, *CGROUPS.glob("*/")):
-            _remove(controller / "weft-lab" / self.plan.name, _remove_cgroup)
+            _remove(controller / LABS / self.plan.name, _remove_cgroup)
         for folder in (self.plan.runtime, self.plan.data):
             _remove(folder, shutil.rmtree)
 

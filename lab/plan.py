@@ -1,6 +1,7 @@
 """What a lab consists of: numbers, addresses and folders. Nothing here starts anything."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 from lab.process import LabError
 
 PROJECT = Path(__file__).resolve().parent.parent
-RUNTIME = Path("/run/weft-lab")
+LABS = os.environ.get("WEFT_LABS", "weft-lab")
+"""The folder of all labs in /run and /var/lib, and their cgroup. With another name, two checkouts can test at once."""
+RUNTIME = Path("/run", LABS)
 # The distribution's Docker comes before one that happens to be first in the caller's PATH.
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 CLIENT_PORT = 2379
@@ -28,7 +31,7 @@ class Plan:
     settings: Mapping[str, str] | None = None
     engine_options: Mapping[str, object] | None = None
     binaries: str = ""
-    data_root: str = "/var/lib/weft-lab"
+    data_root: str = f"/var/lib/{LABS}"
     store: str = "sqlite"
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import signal
 import socket
@@ -13,13 +14,23 @@ import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 MISSING = "" if shutil.which("etcd") else "etcd is not installed: run lab/setup.sh"
 """Why there can be no etcd here."""
-_READY_SECONDS = 15.0
+_READY_SECONDS = 60.0
+_LOG_TAIL = 2000
+_PORTS = range(20000, 32000)
+"""Below those that the kernel gives to connections: one of these could take a member's port before it listens."""
+
+
+def in_memory() -> TemporaryDirectory[str]:
+    """A folder with no disk behind it: etcd waits for the disk at each write, and a busy one takes seconds."""
+    return TemporaryDirectory(prefix="weft-etcd-", dir="/dev/shm")
 
 
 class Certificates:
@@ -122,6 +133,11 @@ class Member:
             answer: dict[str, Any] = json.load(response)
             return answer
 
+    def check_runs(self) -> None:
+        if self._process and self._process.poll() is not None:
+            log = (self._folder / "log").read_text(errors="replace")[-_LOG_TAIL:]
+            raise AssertionError(f"{self.name} has ended ({self._process.returncode}):\n{log}")
+
     def answers(self) -> bool:
         """Whether it serves, with a leader."""
         try:
@@ -189,6 +205,7 @@ class Cluster:
         deadline = time.monotonic() + _READY_SECONDS
         for member in only or self.members:
             while not member.answers():
+                member.check_runs()
                 assert time.monotonic() < deadline, f"{member.name} does not serve"
                 time.sleep(0.02)
 
@@ -221,8 +238,9 @@ def base64(text: str) -> str:
 
 
 def _free_ports(number: int) -> tuple[int, ...]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = tuple(sock.getsockname()[1] for sock in sockets)
-    for sock in sockets:
-        sock.close()
-    return ports
+    free: list[int] = []
+    while len(free) < number:
+        port = random.choice(_PORTS)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            free.append(port)
+    return tuple(free)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab import CommandFailed, Host, Lab, LabError
+from lab.plan import LABS, RUNTIME, Plan
 from lab.process import run, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -70,7 +71,7 @@ def namespaces(processes: Iterable[int | str]) -> set[str]:
 
 
 def holders(name: str) -> list[int]:
-    records = [*Path("/run/weft-lab", name).glob("*.holder"), Path("/run/weft-lab", name, "switch")]
+    records = [*(RUNTIME / name).glob("*.holder"), RUNTIME / name / "switch"]
     return [int(record.read_text().split()[0]) for record in records]
 
 
@@ -80,10 +81,10 @@ def links() -> set[str]:
 
 def leftovers(name: str) -> list[str]:
     """Files, cgroups and mounts of a lab; its namespaces are looked for by number."""
-    paths = [*Path("/run/weft-lab").glob(name), *Path("/var/lib/weft-lab").glob(name)]
-    cgroups = Path("/sys/fs/cgroup").glob(f"**/weft-lab/{name}")
+    paths = [*RUNTIME.glob(name), *Path(Plan.data_root).glob(name)]
+    cgroups = Path("/sys/fs/cgroup").glob(f"**/{LABS}/{name}")
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [*map(str, paths), *map(str, cgroups), *(line for line in mounts if f"weft-lab/{name}" in line)]
+    return [*map(str, paths), *map(str, cgroups), *(line for line in mounts if f"{LABS}/{name}" in line)]
 
 
 def test_engines_answer_and_are_different_ones(h1: Host, h2: Host) -> None:

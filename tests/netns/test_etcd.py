@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import weft
-from tests.etcd import MISSING, Certificates, Cluster, Member, Place, base64
+from tests.etcd import MISSING, Certificates, Cluster, Member, Place, base64, in_memory
 from tests.netns.plugin import Plugin
 from tests.netns.world import Namespace, World, wait_for
 from weft.errors import StoreError
@@ -35,11 +35,17 @@ MakeCluster = Callable[..., Cluster]
 
 
 @pytest.fixture
-def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
+def folder() -> Iterator[Path]:
+    with in_memory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def make_cluster(folder: Path) -> Iterator[MakeCluster]:
     made: list[Cluster] = []
 
     def make(places: tuple[Place, ...] = (Place(),), tls: Certificates | None = None, *options: str) -> Cluster:
-        made.append(Cluster(tmp_path / f"etcd{len(made)}", places=places, tls=tls, options=options))
+        made.append(Cluster(folder / f"etcd{len(made)}", places=places, tls=tls, options=options))
         return made[-1]
 
     yield make
@@ -48,11 +54,12 @@ def make_cluster(tmp_path: Path) -> Iterator[MakeCluster]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def shared() -> Iterator[Cluster]:
     """One member that nobody hurts."""
-    cluster = Cluster(tmp_path_factory.mktemp("shared"))
-    yield cluster
-    cluster.kill()
+    with in_memory() as folder:
+        cluster = Cluster(Path(folder))
+        yield cluster
+        cluster.kill()
 
 
 class Traffic:
@@ -210,10 +217,11 @@ class Guarded:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    made = guard(tmp_path_factory.mktemp("guarded"))
-    yield made
-    made.cluster.kill()
+def guarded() -> Iterator[Guarded]:
+    with in_memory() as folder:
+        made = guard(Path(folder))
+        yield made
+        made.cluster.kill()
 
 
 def guard(folder: Path, place: Place = Place()) -> Guarded:  # noqa: B008
@@ -600,8 +608,8 @@ def test_too_many_operations_are_refused_with_what_to_do(store: EtcdStore) -> No
 
 
 @pytest.fixture
-def restored(make_cluster: MakeCluster, tmp_path: Path) -> Iterator[Restored]:
-    with closing(Restored(make_cluster(), tmp_path)) as found:
+def restored(make_cluster: MakeCluster, folder: Path) -> Iterator[Restored]:
+    with closing(Restored(make_cluster(), folder)) as found:
         yield found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.etcd import MISSING, Cluster
+from tests.etcd import MISSING, Cluster, in_memory
 from tests.unit.conftest import together
 from weft.errors import StoreError
 from weft.store import Changes, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Snapshot, Store
@@ -27,12 +27,13 @@ _numbers = count()
 
 
 @pytest.fixture(scope="session")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def etcd() -> Iterator[Cluster]:
     if MISSING:
         pytest.skip(MISSING)
-    cluster = Cluster(tmp_path_factory.mktemp("etcd"))
-    yield cluster
-    cluster.kill()
+    with in_memory() as folder:
+        cluster = Cluster(Path(folder))
+        yield cluster
+        cluster.kill()
 
 
 @pytest.fixture(params=["sqlite", "etcd"])
