@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lab import Host
+from tests.engine.absence import without_weft
 from tests.engine.asking import Inside
 from tests.engine.conftest import IMAGE, Cluster, eventually, reaches
 
@@ -191,9 +192,8 @@ def test_a_host_that_joins_late_has_all_networks(cluster: Cluster) -> None:
 
 def test_removed_while_weft_is_down_it_goes_everywhere(cluster: Cluster) -> None:
     cluster.network("app", subnet=SUBNET)
-    cluster.h1.stop_weft()
-    cluster.h1.docker("network", "rm", "app", timeout=90)
-    cluster.h1.start_weft()
+    with without_weft(cluster.h1):
+        cluster.h1.docker("network", "rm", "app")
     eventually(lambda: is_gone(cluster), "app is gone", timeout=20)
     eventually(lambda: nothing_is_left(cluster), "nothing is left")
 
