@@ -26,6 +26,9 @@ QUICK = 0.3
 BUSY = 3
 """Times that, on a machine that does other things as well: a slow one must not fail, a lost event must."""
 
+NO_WAIT = 2.0
+"""Seconds. Docker waits four for a server that says nothing before it asks the next."""
+
 
 @pytest.fixture
 def app(cluster: Cluster) -> Cluster:
@@ -223,7 +226,7 @@ def test_a_start_that_hangs_holds_up_no_other_name(app: Cluster, inside: Inside)
     ask = inside(app.h2, "web2")
     for number in range(20):
         assert ask(f"many{number}", until="answered").answers
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_external_names_are_as_quick_with_weft_stopped(app: Cluster, inside: Inside) -> None:
@@ -234,7 +237,7 @@ def test_external_names_are_as_quick_with_weft_stopped(app: Cluster, inside: Ins
         for _ in range(50):
             reply = ask("gateway.lab")
             assert reply.answers
-            assert reply.took < 0.5
+            assert reply.took < NO_WAIT
     finally:
         app.h2.start_weft()
     assert ask("web1", until="answered").answers
@@ -244,8 +247,8 @@ def test_external_names_are_as_quick_a_while_after_weft_was_killed(app: Cluster,
     ask = inside(app.h2, "web2")
     app.h2.kill_weft()
     try:
-        eventually(lambda: max(ask("gateway.lab").took for _ in range(20)) < 0.5, "they are", timeout=60)
-        assert max(ask("gateway.lab").took for _ in range(50)) < 0.5
+        eventually(lambda: max(ask("gateway.lab").took for _ in range(20)) < NO_WAIT, "they are", timeout=60)
+        assert max(ask("gateway.lab").took for _ in range(50)) < NO_WAIT
     finally:
         app.h2.start_weft()
     assert ask("web1", until="answered").answers

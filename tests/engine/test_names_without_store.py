@@ -11,7 +11,8 @@ from lab import Lab
 from tests.engine.asking import Inside
 from tests.engine.conftest import Cluster, eventually
 
-QUICK = 0.5
+QUICK = 2.0
+"""Seconds. Docker waits four for a server that says nothing before it asks the next."""
 
 
 @pytest.fixture

@@ -174,7 +174,7 @@ def t8(s: Scene) -> None:
         slow.send("NetworkDriver.CreateEndpoint", request, cut=200)
         with ThreadPoolExecutor(50) as pool:
             took = sorted(pool.map(create, endpoints))
-    assert took[-1] < 8
+    assert took[-1] < 20
     assert {endpoint.veth[1] for endpoint in endpoints} <= s.plugin.links().keys()
 
 
@@ -591,7 +591,7 @@ def e15(s: Scene) -> None:
     for call in ("EndpointOperInfo", "Leave", "EndpointOperInfo", "DeleteEndpoint", "EndpointOperInfo"):
         assert s.plugin.ok(call, **endpoint.ids) == ({"Value": {}} if call == "EndpointOperInfo" else {})
     assert s.plugin.ok("EndpointOperInfo", NetworkID=token_hex(32), EndpointID=token_hex(32)) == {"Value": {}}
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
 
 
 def published(plugin: Plugin) -> list[str]:

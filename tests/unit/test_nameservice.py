@@ -297,7 +297,7 @@ class TestAskers:
         assert directory.find("192.0.2.9") is None
         began = time.monotonic()
         assert directory.find("192.0.2.9") is None
-        assert time.monotonic() - began < 0.2
+        assert time.monotonic() - began < 0.8  # of the second that it would wait
         engine.away = True
         assert directory.find("192.0.2.10") is None
 
