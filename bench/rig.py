@@ -58,8 +58,7 @@ class Rig:
             self._create_network(OVERLAY, self.h1)  # it shows up on the other one with its first container
         if WEFT in variants:
             self._create_network(WEFT, self.h1)
-            names = ("network", "ls", "--format", "{{.Name}}")
-            wait_until(lambda: _name(WEFT) in self.h2.docker(*names).split(), "weft's network on the other host")
+            self._await_on_other(WEFT, True)
         if BRIDGE in variants:
             self._create_network(BRIDGE, self.h1)
         for variant in (BRIDGE, OVERLAY, WEFT):
@@ -72,10 +71,18 @@ class Rig:
         for host in (self.h1, self.h2):
             if containers := host.docker("ps", "--all", "--quiet", "--filter", f"network={_name(WEFT)}").split():
                 host.docker("rm", "--force", *containers)
-            host.docker("network", "rm", _name(WEFT))
+        self.h1.docker("network", "rm", _name(WEFT))
+        self._await_on_other(WEFT, False)
+        for host in (self.h1, self.h2):
             host.settings["WEFT_STORE"] = url
             host.restart_weft()
         self.prepare({WEFT})
+
+    def _await_on_other(self, variant: str, present: bool) -> None:
+        names = ("network", "ls", "--format", "{{.Name}}")
+        wait_until(
+            lambda: (_name(variant) in self.h2.docker(*names).split()) == present, "weft's network on the other host"
+        )
 
     def network_id(self, variant: str, host: Host) -> str:
         return host.docker("network", "inspect", "--format", "{{.Id}}", _name(variant))

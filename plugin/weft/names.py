@@ -86,6 +86,8 @@ def _rotated(addresses: list[str], turn: int) -> list[str]:
 
 def _reversed_address(question: str) -> str | None:
     """The address in `4.3.2.10.in-addr.arpa` or its IPv6 counterpart."""
+    if not question.endswith(".arpa"):
+        return None
     for suffix, count in _REVERSE.items():
         labels = question.removesuffix(suffix).split(".")
         if question.endswith(suffix) and len(labels) == count:
