@@ -5,8 +5,8 @@ once, and Docker's embedded DNS goes on to the next server of its list: so nothi
 There is no recursion and no zone transfer, and no answer larger than what the asker said it takes (512 bytes over UDP
 without EDNS, `_MOST_UDP` with it; the rest of it is for TCP), so there is nothing to amplify.
 
-dnspython parses names and renders messages; its `Message` is not used, since what one question needs of it is a
-quarter of the work.
+dnspython parses names, and knows the numbers; its `Message` and `Renderer` are not used. An answer is the question as
+it came with addresses behind it, which is put together here in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ import struct
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from socket import AF_INET, AF_INET6, inet_pton
 from typing import NamedTuple, Protocol
 
 import dns.exception
 import dns.name
-import dns.rdata
-import dns.rdataset
-import dns.rdtypes.ANY.PTR
-import dns.rdtypes.IN.A
-import dns.rdtypes.IN.AAAA
-import dns.renderer
 from dns.flags import AA, QR, RA, RD, TC
 from dns.opcode import QUERY
 from dns.rcode import BADVERS, FORMERR, NOERROR, NOTIMP, REFUSED, SERVFAIL
@@ -43,15 +39,17 @@ TTL = 1
 _HEADER = struct.Struct("!HHHHHH")
 _START = struct.Struct("!HH")
 _QUESTION = struct.Struct("!HH")
+_ANSWER = struct.Struct("!HHHIH")
 _RECORD = struct.Struct("!HHIH")
 _OPCODE = 0x7800
-_QR, _RD = int(QR), int(RD)
+_QR, _RD, _TC, _ANSWERED = int(QR), int(RD), int(TC), int(QR | AA | RA)
 """Of an enumeration, `&` is twenty times slower."""
 _REMEMBERED = 1 << 15
 """Questions, and answers: those of some ten thousand names."""
 _REFUSALS = 1 << 12
 _USUAL = 320
 """Bytes behind the header: the longest name and an EDNS record with a cookie. What is longer is not remembered."""
+_ADDRESSES: dict[int, int] = {A: AF_INET, AAAA: AF_INET6}
 _KINDS: dict[int, Kind] = {A: Kind.A, AAAA: Kind.AAAA, PTR: Kind.PTR}
 _REFUSED_TYPES = {ANY, AXFR, IXFR, MAILA, MAILB}
 """Questions for more than one kind of record: nobody needs them, but for making much of little."""
@@ -60,24 +58,23 @@ _MOST_UDP = 1232
 """What passes everywhere without fragments (DNS flag day 2020)."""
 _MOST = 0xFFFF
 _OPT_BYTES = 11
-_RECORD_BYTES = {Kind.A: 16, Kind.AAAA: 28}
-"""Of an answer whose name is a pointer to the question's."""
+_NAME = 0xC000 | _HEADER.size
+"""Of each answer: a pointer to the question's (RFC 1035, 4.1.4)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Question:
     """What a message asks: the same object for the same bytes, as far as they are remembered.
 
-    :param size: bytes of it on the wire.
+    :param wire: as it came, for the answer repeats it to the letter.
     :param kind: None for what is not answered, whatever the name.
     :param payload: the largest answer over UDP that the asker takes; 0 if it did not say (no EDNS).
     """
 
-    name: dns.name.Name
     text: str
     type: int
     rdclass: int
-    size: int
+    wire: bytes
     kind: Kind | None
     payload: int
     version: int
@@ -125,7 +122,7 @@ def _question(body: bytes, has_more: bool) -> Question:
         raise dns.exception.FormError from None
     text = b".".join(name.labels[:-1]).decode("latin-1")
     ours = _KINDS.get(kind, Kind.OTHER) if rdclass == IN and kind not in _REFUSED_TYPES else None
-    return Question(name, text, kind, rdclass, used + _QUESTION.size, ours, payload, version)
+    return Question(text, kind, rdclass, body[: used + _QUESTION.size], ours, payload, version)
 
 
 def _edns(wire: bytes, at: int) -> tuple[int, int]:
@@ -166,7 +163,7 @@ class Responder:
     def _answer(self, query: Query, asker: Asker | None, stream: bool) -> bytes:
         question = query.question
         if question.version:
-            return _reply(query, _render(question, BADVERS, _MOST_UDP))
+            return _reply(query, _render(question, BADVERS))
         if asker is not None and question.kind is not None:
             found = self._resolve(asker, question.text, question.kind, next(self._turns))
             if found is not None:
@@ -183,45 +180,33 @@ def _reply(query: Query, body: bytes) -> bytes:
 
 @lru_cache(maxsize=_REFUSALS)
 def _refusal(question: Question) -> bytes:
-    return _render(question, REFUSED, _MOST_UDP)
+    return _render(question, REFUSED)
 
 
 @lru_cache(maxsize=_REMEMBERED)
 def _rendered(question: Question, found: tuple[str, ...], limit: int) -> bytes:
-    kind = question.kind or Kind.OTHER
-    records = [_record(kind, text) for text in found]
-    if kind not in _RECORD_BYTES:
-        return _render(question, NOERROR, limit, records=records)
-    room = limit - _HEADER.size - question.size - (_OPT_BYTES if question.payload else 0)
-    fitting = records[: room // _RECORD_BYTES[kind]]
-    return _render(question, NOERROR, limit, records=fitting, cut=len(fitting) < len(records))
+    """As many of what was found as the limit lets through."""
+    answers = [_answer(question, text) for text in found]
+    room = limit - _HEADER.size - len(question.wire) - (_OPT_BYTES if question.payload else 0)
+    ends = accumulate(map(len, answers))
+    fitting = [answer for answer, end in zip(answers, ends, strict=True) if end <= room]
+    return _render(question, NOERROR, fitting, cut=len(fitting) < len(answers))
 
 
-def _render(
-    question: Question, code: int, limit: int, *, records: Collection[dns.rdata.Rdata] = (), cut: bool = False
-) -> bytes:
-    renderer = dns.renderer.Renderer(0, QR | AA | RA | (TC if cut else 0) | code & 0xF, limit)
-    renderer.add_question(question.name, question.type, question.rdclass)
-    if records:
-        answers = dns.rdataset.from_rdata_list(TTL, records)
-        renderer.add_rdataset(dns.renderer.ANSWER, question.name, answers, want_shuffle=False)
-    if question.payload:
-        renderer.add_edns(0, code >> 4 << 24, _MOST_UDP)
-    renderer.write_header()
-    return bytes(renderer.get_wire())
+def _answer(question: Question, text: str) -> bytes:
+    family = _ADDRESSES.get(question.type)
+    data = inet_pton(family, text) if family else dns.name.from_text(text).to_wire() or b""
+    return _ANSWER.pack(_NAME, question.type, IN, TTL, len(data)) + data
+
+
+def _render(question: Question, code: int, answers: Collection[bytes] = (), *, cut: bool = False) -> bytes:
+    flags = _ANSWERED | (_TC if cut else 0) | code & 0xF
+    has_edns = bool(question.payload)
+    edns = b"\0" + _RECORD.pack(OPT, _MOST_UDP, code >> 4 << 24, 0) if has_edns else b""
+    return _HEADER.pack(0, flags, 1, len(answers), 0, has_edns) + question.wire + b"".join(answers) + edns
 
 
 def _bare(wire: bytes, code: int) -> bytes:
     """An answer to what could not be read, but for its header."""
     identifier, flags = _START.unpack_from(wire)
     return _HEADER.pack(identifier, QR | RA | flags & (RD | _OPCODE) | code, 0, 0, 0, 0)
-
-
-@lru_cache(maxsize=10_000)
-def _record(kind: Kind, text: str) -> dns.rdata.Rdata:
-    match kind:
-        case Kind.A:
-            return dns.rdtypes.IN.A.A(IN, A, text)
-        case Kind.AAAA:
-            return dns.rdtypes.IN.AAAA.AAAA(IN, AAAA, text)
-    return dns.rdtypes.ANY.PTR.PTR(IN, PTR, dns.name.from_text(text))
