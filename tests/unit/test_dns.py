@@ -283,7 +283,7 @@ def test_a_flood_is_kept_out_and_others_are_answered(port: int, caplog: pytest.L
             flood.sendto(wire, ("127.0.0.1", port))
         for _ in range(50):
             assert dns.query.udp(question("web1"), "127.0.0.1", port=port, timeout=5).answer
-        assert _drain(flood) <= 200  # the burst, and what came until the gate was shut
+        assert _drain(flood) <= 2500  # the burst, and what came until the gate was shut, each second anew
         assert "asks for names too often" in caplog.text
         deadline = time.monotonic() + 5
         while True:  # the gate opens by itself
