@@ -74,6 +74,9 @@ def measure(rig: Rig, results: Results, found: Convergence, terminal: Terminal, 
     with _thread_in(Path(f"/proc/{rig.lab.underlay.pid}/ns/net")) as switch, ExitStack() as stores:
         for name, title in STORES.items():
             with terminal.step(f"both hosts, with {title}"):
+                if name != "sqlite":
+                    rig.empty()
+                    stores.close()  # the next one serves at the same address
                 etcd = stores.enter_context(_etcd(rig, switch, int(name[-1]))) if name != "sqlite" else None
                 store = EtcdStore(etcd.endpoints) if etcd else SqliteStore(rig.lab.plan.data / "store.db")
                 if etcd:
@@ -87,7 +90,6 @@ def measure(rig: Rig, results: Results, found: Convergence, terminal: Terminal, 
                 with terminal.step("requests to etcd"):
                     load = partial(switch.run, partial(Load.of, etcd.endpoints[0]))
                     found.requests = _count_calls(rig, load, effort.calls) | _count_starts(rig, load, effort.starts)
-            stores.close()
 
 
 def _sample(rig: Rig, store: Store, switch: NamespaceThread, times: int) -> dict[str, list[float]]:

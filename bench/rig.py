@@ -66,13 +66,16 @@ class Rig:
                 self.near[variant] = self._resident(variant, self.h1, 0)
                 self.far[variant] = self._resident(variant, self.h1 if variant == BRIDGE else self.h2, 1)
 
-    def change_store(self, url: str) -> None:
-        """Empty weft's network on both hosts, and begin again with another store."""
+    def empty(self) -> None:
+        """Remove weft's network and its containers from both hosts."""
         for host in (self.h1, self.h2):
             if containers := host.docker("ps", "--all", "--quiet", "--filter", f"network={_name(WEFT)}").split():
                 host.docker("rm", "--force", *containers)
         self.h1.docker("network", "rm", _name(WEFT))
         self._await_on_other(WEFT, False)
+
+    def change_store(self, url: str) -> None:
+        """Begin again with another store, after `empty`."""
         for host in (self.h1, self.h2):
             host.settings["WEFT_STORE"] = url
             host.restart_weft()
