@@ -123,13 +123,13 @@ class Member:
             self._process.wait(timeout=10)
             self._process = None
 
-    def call(self, path: str, body: dict[str, Any], token: str = "") -> dict[str, Any]:
+    def call(self, path: str, body: dict[str, Any], token: str = "", timeout: float = 20) -> dict[str, Any]:
         """This member's own answer, by another HTTP client than weft's."""
         request = urllib.request.Request(f"{self.endpoint}/v3/{path}", json.dumps(body).encode())
         request.add_header("Grpc-Metadata-hasleader", "true")
         if token:
             request.add_header("Authorization", token)
-        with urllib.request.urlopen(request, timeout=2, context=self._context()) as response:
+        with urllib.request.urlopen(request, timeout=timeout, context=self._context()) as response:
             answer: dict[str, Any] = json.load(response)
             return answer
 
@@ -141,7 +141,7 @@ class Member:
     def answers(self) -> bool:
         """Whether it serves, with a leader."""
         try:
-            self.call("kv/range", {"key": base64("x")})
+            self.call("kv/range", {"key": base64("x")}, timeout=2)
         except urllib.error.HTTPError as error:
             return error.code not in (503, 504)
         except (OSError, ValueError):

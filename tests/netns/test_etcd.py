@@ -230,7 +230,11 @@ def guarded() -> Iterator[Guarded]:
 def guard(folder: Path, place: Place = Place()) -> Guarded:  # noqa: B008
     certificates = Certificates(folder / "ours")
     cluster = Cluster(folder, places=(place,), tls=certificates)
-    cluster.want_passwords("weft", PASSWORD, "/weft/v1")
+    try:
+        cluster.want_passwords("weft", PASSWORD, "/weft/v1")
+    except BaseException:
+        cluster.kill()
+        raise
     password_file = folder / "password"
     password_file.write_text(f"{PASSWORD}\n")
     return Guarded(cluster, certificates, Access(certificates.ca, *certificates.client, "weft", password_file))
