@@ -33,7 +33,7 @@ GUEST = "WEFT_GUEST"
 _NO_KERNEL = 77
 """What lab/kernel.sh ends with if there is none for this machine."""
 LIMIT = 600.0
-SILENCE = 120.0
+SILENCE = 180.0
 """Seconds until the guest is taken for hung; of silence, well above what pytest waits until it tells where it hangs."""
 _HANGS = 60
 _BOOT = "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable random.trust_cpu=on"
@@ -126,7 +126,7 @@ def main() -> int:
         console.unlink(missing_ok=True)
         columns, colour = shutil.get_terminal_size().columns, sys.stdout.isatty()
         job.write_text(script(tree.name, columns=columns, colour=colour, environment=os.environ))
-        terminal.say(f"Linux {tree.name} boots in QEMU, and runs tests")
+        terminal.say(f"Linux {tree.name} boots in QEMU")
         return run(qemu(tree, job, console), sys.stdout.buffer, console)
     except NoKernel as reason:
         terminal.say(f"SKIPPED: {reason}")
