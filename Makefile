@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
-.PHONY: help setup demo lab lab-down test test-unit test-netns test-engine lint types bench plugin clean
+.PHONY: help setup demo lab lab-down test test-unit test-netns test-kernel test-engine lint types bench plugin clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,13 +19,16 @@ lab: setup ## start two Docker Engines with weft and leave them running
 lab-down: ## remove the lab
 	@$(SUDO) $(PY) -m lab down
 
-test: test-unit test-netns test-engine ## all tiers
+test: test-unit test-netns test-kernel test-engine ## all tiers
 
 test-unit: setup ## the pure core and the API over fakes: seconds, no root
 	@$(PY) -m pytest tests/unit
 
 test-netns: setup ## the real kernel, in namespaces made for the purpose (root)
 	@$(SUDO) $(PY) -m pytest tests/netns
+
+test-kernel: setup ## the kernel's part of that on Debian's kernel, in QEMU; QEMU and the kernel are fetched when first needed
+	@$(PY) -m lab.kernel
 
 test-engine: setup ## real Docker Engines (root)
 	@$(SUDO) $(PY) -m pytest tests/engine

@@ -3,21 +3,10 @@
 # PYTHON=python3.12 chooses the Python that .venv is made with.
 set -eu
 cd "$(dirname "$0")/.."
-PATH=$PATH:/usr/sbin:/sbin
+. lab/apt.sh
 python=${PYTHON:-python3}
 stamp=.venv/.setup-done
 policy=/usr/sbin/policy-rc.d
-
-say() { printf '%s\n' "setup: $*"; }
-die() { say "$*" >&2; exit 1; }
-has() { command -v "$1" >/dev/null 2>&1; }
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"
-    elif has sudo; then sudo "$@"
-    else die "this needs root, and there is no sudo: $*"
-    fi
-}
 
 # The table is "program package".
 missing_packages() {
@@ -38,10 +27,6 @@ missing_packages() {
 	PROGRAMS
     busybox --list 2>/dev/null | grep -qx httpd || echo busybox-static
     [ -x .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null || echo "$(basename "$python")-venv"
-}
-
-apt_install() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
 # Of Docker and etcd only the programs are wanted. Their services must not start, neither now nor at the next boot:

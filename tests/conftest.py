@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.kernel import GUEST
+
 _TIERS = Path(__file__).parent
 
 
@@ -15,6 +17,8 @@ def _obstacle(tier: str) -> str:
     """Why tests of a tier cannot run on this machine, or ''."""
     if tier != "unit" and os.geteuid() != 0:
         return f"the {tier} tier makes network namespaces: run it as root"
+    if tier == "kernel" and GUEST not in os.environ:
+        return "the kernel tier runs on a kernel of its own: make test-kernel"
     if tier == "engine" and not shutil.which("dockerd"):
         return "the engine tier needs dockerd: run lab/setup.sh"
     return ""

@@ -18,6 +18,7 @@ from weft.errors import KernelError
 from weft.reconcile import Create, Remove, Update
 
 MAC = "02:42:0a:00:00:02"
+KERNEL = tuple(int(part) for part in os.uname().release.split(".")[:2])
 
 
 def port(name: str = "wp1", bridge: str = "br7", mtu: int = MTU) -> Port:
@@ -227,6 +228,7 @@ def test_taken_name_of_the_other_end_is_refused(host: Host, links: tuple[Link, .
     assert not host.plan(*links)
 
 
+@pytest.mark.xfail(KERNEL < (6, 15), reason="looks for the name where the request comes from, not where the link goes")
 def test_vxlan_device_named_like_a_link_of_the_host_is_made(host: Host) -> None:
     host.ip("link add vx7 type bridge")
     assert host.apply(*host.network(7))

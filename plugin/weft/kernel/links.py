@@ -6,8 +6,10 @@
 - No link of ours may speak by itself on the overlay, so none gets an IPv6 address (the kernel would send duplicate
   address detection, router solicitations and MLD). The kernel does not take that in the request that makes a link,
   hence links come up in a later one.
-- Bridges neither snoop multicast (without a querier that would block it) nor speak STP. The VXLAN port does not learn:
-  what is behind it is known (`Station`), and a MAC learned there would stay when its owner has moved.
+- Bridges neither snoop multicast (without a querier that would block it) nor speak STP. They have no default VLAN, for
+  which the kernel would double each `Station` row, and leave the second one when somebody else's is replaced. The VXLAN
+  port does not learn: what is behind it is known (`Station`), and a MAC learned there would stay when its owner has
+  moved.
   `neigh_suppress` lets the bridge answer ARP and ND from its `Neighbour` rows instead of flooding them.
 
 The properties that all links of a kind share are in `observe.py`, which reads them back.

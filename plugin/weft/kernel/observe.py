@@ -25,7 +25,7 @@ class Fixed(NamedTuple):
     value: int
 
 
-BRIDGE = (Fixed("br_stp_state", 5, 0), Fixed("br_mcast_snooping", 23, 0))
+BRIDGE = (Fixed("br_stp_state", 5, 0), Fixed("br_mcast_snooping", 23, 0), Fixed("br_vlan_default_pvid", 39, 0))
 VXLAN = (Fixed("vxlan_learning", 7, 0),)
 VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("neigh_suppress", 32, 1))
 ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)

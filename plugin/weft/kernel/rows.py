@@ -11,8 +11,8 @@ for how rows travel. What a row is in the kernel's terms:
 
 Reading has to see what others put there as well, or it would never be removed. It leaves out what the kernel makes by
 itself: each device's own MAC, multicast addresses, what a bridge learned, and rows of VLANs, which our bridges do not
-have. An `Fdb` entry with more than a VTEP (another port, VNI, interface or a nexthop group) is seen with the VTEP
-0.0.0.0, which no wish contains and which, as the kernel reads it, deletes the MAC with all its VTEPs.
+have (`observe.BRIDGE`). An `Fdb` entry with more than a VTEP (another port, VNI, interface or a nexthop group) is seen
+with the VTEP 0.0.0.0, which no wish contains and which, as the kernel reads it, deletes the MAC with all its VTEPs.
 
 In a large table most messages differ from the one before in nothing but device and addresses. The columns of such a run
 are cut out at once, several times faster than message by message. The first message teaches the form, so this does not

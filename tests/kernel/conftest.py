@@ -1,0 +1,5 @@
+"""The netns tier's fixtures are also for tests of the real kernel."""
+
+from tests.netns.conftest import host, world
+
+__all__ = ["host", "world"]
