@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
 import os
@@ -13,11 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from socket import SOCK_STREAM, getaddrinfo
+from time import monotonic
 from urllib.parse import urlsplit
 
 from flask import Flask
 
-from weft import __version__, cli, config, setup_dns
+from weft import __version__, cli, commandline, config
 from weft.admin import create_admin
 from weft.adoption import MARGIN_SECONDS, Adoption
 from weft.agent import Agent
@@ -25,7 +25,7 @@ from weft.api import create_app
 from weft.attachments import Attachments
 from weft.cluster import Cluster
 from weft.collector import Collector
-from weft.config import SETTINGS, Settings
+from weft.config import Settings
 from weft.driver import Driver
 from weft.engine import DockerEngine
 from weft.errors import KernelError, WeftError
@@ -47,6 +47,7 @@ from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
 from weft.sweeper import Sweeper
+from weft.watchdog import Manager
 
 log = logging.getLogger("weft")
 
@@ -56,6 +57,9 @@ PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
 GARBAGE = 50_000
 """New objects after which Python looks for cycles, of which records and rows have none. The default is 700."""
+
+_STUCK_SECONDS = 30.0
+"""Without a turn for so long, a loop counts as stuck: what it waits for has shorter limits."""
 
 
 @dataclass(slots=True)
@@ -83,7 +87,7 @@ class Weft:
             store.close()
 
 
-def build(settings: Settings) -> Weft:
+def build(settings: Settings, manager: Manager) -> Weft:
     """Wire everything up and start it."""
     gc.set_threshold(GARBAGE)
     identity = host_id(settings.state)
@@ -142,6 +146,13 @@ def build(settings: Settings) -> Weft:
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     app = create_app(driver, ipam, presence, ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes"))
     app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector)))
+    manager.watch(
+        {
+            "the driver's socket": lambda: cli.answers(settings.socket),
+            "the agent": lambda: agent.responds(_STUCK_SECONDS),
+            "signs of life": lambda: monotonic() - presence.turned < _STUCK_SECONDS,
+        }
+    )
     return Weft(app, [store, patient], kernel, agent, presence, sweeper, names)
 
 
@@ -214,34 +225,21 @@ def _snapshot(settings: Settings) -> SnapshotFile:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `weft` command. Exit codes: 0 done, 1 it failed, 2 the command line is wrong, 3 the server did not start."""
-    options = _parser().parse_args(arguments)
+    options = commandline.parser().parse_args(arguments)
+    if options.command == "completion":
+        print(commandline.completion(options.shell))
+        return 0
     try:
         settings = config.from_environment(os.environ)
         logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", force=True)
         log.setLevel(settings.log.upper())  # of weft alone: pyroute2 writes pages per request
         if options.command == "serve":
-            serve(settings, check=lambda: _check_store(settings), build=lambda: build(settings))
+            manager = Manager.take(os.environ)
+            serve(settings, manager, check=lambda: _check_store(settings), build=lambda: build(settings, manager))
         else:
+            options.settings = settings
             cli.run(options, settings.socket)
     except WeftError as error:
         print(f"weft {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    settings = "\n".join(
-        f"  {config.variable(name):24} {setting.meaning} [{setting.default}]" for name, setting in SETTINGS.items()
-    )
-    parser = argparse.ArgumentParser(
-        prog="weft",
-        description="Multi-host networks for plain Docker Engines.",
-        epilog=f"settings, from the environment:\n{settings}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"weft {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="serve this host's Docker Engine (in the foreground)")
-    cli.add_commands(commands)
-    setup_dns.add_commands(commands)
-    return parser

@@ -9,17 +9,21 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from weft.config import Settings
 from weft.errors import ConfigError, WeftError
+from weft.watchdog import Manager
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ _BOOT_FAILED = 3
 """gunicorn's exit status for a worker that could not start: it does not try again (gunicorn arbiter.py)."""
 _SAID = (f"exited with code {_BOOT_FAILED}.", "Shutting down: Master", "Worker failed to boot.")
 """Ends of what gunicorn then says, when the worker has already said why."""
+_SPECS = (Path("/etc/docker/plugins"), Path("/usr/lib/docker/plugins"))
 _SOCKET_PATH_BYTES = 107
 """The most that fits into a sockaddr_un (unix(7))."""
 
@@ -43,10 +48,19 @@ class Served(Protocol):
     def stop(self) -> None: ...
 
 
+class _Arbiter(Arbiter):  # type: ignore[misc]
+    """gunicorn's parent process."""
+
+    def stop(self, graceful: bool = True) -> None:
+        self.app.manager.stopping()
+        super().stop(graceful)
+
+
 class _Server(BaseApplication):  # type: ignore[misc]
     """gunicorn with our settings instead of a command line."""
 
-    def __init__(self, socket: Path, build: Callable[[], Served]) -> None:
+    def __init__(self, socket: Path, manager: Manager, build: Callable[[], Served]) -> None:
+        self.manager = manager
         self._socket = socket
         self._build = build
         self._served: Served | None = None
@@ -67,6 +81,9 @@ class _Server(BaseApplication):  # type: ignore[misc]
         for name, value in options.items():
             self.cfg.set(name, value)
 
+    def run(self) -> None:
+        _Arbiter(self).run()
+
     def load(self) -> Flask:
         try:
             self._served = self._build()
@@ -79,9 +96,10 @@ class _Server(BaseApplication):  # type: ignore[misc]
             self._served.stop()
 
 
-def serve(settings: Settings, *, check: Callable[[], None], build: Callable[[], Served]) -> None:
+def serve(settings: Settings, manager: Manager, *, check: Callable[[], None], build: Callable[[], Served]) -> None:
     """Serve this host until told to stop.
 
+    :param manager: is told when we stop; `build` sees to the rest.
     :param check: raises `WeftError` if it is in vain, before there is a socket.
     :param build: starts everything, in the worker.
     """
@@ -89,10 +107,11 @@ def serve(settings: Settings, *, check: Callable[[], None], build: Callable[[], 
     for folder in (settings.run, settings.socket.parent):
         _make_folder(folder)
     logging.getLogger("gunicorn.error").addFilter(lambda record: not record.getMessage().endswith(_SAID))
-    lock = _lock(settings.run / "lock")
+    lock = _lock(settings.run / "lock", f"process {os.getpid()}, driver {settings.driver}")
     try:
+        _check_rivals(settings.socket)
         check()
-        _Server(settings.socket, build).run()
+        _Server(settings.socket, manager, build).run()
     except WeftError as error:
         _give_up(error)
     finally:
@@ -123,7 +142,26 @@ def _check_socket(path: Path) -> None:
         raise ConfigError(f"{path} is not a socket: move it away, or choose another WEFT_SOCKET")
 
 
-def _lock(path: Path) -> Any:
+def _check_rivals(path: Path) -> None:
+    """Whoever else is a driver of our name. The lock is ours: no weft listens there."""
+    with socket.socket(socket.AF_UNIX) as other, suppress(OSError):
+        other.connect(str(path))
+        raise ConfigError(
+            f"another program is the driver {path.stem} of this engine and listens at {path} (see ss -lxp src {path}): "
+            "stop it, or give weft another name with WEFT_SOCKET and WEFT_DRIVER"
+        )
+    for rival in rival_specs(path.stem, _SPECS):
+        log.error("Docker takes %s for the driver %s whenever weft does not run: remove that file", rival, path.stem)
+
+
+def rival_specs(name: str, folders: Iterable[Path]) -> list[Path]:
+    """Files that tell an engine of another driver of that name (moby pkg/plugins/discovery.go)."""
+    places = (folder / part for folder in folders for part in (".", name))
+    files = (place / f"{name}.{kind}" for place in places for kind in ("spec", "json"))
+    return [file for file in files if file.exists()]
+
+
+def _lock(path: Path, holder: str) -> Any:
     """Hold the host's lock; the kernel frees it when the last process that inherited it has gone."""
     try:
         file = path.open("a+")
@@ -137,10 +175,13 @@ def _lock(path: Path) -> Any:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 file.seek(0)
-                holder = file.read().strip() or "?"
-                raise ConfigError(f"another weft serves this host already (process {holder}): stop it first") from None
+                other = file.read().strip() or "?"
+                raise ConfigError(
+                    f"another weft serves this host already ({other}): stop it first; a managed plugin by "
+                    "docker plugin disable -f NAME"
+                ) from None
             time.sleep(0.1)
     file.truncate(0)
-    file.write(f"{os.getpid()}\n")
+    file.write(f"{holder}\n")
     file.flush()
     return file
