@@ -15,7 +15,12 @@ UNITS = "/run/lab-units"
 _INIT = """
 set -e
 points=/sys/fs/cgroup
-[ -e $points/cgroup.procs ] || points=$(find /sys/fs/cgroup -mindepth 1 -maxdepth 1 -type d)
+if [ ! -e $points/cgroup.procs ]; then
+    points=
+    for point in /sys/fs/cgroup/*; do
+        [ -L "$point" ] || [ ! -e "$point/cgroup.procs" ] || points="$points $point"
+    done
+fi
 for point in $points; do
     mkdir -p "$point/{group}"
     for setting in cpuset.cpus cpuset.mems; do  # a new cgroup of version 1 has none, and takes no process then
