@@ -70,7 +70,7 @@ class Host(Machine):
         return {
             "hosts": ["unix:///var/run/docker.sock", self.docker_host],
             "data-root": str(self.data / "docker"),
-            "cgroup-parent": f"/{LABS}/{plan.name}/{self.name}",
+            "cgroup-parent": f"/{self.cgroup}",
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
             "dns": [RESOLVER, plan.gateway] if plan.weft else [plan.gateway],
         }
@@ -82,21 +82,30 @@ class Host(Machine):
         return [self.weft, self.engine] if self._plan.weft else [self.engine]
 
     @property
+    def cgroup(self) -> str:
+        """Of its containers, in each hierarchy."""
+        return f"{LABS}/{self._plan.name}/{self.name}"
+
+    @property
     def root(self) -> Path:
         """Its files, as processes outside reach them."""
         return self._namespaces.root
 
     def boot(self) -> None:
         """weft is there before the engine, which would wait up to 15 s a call for a plugin it knows of."""
+        self.boot_alone()
+        if self._plan.weft:
+            self.start_weft()
+        self.start_engine()
+        self._import_image()
+
+    def boot_alone(self) -> None:
+        """The machine, without its daemons."""
         self.power_on()
         folders = {"NAME": self.name, "RUNTIME": str(self.runtime), "DATA": str(self.data)}
         self.run("sh", "-ec", _MACHINE, env=folders)
         self._write_names()
         self.plug_in()
-        if self._plan.weft:
-            self.start_weft()
-        self.start_engine()
-        self._import_image()
 
     def dataplane(self, *argv: str, check: bool = True, timeout: float = 60) -> str:
         if self.run("stat", "--file-system", "--format=%T", DATAPLANE, check=False) != "nsfs":
@@ -137,13 +146,16 @@ class Host(Machine):
 
     def start_engine(self, *options: str, timeout: float = 60) -> None:
         """With further options of dockerd; what daemon.json has already belongs into `engine_options`."""
-        self._write("etc/docker/daemon.json", json.dumps(self.engine_options, indent=2))
+        self.configure_engine()
         self.engine.start(
             ["dockerd", *options],
             env=self._environment(),
             ready=lambda: answers(self.runtime / "docker.sock", "GET /_ping"),
             timeout=timeout,
         )
+
+    def configure_engine(self) -> None:
+        self.write("etc/docker/daemon.json", json.dumps(self.engine_options, indent=2))
 
     def stop_engine(self, *, timeout: float = 60) -> None:
         self.engine.signal("TERM", timeout=timeout)
@@ -218,13 +230,14 @@ class Host(Machine):
 
     def _write_names(self) -> None:
         hosts = [f"{self._plan.address(i)} h{i}" for i in range(1, self._plan.hosts + 1)]
-        self._write("etc/hostname", f"{self.name}\n")
-        self._write("etc/hosts", "\n".join(["127.0.0.1 localhost", *hosts, ""]))
-        self._write("etc/resolv.conf", f"nameserver {self._plan.gateway}\n")
+        self.write("etc/hostname", f"{self.name}\n")
+        self.write("etc/hosts", "\n".join(["127.0.0.1 localhost", *hosts, ""]))
+        self.write("etc/resolv.conf", f"nameserver {self._plan.gateway}\n")
 
-    def _write(self, path: str, text: str) -> None:
+    def write(self, path: str, text: str) -> None:
+        """A file of this host's own."""
         file = self._namespaces.root / path
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.unlink(missing_ok=True)  # it may be a link of the machine's, such as systemd's resolv.conf
         file.write_text(text)
 

@@ -24,7 +24,9 @@ from lab.process import Environment, LabError, run, spawn, wait_until
 
 # $0 names the holder in `ps`. Its stat line is read before anything is mounted, from the machine's own /proc,
 # so it holds the pid and the start time as seen from outside. `wait` reaps orphans, as process 1 has to.
+# It may become something else, and still be the same process: see lab/systemd.py.
 _HOLDER = """
+trap 'exec sh /run/lab-init' USR1
 read -r stat < /proc/self/stat
 echo "$stat" > "$1.new"
 mv "$1.new" "$1"

@@ -15,6 +15,8 @@ missing_packages() {
 		docker-compose docker-compose
 		etcd etcd-server
 		debootstrap debootstrap
+		systemd-analyze systemd
+		pgrep procps
 		ip iproute2
 		iptables iptables
 		nft nftables

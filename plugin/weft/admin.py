@@ -1,5 +1,6 @@
 """What the `weft` command asks of the running daemon: JSON over the driver's own socket, which only root may open.
 
+    GET  /weft/version          of the daemon, and the number of the store's schema
     GET  /weft/hosts            the hosts of the cluster
     POST /weft/hosts/forget     {"host": NAME, "force": false}: collect what a host that is gone has
     GET  /weft/gc               what is to be collected, why, and in how many seconds
@@ -15,10 +16,11 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
+from weft import __version__
 from weft.cluster import Cluster
 from weft.garbage import Garbage
 from weft.hosts import Hosts
-from weft.model import Host
+from weft.model import SCHEMA, Host
 from weft.wire import Body
 
 PREFIX = "/weft"
@@ -26,6 +28,10 @@ PREFIX = "/weft"
 
 def create_admin(hosts: Hosts, cluster: Cluster, garbage: Garbage) -> Blueprint:
     admin = Blueprint("admin", __name__, url_prefix=PREFIX)
+
+    @admin.get("/version")
+    def version() -> Response:
+        return jsonify(version=__version__, schema=SCHEMA)
 
     @admin.get("/hosts")
     def list_hosts() -> Response:

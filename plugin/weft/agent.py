@@ -66,7 +66,14 @@ class _Stop:
     """Last trigger of all."""
 
 
-Trigger = Snapshot | Changes | KernelEvent | _Stop
+@dataclass(frozen=True, slots=True)
+class _Ping:
+    """Somebody wants to know whether the loop goes round."""
+
+    answered: threading.Event
+
+
+Trigger = Snapshot | Changes | KernelEvent | _Ping | _Stop
 
 
 @dataclass(slots=True)
@@ -80,6 +87,7 @@ class _Batch:
     links: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     rows: dict[Row, bool] = field(default_factory=dict)
+    pings: list[_Ping] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -154,6 +162,12 @@ class Agent:
         """Compare everything soon. Any thread may call."""
         self._triggers.put(Overflow())
 
+    def responds(self, seconds: float) -> bool:
+        """Whether the loop goes round within so many seconds. Any thread may call."""
+        ping = _Ping(threading.Event())
+        self._triggers.put(ping)
+        return ping.answered.wait(seconds)
+
     def start(self, *, restored: bool = False) -> None:
         """:param restored: the mirror holds what was last known, to begin with, since the store may be away."""
         self._loaded = restored
@@ -219,6 +233,8 @@ class Agent:
                         batch.rows[trigger.row] = trigger.present
                     case Overflow():
                         batch.resync = True
+                    case _Ping():
+                        batch.pings.append(trigger)
                     case _Stop():
                         batch.stop = True
                 trigger = self._triggers.get_nowait()
@@ -242,6 +258,8 @@ class Agent:
                 for listener in self.listeners:
                     listener(None if batch.loaded else batch.touched)
                 self._work(batch)
+            for ping in batch.pings:
+                ping.answered.set()
 
     def _work(self, batch: _Batch) -> None:
         self._unpin_seen()

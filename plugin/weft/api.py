@@ -101,7 +101,7 @@ def create_app(driver: Driver, ipam: Ipam, gate: Gate, routes: Routes) -> Flask:
     def note(response: Response) -> Response:
         milliseconds = (perf_counter() - g.began) * 1000
         outcome = g.get("refusal") or "ok"
-        level = logging.INFO if outcome == "ok" else logging.WARNING
+        level = logging.WARNING if outcome != "ok" else logging.DEBUG if request.method == "GET" else logging.INFO
         log.log(level, "%s %s%s, %.2f ms", request.path[1:], g.get("objects", ""), outcome, milliseconds)
         return response
 

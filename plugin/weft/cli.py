@@ -16,7 +16,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from weft import __version__
 from weft.errors import ConfigError, WeftError
+from weft.model import SCHEMA
 
 _TIMEOUT_SECONDS = 30.0
 _PLUGINS = Path("/run/docker/plugins")
@@ -60,8 +62,18 @@ def ask(socket_path: Path, method: str, path: str, body: Any = None) -> Any:
     raise ConfigError(f"no weft daemon runs on this host: none listens at {socket_path}")
 
 
+def answers(socket_path: Path) -> bool:
+    """Whether a daemon serves there."""
+    try:
+        ask(socket_path, "GET", "/weft/version")
+    except WeftError:
+        return False
+    return True
+
+
 def add_commands(commands: Any) -> None:
     """Add what this module does to `weft`'s parser; each command sets `run` (ask the daemon) and `show`."""
+    _add(commands, "version", _version, _show_version, "show the versions of this command and of the running daemon")
     host = commands.add_parser("host", help="the hosts of the cluster").add_subparsers(required=True, metavar="COMMAND")
     _add(host, "ls", _list_hosts, _show_hosts, "list the hosts")
     forget = _add(host, "forget", _forget, _show_forgotten, "collect what a host that is gone for good has")
@@ -87,6 +99,15 @@ def _add(commands: Any, name: str, work: Callable[..., Any], show: Show, meaning
     return parser
 
 
+def _version(options: argparse.Namespace, socket_path: Path) -> Any:
+    """`daemon` is None if none runs. `schema` is that of the store's records (`model.SCHEMA`)."""
+    try:
+        daemon = ask(socket_path, "GET", "/weft/version")
+    except ConfigError:
+        daemon = None
+    return {"version": __version__, "schema": SCHEMA, "daemon": daemon}
+
+
 def _list_hosts(options: argparse.Namespace, socket_path: Path) -> Any:
     return ask(socket_path, "GET", "/weft/hosts")
 
@@ -97,6 +118,13 @@ def _forget(options: argparse.Namespace, socket_path: Path) -> Any:
 
 def _collect(options: argparse.Namespace, socket_path: Path) -> Any:
     return ask(socket_path, "GET" if options.dry_run else "POST", "/weft/gc")
+
+
+def _show_version(answer: Any, console: Console) -> None:
+    console.print(f"weft {answer['version']} (store schema {answer['schema']})", highlight=False)
+    daemon = answer["daemon"]
+    runs = f"weft {daemon['version']} (store schema {daemon['schema']})" if daemon else "none runs on this host"
+    console.print(f"daemon: {runs}", highlight=False)
 
 
 def _show_hosts(hosts: Any, console: Console) -> None:

@@ -156,6 +156,10 @@ def _store(text: str) -> str:
     return text
 
 
+def _hostname(text: str) -> str:
+    return text or platform.node() or "host"
+
+
 def _port(text: str) -> int:
     if not (text.isdigit() and 0 < int(text) < 65536):
         raise ValueError("must be a UDP port from 1 to 65535")
@@ -233,7 +237,7 @@ SETTINGS: dict[str, Setting] = {
     "store_key": Setting("", _path_or_none, "file with its key"),
     "store_user": Setting("", str, "etcd user"),
     "store_password_file": Setting("", _path_or_none, "file with that user's password"),
-    "hostname": Setting(platform.node() or "host", str, "this host's name in messages and lists"),
+    "hostname": Setting("", _hostname, "this host's name in messages and lists (default: the host's own)"),
     "underlay": Setting(
         "",
         str,

@@ -22,6 +22,8 @@ from weft.model import Network, Pool, Published
 _TIMEOUT = 10
 _CHANGE_TIMEOUT = 120
 """Creating and removing take several calls of the engine to our own driver, which may wait for the store."""
+_OLDEST = ("20.10", "1.41")
+"""The oldest engine that weft is made for, and its API."""
 _GATEWAY_NETWORK = "docker_gwbridge"
 _GATEWAY_NAME = "gateway_"
 _CONTAINER_EVENTS = ["start", "die", "rename", "connect", "disconnect"]
@@ -152,12 +154,20 @@ class DockerEngine:
         client = None
         try:
             client = docker.APIClient(base_url=self._url, version="auto", timeout=timeout)
+            self._check_age(client.api_version)
             yield client
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
             raise EngineError(f"the Docker Engine at {self._url} does not answer: {error}") from error
         finally:
             if client is not None:
                 client.close()
+
+    def _check_age(self, api: str) -> None:
+        release, oldest = _OLDEST
+        if docker.utils.version_lt(api, oldest):
+            raise EngineError(
+                f"the Docker Engine at {self._url} is too old for weft (API {api}): upgrade it to {release} or newer"
+            )
 
 
 def _restarts(container: dict[str, Any]) -> bool:

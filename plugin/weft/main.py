@@ -1,32 +1,23 @@
-"""The composition root: settings -> adapters -> driver, agent, app. `weft serve` runs it under gunicorn.
-
-gunicorn forks one worker. Everything with a thread, a socket or a connection is made after that, in the worker; the
-parent only holds the lock that keeps a second weft off this host, since two would fight over one kernel.
-"""
+"""The composition root: settings -> adapters -> driver, agent, app; and the `weft` command."""
 
 from __future__ import annotations
 
-import argparse
-import fcntl
 import gc
 import logging
 import os
 import random
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from socket import SOCK_STREAM, getaddrinfo
-from typing import Any, NoReturn
+from time import monotonic
 from urllib.parse import urlsplit
 
 from flask import Flask
-from gunicorn.app.base import BaseApplication
 
-from weft import __version__, cli, config, setup_dns
+from weft import __version__, cli, commandline, config
 from weft.admin import create_admin
 from weft.adoption import MARGIN_SECONDS, Adoption
 from weft.agent import Agent
@@ -34,10 +25,10 @@ from weft.api import create_app
 from weft.attachments import Attachments
 from weft.cluster import Cluster
 from weft.collector import Collector
-from weft.config import SETTINGS, Settings
+from weft.config import Settings
 from weft.driver import Driver
 from weft.engine import DockerEngine
-from weft.errors import ConfigError, KernelError, WeftError
+from weft.errors import KernelError, WeftError
 from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
@@ -49,12 +40,14 @@ from weft.nameservice import NameService
 from weft.presence import Presence
 from weft.restarts import Restarts
 from weft.sandboxes import ResolverRoutes
+from weft.serve import serve
 from weft.snapshot import SnapshotFile
 from weft.store import Store
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
 from weft.sweeper import Sweeper
+from weft.watchdog import Manager
 
 log = logging.getLogger("weft")
 
@@ -64,16 +57,9 @@ PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
 GARBAGE = 50_000
 """New objects after which Python looks for cycles, of which records and rows have none. The default is 700."""
-_THREADS = 32
-"""Calls answered at once: the engine waits in parallel, and none of ours takes long."""
-_LOCK_SECONDS = 10.0
-"""A killed gunicorn's worker notices within two seconds and leaves."""
-_BOOT_FAILED = 3
-"""gunicorn's exit status for a worker that could not start: it does not try again (gunicorn arbiter.py)."""
-_SAID = (f"exited with code {_BOOT_FAILED}.", "Shutting down: Master", "Worker failed to boot.")
-"""Ends of what gunicorn then says, when the worker has already said why."""
-_SOCKET_PATH_BYTES = 107
-"""The most that fits into a sockaddr_un (unix(7))."""
+
+_STUCK_SECONDS = 30.0
+"""Without a turn for so long, a loop counts as stuck: what it waits for has shorter limits."""
 
 
 @dataclass(slots=True)
@@ -101,7 +87,7 @@ class Weft:
             store.close()
 
 
-def build(settings: Settings) -> Weft:
+def build(settings: Settings, manager: Manager) -> Weft:
     """Wire everything up and start it."""
     gc.set_threshold(GARBAGE)
     identity = host_id(settings.state)
@@ -160,6 +146,13 @@ def build(settings: Settings) -> Weft:
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     app = create_app(driver, ipam, presence, ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes"))
     app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector)))
+    manager.watch(
+        {
+            "the driver's socket": lambda: cli.answers(settings.socket),
+            "the agent": lambda: agent.responds(_STUCK_SECONDS),
+            "signs of life": lambda: monotonic() - presence.turned < _STUCK_SECONDS,
+        }
+    )
     return Weft(app, [store, patient], kernel, agent, presence, sweeper, names)
 
 
@@ -218,148 +211,35 @@ def _check_kernel(attachments: Attachments) -> None:
         log.error("no network can be made on this host: %s", error)
 
 
-class _Server(BaseApplication):  # type: ignore[misc]
-    """gunicorn with our settings instead of a command line."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._weft: Weft | None = None
-        super().__init__()
-
-    def load_config(self) -> None:
-        options: dict[str, Any] = {
-            "bind": f"unix:{self._settings.socket}",
-            "umask": 0o177,
-            "workers": 1,
-            "worker_class": "gthread",
-            "threads": _THREADS,
-            "control_socket_disable": True,
-            "graceful_timeout": 5,
-            "loglevel": "warning",
-            "worker_exit": lambda _server, _worker: self._stop(),
-        }
-        for name, value in options.items():
-            self.cfg.set(name, value)
-
-    def load(self) -> Flask:
-        try:
-            self._weft = build(self._settings)
-        except WeftError as error:
-            _give_up(error)
-        return self._weft.app
-
-    def _stop(self) -> None:
-        if self._weft:
-            self._weft.stop()
-
-
-def serve(settings: Settings) -> None:
-    """Serve this host until told to stop."""
-    _check_socket(settings.socket)
-    for folder in (settings.run, settings.socket.parent):
-        _make_folder(folder)
-    logging.getLogger("gunicorn.error").addFilter(lambda record: not record.getMessage().endswith(_SAID))
-    lock = _lock(settings.run / "lock")
-    try:
-        _check_store(settings)
-        _Server(settings).run()
-    finally:
-        lock.close()
-
-
 def _check_store(settings: Settings) -> None:
     """Before the socket is there: `docker plugin enable` succeeds as soon as somebody listens."""
-    if _snapshot(settings).load():
-        return
-    try:
+    if not _snapshot(settings).load():
         store = open_store(settings, patience=PATIENCE)
         store.get(SCHEMA_KEY)
         store.close()  # gunicorn forks, and nothing that is open may go along
-    except WeftError as error:
-        _give_up(error)
-
-
-def _give_up(error: WeftError) -> NoReturn:
-    log.error("weft cannot start: %s", " ".join(str(error).split()))  # SQLite's diagnoses have many lines
-    sys.exit(_BOOT_FAILED)
 
 
 def _snapshot(settings: Settings) -> SnapshotFile:
     return SnapshotFile(settings.state / "snapshot.json", settings.store_origin)
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"folder {folder} cannot be made: {error.strerror}; weft must run as root") from error
-    if not os.access(folder, os.W_OK):
-        raise ConfigError(f"folder {folder} cannot be written: weft must run as root, and not on a read-only disk")
-
-
-def _check_socket(path: Path) -> None:
-    """What gunicorn would not explain."""
-    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES:
-        raise ConfigError(
-            f"the socket's path {path} is longer than {_SOCKET_PATH_BYTES} bytes: choose another WEFT_SOCKET"
-        )
-    if path.exists() and not path.is_socket():
-        raise ConfigError(f"{path} is not a socket: move it away, or choose another WEFT_SOCKET")
-
-
-def _lock(path: Path) -> Any:
-    """Hold the host's lock; the kernel frees it when the last process that inherited it has gone."""
-    try:
-        file = path.open("a+")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}; weft must run as root") from error
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.seek(0)
-                holder = file.read().strip() or "?"
-                raise ConfigError(f"another weft serves this host already (process {holder}): stop it first") from None
-            time.sleep(0.1)
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `weft` command. Exit codes: 0 done, 1 it failed, 2 the command line is wrong, 3 the server did not start."""
-    options = _parser().parse_args(arguments)
+    options = commandline.parser().parse_args(arguments)
+    if options.command == "completion":
+        print(commandline.completion(options.shell))
+        return 0
     try:
         settings = config.from_environment(os.environ)
         logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", force=True)
         log.setLevel(settings.log.upper())  # of weft alone: pyroute2 writes pages per request
         if options.command == "serve":
-            serve(settings)
+            manager = Manager.take(os.environ)
+            serve(settings, manager, check=lambda: _check_store(settings), build=lambda: build(settings, manager))
         else:
+            options.settings = settings
             cli.run(options, settings.socket)
     except WeftError as error:
         print(f"weft {options.command}: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    settings = "\n".join(
-        f"  {config.variable(name):24} {setting.meaning} [{setting.default}]" for name, setting in SETTINGS.items()
-    )
-    parser = argparse.ArgumentParser(
-        prog="weft",
-        description="Multi-host networks for plain Docker Engines.",
-        epilog=f"settings, from the environment:\n{settings}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"weft {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="serve this host's Docker Engine (in the foreground)")
-    cli.add_commands(commands)
-    setup_dns.add_commands(commands)
-    return parser

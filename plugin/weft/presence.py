@@ -59,6 +59,8 @@ class Presence:
     ) -> None:
         self.problem = ""
         """Why the last beat failed; "" if it did not."""
+        self.turned = monotonic()
+        """When the loop last went round, whether the store answered or not."""
         self.refused = threading.Event()
         """Set when something was refused because this host was not registered."""
         self._hosts = hosts
@@ -144,6 +146,7 @@ class Presence:
     def _loop(self) -> None:
         pause = _BEAT_SECONDS
         while not self._stopping.wait(pause * random.uniform(0.9, 1.0)):
+            self.turned = monotonic()
             try:
                 self.beat()
                 pause = _RETRY_SECONDS if self._seen else _BEAT_SECONDS

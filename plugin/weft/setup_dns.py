@@ -54,9 +54,8 @@ class Edit:
         return "\n".join(difflib.unified_diff(before, after, was, str(self.path), lineterm=""))
 
 
-def add_commands(commands: Any) -> None:
-    """Add `setup dns` to `weft`'s parser."""
-    setup = commands.add_parser("setup", help="prepare this host").add_subparsers(required=True, metavar="WHAT")
+def add_command(setup: Any) -> None:
+    """Add `dns` to the parser of `weft setup`."""
     meaning = "let Docker ask weft for the names of containers on other hosts: sets dns in daemon.json"
     parser = setup.add_parser("dns", help=meaning, description=meaning)
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and do nothing")

@@ -116,9 +116,17 @@ class Sweeper:
 
     def _follow(self) -> None:
         failing = False
+
+        def changed() -> None:
+            nonlocal failing
+            if failing:
+                log.info("the Docker Engine answers again")
+            failing = False
+            self._wake.set()
+
         while not self._stopping.is_set():
             try:
-                self._engine.follow(self._wake.set)
+                self._engine.follow(changed)
             except EngineError as error:
                 if not failing:
                     log.warning("%s; networks of other hosts and clean-up wait for it", error)

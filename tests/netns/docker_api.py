@@ -23,11 +23,15 @@ class DockerApi(ThreadingMixIn, UnixStreamServer):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), _Handler)
         self.url = f"unix://{path}"
+        self.version = {"ApiVersion": "1.41", "Version": "20.10.24"}
+        self.closed = False
         self._networks: list[dict[str, Any]] | None = None
         self._changed = threading.Condition()
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
+        self.closed = True
+        self._tell(None)
         self.shutdown()
         self.server_close()
 
@@ -77,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
         networks = self.server.networks()
         match what:
             case ["version"]:
-                self._answer(200, {"ApiVersion": "1.41", "Version": "20.10.24"})
+                self._answer(200, self.server.version)
             case ["events"]:
                 self._events()
             case _ if networks is None:
@@ -109,6 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             while True:
                 self.server.wait_for_change()
+                if self.server.closed:
+                    self.close_connection = True
+                    return
                 self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
         except OSError:
             self.close_connection = True

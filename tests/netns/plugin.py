@@ -35,6 +35,7 @@ GATEWAY = {"RequestAddressType": "com.docker.network.gateway"}
 
 _HOLDER = """
 mount -t tmpfs run /run
+mount --make-shared /run
 mkdir -p /run/docker/plugins
 ip link set lo up
 ip link add eth0 type veth peer name cable
@@ -184,8 +185,13 @@ class Plugin:
         ours = {f"WEFT_{key.upper()}": value for key, value in {**self.settings, **settings}.items()}
         return {**inherited, **ours, "PYTHONPATH": str(Path(weft.__file__).parent.parent)}
 
-    def command(self, wrapper: Sequence[str] = ()) -> list[str]:
-        return self.host.enter([*wrapper, sys.executable, "-m", "weft", "serve"])
+    def command(self, wrapper: Sequence[str] = (), arguments: Sequence[str] = ("serve",)) -> list[str]:
+        return self.host.enter([*wrapper, sys.executable, "-m", "weft", *arguments])
+
+    def run_command(self, *arguments: str) -> str:
+        """What `weft ARGUMENTS` prints."""
+        argv, environment = self.command(arguments=arguments), self.environment()
+        return subprocess.run(argv, env=environment, check=True, text=True, stdout=subprocess.PIPE, timeout=30).stdout
 
     def spawn(self, wrapper: Sequence[str] = ()) -> None:
         """Begin to start; `wrapper` is a command that runs the one after it."""

@@ -15,6 +15,7 @@ from subprocess import PIPE, CompletedProcess, Popen
 
 import pytest
 
+from tests.netns.docker_api import DockerApi
 from tests.netns.plugin import Endpoint, Network, Plugin, wait_until
 from weft.store import Put
 from weft.store.sqlite import SCHEMA_VERSION, SqliteStore
@@ -160,10 +161,69 @@ def test_a_second_one_on_the_host_gives_up_and_the_first_serves_on(plugin: Plugi
     ended = plugin.run_to_end()
     assert ended.returncode == 1
     assert complaint(ended) == (
-        f"weft serve: another weft serves this host already (process {first[0]}): stop it first"
+        f"weft serve: another weft serves this host already (process {first[0]}, driver weft): stop it first; "
+        "a managed plugin by docker plugin disable -f NAME"
     )
     assert (processes(plugin), plugin.socket.stat().st_ino) == (first, socket)
     run_containers(plugin)
+
+
+def test_another_driver_of_that_name_is_named_and_left_alone(plugin: Plugin) -> None:
+    listen = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(); input()"
+    argv = plugin.host.enter([sys.executable, "-c", listen, "/run/docker/plugins/weft.sock"])
+    with Popen(argv, stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdout
+        other.stdout.readline()
+        line = complaint(plugin.run_to_end())
+        assert "another program is the driver weft of this engine and listens at /run/docker/plugins/weft.sock" in line
+        assert "WEFT_SOCKET and WEFT_DRIVER" in line
+        with plugin.connect():
+            pass
+        other.communicate("\n")
+    plugin.start()
+    run_containers(plugin)
+
+
+def test_a_data_plane_that_would_end_with_weft_is_refused(plugin: Plugin) -> None:
+    """As in a container without :rshared, or in a unit with ProtectSystem=, whose mounts nobody else sees."""
+    alone = ["unshare", "--mount", "--propagation", "slave"]
+    line = complaint(plugin.run_to_end(alone))
+    assert "/run/docker/weft/dp" in line
+    assert all(part in line for part in ["do not reach the host", "/run/docker:rshared", "weft setup host"]), line
+    assert not plugin.socket.exists()
+    plugin.run_command("setup", "host")
+    plugin.start(alone)
+    network, (endpoint,) = run_containers(plugin)
+    plugin.stop()
+    assert {endpoint.veth[0], *plugin.devices(plugin.vni(network))} <= plugin.overlay_links().keys()
+
+
+def says(plugin: Plugin, text: str, times: int = 1) -> None:
+    """Its log comes to have that, so many times."""
+    wait_until(lambda: plugin.log.read_text().count(text) == times, text)
+
+
+def test_a_docker_that_does_not_answer_is_said_once_and_again_when_it_is_back(plugin: Plugin, tmp_path: Path) -> None:
+    path = tmp_path / "docker.sock"
+    plugin.settings["docker"] = f"unix://{path}"
+    plugin.start()
+    run_containers(plugin)
+    for times in (1, 2):
+        says(plugin, "networks of other hosts and clean-up wait", times)
+        api = DockerApi(path)
+        says(plugin, "the Docker Engine answers again", times)
+        api.close()
+        path.unlink()
+    assert plugin.answers()
+
+
+def test_an_engine_that_is_too_old_is_named(plugin: Plugin, tmp_path: Path) -> None:
+    api = DockerApi(tmp_path / "docker.sock")
+    api.version = {"ApiVersion": "1.40", "Version": "19.03.15"}
+    plugin.settings["docker"] = api.url
+    plugin.start()
+    says(plugin, "is too old for weft (API 1.40): upgrade it to 20.10 or newer")
+    api.close()
 
 
 def damaged(path: Path) -> None:

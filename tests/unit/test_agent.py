@@ -76,6 +76,11 @@ def pair(running: Hosts) -> tuple[FakeHost, FakeHost, Endpoint, Endpoint]:
     return one, two, here, there
 
 
+def test_it_tells_whether_its_loop_goes_round(running: Hosts, host: Hosts) -> None:
+    assert running(1).agent.responds(5)
+    assert not host(2).agent.responds(0.05)
+
+
 def test_what_another_host_removes_goes_away_here(pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint]) -> None:
     one, two, _, there = pair
     two.driver.delete_endpoint("n2", there.id)

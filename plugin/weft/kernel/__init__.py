@@ -8,6 +8,8 @@
     links         doing link steps, over connections to both namespaces
     observe       reading links, over netlink
     underlay      the host's addresses and routes, over a connection
+    mounts        whether a mount made here is there for the host too
+    modules       loading kernel modules
     detour        a rule for questions to a resolver that is not there, over nft
 
 Links, row writes, row dumps and lookups have a socket each and no lock in common: a bulk write of seconds delays the
@@ -29,6 +31,7 @@ from weft.errors import KernelError
 from weft.kernel import detour
 from weft.kernel.connection import Connection
 from weft.kernel.links import Links
+from weft.kernel.modules import DEVICE_MODULES, load_module
 from weft.kernel.monitor import Monitor, open_events
 from weft.kernel.namespace import NamespaceThread, ensure_namespace, open_namespace, set_switches
 from weft.kernel.netlink import Rtnetlink, open_socket
@@ -38,7 +41,7 @@ from weft.kernel.underlay import Underlay
 from weft.model import IPNetwork
 from weft.reconcile import ObservedLink, RowPlan, Step
 
-__all__ = ["LinuxKernel", "Monitor"]
+__all__ = ["DEVICE_MODULES", "LinuxKernel", "Monitor", "load_module"]
 
 T = TypeVar("T")
 

@@ -30,6 +30,7 @@ from weft.dataplane import Bridge, Link, Port, Vxlan
 from weft.errors import KernelError
 from weft.kernel import observe
 from weft.kernel.connection import Connection
+from weft.kernel.modules import load_module
 from weft.kernel.namespace import set_switches
 from weft.kernel.netlink import Find
 from weft.model import VNI_MAX
@@ -99,11 +100,20 @@ class Links:
         settings = self._description(link)
         if isinstance(link, Bridge):
             self._dp.call("prepare for a bridge", lambda _: set_switches())
-        creator.call(
-            f"create {describe(link)}",
-            lambda route: route.link("add", ifname=link.name, **settings),
-            lambda error: _no_module(settings["kind"]) if error == errno.EOPNOTSUPP else self._hint(link, error),
-        )
+
+        def add() -> None:
+            creator.call(
+                f"create {describe(link)}",
+                lambda route: route.link("add", ifname=link.name, **settings),
+                lambda error: _no_module(settings["kind"]) if error == errno.EOPNOTSUPP else self._hint(link, error),
+            )
+
+        try:
+            add()
+        except KernelError as error:
+            if error.errno != errno.EOPNOTSUPP or not load_module(settings["kind"]):
+                raise
+            add()
 
     def _description(self, link: Link) -> dict[str, Any]:
         """What pyroute2 has to know to make the link."""

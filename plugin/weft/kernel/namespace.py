@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from weft.errors import KernelError
+from weft.kernel.mounts import outlives_us
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,11 @@ _NS_GET_NSTYPE = 0xB703
 _PROC = Path("/proc/sys/net")
 
 _CAPABILITY = "weft needs the capability CAP_SYS_ADMIN"
+_NOT_SHARED = (
+    "it would end with weft, and all containers' connections with it, since mounts made here do not reach the host: "
+    "give weft's container -v /run/docker:/run/docker:rshared and, if Docker says that this is no shared mount, do "
+    "mount --make-rshared /run on the host first; or do weft setup host on the host, before weft starts"
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -44,6 +50,8 @@ def ensure_namespace(path: Path) -> int:
     try:
         fd = find_namespace(path)
         if fd is None:
+            if not outlives_us(path):
+                raise KernelError(what, 0, _NOT_SHARED)
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(_mount_new, what, path).result()
             fd = find_namespace(path)

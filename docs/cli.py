@@ -1,0 +1,84 @@
+"""Writes docs/cli.md from the command line's parser: `make docs`. A test holds the file to it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+from weft.commandline import parser
+from weft.config import SETTINGS, variable
+
+FILE = Path(__file__).with_name("cli.md")
+_HEAD = """# The `weft` command
+
+Generated from the program by `make docs`; `weft COMMAND --help` says the same.
+
+All commands but `serve`, `setup` and `completion` ask the daemon on this host, as root, over the driver's socket. With
+`--json` they print what scripts can read. Exit codes: 0 done, 1 it failed and says why, 2 the command line is wrong,
+3 the server did not start and says why in its log.
+"""
+
+
+def render() -> str:
+    settings = (f"| `{variable(name)}` | {_code(s.default)} | {_cell(s.meaning)} |" for name, s in SETTINGS.items())
+    return "\n".join(
+        [
+            _HEAD,
+            *(
+                line
+                for name, command, meaning in _commands("weft", parser())
+                for line in _command(name, command, meaning)
+            ),
+            "## Settings, from the environment",
+            "",
+            "| variable | default | meaning |",
+            "| --- | --- | --- |",
+            *settings,
+            "",
+        ]
+    )
+
+
+def _commands(name: str, command: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
+    """Those that can be typed, with their meanings, in the order in which they were added."""
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            meanings = {choice.dest: choice.help or "" for choice in action._choices_actions}
+            for word, below in action.choices.items():
+                inner = list(_commands(f"{name} {word}", below))
+                yield from inner or [(f"{name} {word}", below, meanings[word])]
+
+
+def _command(name: str, command: argparse.ArgumentParser, meaning: str) -> Iterator[str]:
+    actions = [action for action in command._actions if action.dest != "help"]
+    yield from (f"## `{' '.join([name, *map(_usage, actions)])}`", "", f"{meaning[0].upper()}{meaning[1:]}.", "")
+    if actions:
+        yield from ("| argument | meaning |", "| --- | --- |")
+        yield from (f"| `{_cell(_words(action))}` | {_meaning(action)} |" for action in actions)
+        yield ""
+
+
+def _usage(action: argparse.Action) -> str:
+    return f"[{_words(action)}]" if action.option_strings else _words(action)
+
+
+def _words(action: argparse.Action) -> str:
+    value = "" if action.nargs == 0 else "|".join(action.choices or [action.metavar or action.dest.upper()])
+    return " ".join(filter(None, [*action.option_strings[:1], value]))
+
+
+def _meaning(action: argparse.Action) -> str:
+    return _cell((action.help or "") % {"default": action.default})
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    FILE.write_text(render())
