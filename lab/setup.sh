@@ -26,6 +26,7 @@ missing_packages() {
 		docker-compose docker-compose
 		etcd etcd-server
 		debootstrap debootstrap
+		docker-registry docker-registry
 		ip iproute2
 		iptables iptables
 		nft nftables
@@ -44,7 +45,7 @@ apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$@" >/dev/null
 }
 
-# Of Docker and etcd only the programs are wanted. Their services must not start, neither now nor at the next boot:
+# Of Docker, etcd and the registry only the programs are wanted. Their services must not start, neither now nor at the next boot:
 # Docker's would change the machine's own network.
 forbid_services() {
     trap allow_services EXIT
@@ -72,6 +73,11 @@ install_etcd() {
     disable etcd.service
 }
 
+install_registry() {
+    apt_install docker-registry
+    disable docker-registry.service
+}
+
 install_packages() {
     has apt-get || die "please install these yourself, this is no Debian or Ubuntu: $*"
     say "installing $*"
@@ -79,6 +85,7 @@ install_packages() {
     forbid_services
     case " $* " in *" docker.io "*) install_docker ;; esac
     case " $* " in *" etcd-server "*) install_etcd ;; esac
+    case " $* " in *" docker-registry "*) install_registry ;; esac
     apt_install "$@"
 }
 
