@@ -50,8 +50,8 @@ from weft.options import NetworkOptions, parse_options
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, Write
 
 NOT_IN_SWARM = (
-    "option weft.network is not for Docker Swarm, whose networks are on all nodes by themselves: leave it out, and give "
-    "--subnet to have the network of that subnet"
+    "option weft.network is not for Docker Swarm, whose networks are on all nodes by themselves: "
+    "type the --subnet of the network instead, or leave it out"
 )
 _ATTEMPTS = 50
 """Times that a transaction which lost a race is thought through again."""

@@ -154,7 +154,7 @@ class Ipam:
     def release_pool(
         self, pool: IPNetwork, *, space: str = LOCAL_SPACE, entirely: bool = False, revision: int = 0
     ) -> None:
-        """Take back one request of this host (or Swarm's) for a pool (all of them if `entirely`); the last frees all in it.
+        """Take back one request of this host, or Swarm's, for a pool (all if `entirely`); the last frees all in it.
 
         A weft network's pool stays with the network.
 
@@ -312,9 +312,10 @@ class Ipam:
         return entry
 
     def _try(self, pool_id: PoolId, address: IPAddress) -> bool:
-        """Take an address if it is free; it is pending until an endpoint has it."""
+        """Take an address if it is free; it is pending until an endpoint has it, unless it is Swarm's."""
         a = Allocation(str(pool_id.pool), str(address), self._host, space=pool_id.space)
-        return self._store.transact([KeyIs(a.key, 0)], [Put(a.key, a.encode()), Put(a.pending_key, "")])
+        marks = [Put(a.pending_key, "")] if pool_id.space == LOCAL_SPACE else []
+        return self._store.transact([KeyIs(a.key, 0)], [Put(a.key, a.encode()), *marks])
 
     def _take(self, pool_id: PoolId, address: IPAddress) -> None:
         """Take this very address, or say why not."""

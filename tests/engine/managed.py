@@ -1,4 +1,4 @@
-"""The managed plugin in the lab: built once from the Dockerfile, on a Debian that debootstrap makes, without a network."""
+"""The managed plugin in the lab: built from the Dockerfile, on a Debian that debootstrap makes, without a network."""
 
 from __future__ import annotations
 
@@ -61,4 +61,3 @@ def settings(host: Host, lab: Lab, **more: str) -> list[str]:
 def processes(host: Host) -> list[str]:
     """Pids, on the host, of the plugin's processes."""
     return host.run("pgrep", "-f", "^/opt/weft/bin/python3? /opt/weft/bin/weft serve", check=False).split()
-
