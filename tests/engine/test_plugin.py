@@ -92,6 +92,11 @@ def test_the_image_is_small_and_asks_for_two_capabilities(built: Built, cluster:
     assert built.megabytes <= MEGABYTES
 
 
+def test_the_data_plane_has_its_switches_set(cluster: Cluster) -> None:
+    """/proc/sys is read-only in a plugin, unless that is undone."""
+    assert cluster.h1.dataplane("cat", "/proc/sys/net/ipv4/icmp_ratelimit") == "0"
+
+
 def test_the_same_source_gives_the_same_plugin(built: Built, builder: Builder) -> None:
     assert builder.build("--no-cache").digest == built.digest
 
@@ -178,7 +183,7 @@ def test_every_setting_can_be_set(cluster: Cluster, lab: Lab) -> None:
         "WEFT_HOSTNAME": "another-name",
         "WEFT_PORT": "4789",
         "WEFT_POOLS": "10.96.0.0/16:24",
-        "WEFT_DOCKER": "unix:///var/run/docker.sock",
+        "WEFT_DOCKER": "unix:///host/api/docker.sock",
         "WEFT_DRIVER": "weft:latest",
         "WEFT_SCOPE": "local",
         "WEFT_DNS": RESOLVER,

@@ -58,8 +58,8 @@ def test_replicas_of_a_service_reach_each_other_by_name(cluster: Cluster) -> Non
     cluster.h1.docker("service", "create", "--name", "web", *options, "weft-lab", timeout=120)
     eventually(lambda: all(len(tasks(host)) == REPLICAS / 2 for host in cluster.lab.hosts), "tasks", timeout=60)
     assert len(addresses(cluster)) == REPLICAS
-    for host in cluster.lab.hosts:
-        eventually(partial(finds_all, cluster, host), "all replicas by the service's name")
+    for host in cluster.lab.hosts:  # a node that has just come to the network waits for the engines' gossip
+        eventually(partial(finds_all, cluster, host), "all replicas by the service's name", timeout=60)
         eventually(partial(reaches, host, tasks(host)[0], "web"), "one of them")
     for address in addresses(cluster):
         assert reaches(cluster.h1, tasks(cluster.h1)[0], address)
