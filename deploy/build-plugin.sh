@@ -12,12 +12,23 @@ cd "$(dirname "$0")/.."
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' plugin/weft/__init__.py)
 export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}"
 
-rm -rf build/plugin build/wheels build/lib
+collect_wheels() {
+    .venv/bin/python -m pip freeze --exclude-editable >build/constraints.txt
+    if ! cmp -s build/constraints.txt build/wheels/constraints.txt; then
+        rm -rf build/wheels
+        .venv/bin/python -m pip wheel --quiet --wheel-dir build/wheels --constraint build/constraints.txt . setuptools
+        rm -f build/wheels/weft-*
+        cp build/constraints.txt build/wheels/
+    fi
+}
+
+rm -rf build/plugin
 mkdir -p build/plugin/rootfs
 if [ -n "${OFFLINE:-}" ]; then
-    .venv/bin/python -m pip freeze --exclude-editable >build/constraints.txt
-    .venv/bin/python -m pip wheel --quiet --wheel-dir build/wheels --constraint build/constraints.txt .
+    collect_wheels
     set -- --network none "$@"
+else
+    rm -rf build/wheels
 fi
 DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-0} docker build --quiet "$@" ${BASE:+--build-arg "BASE=$BASE"} --tag "weft:$version" . >/dev/null
 container=$(docker create "weft:$version")

@@ -10,7 +10,7 @@ if [ ! -e "$base" ]; then
     [ "$ID" != ubuntu ] || components=main,universe
     root=$(mktemp -d)
     trap 'rm -rf "$root"' EXIT
-    debootstrap --variant=minbase --components=$components --include=python3,python3-venv,nftables \
+    debootstrap --variant=minbase --components=$components --include=python3-pip,python3-venv,nftables \
         "$VERSION_CODENAME" "$root" >&2
     mkdir -p build
     tar -C "$root" --exclude=./var/cache --exclude=./var/lib/apt --exclude=./usr/share/doc --exclude=./usr/share/locale \

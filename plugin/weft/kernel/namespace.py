@@ -74,7 +74,7 @@ def find_namespace(path: Path) -> int | None:
             return fd
     except OSError:
         log.warning(
-            "%s is no namespace: this host was rebooted; or the mount went with the plugin, and containers are cut off: "
+            "%s is no namespace: this host was rebooted, or the mount went with the plugin and containers are cut off: "
             "then type mount --make-rshared /run on the host, and start them again",
             path,
         )
