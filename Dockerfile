@@ -2,7 +2,7 @@
 # and neither a shell nor a package manager. The same for every architecture: docker buildx build --platform … .
 # BASE is any Debian-like image with Python >= 3.11, pip and venv. With the libraries' wheels in build/wheels, and nft in
 # the base, nothing is fetched.
-ARG BASE=python:3.13-slim-trixie
+ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
 RUN command -v nft || (apt-get update && apt-get install --yes --no-install-recommends nftables)

@@ -339,7 +339,7 @@ class Ipam:
         raise Exhausted(self._full(pool_id))
 
     def _confirms(self, pool_id: PoolId, allocation: Allocation) -> bool:
-        if allocation.space == GLOBAL_SPACE:
+        if allocation.kind == "endpoint" and allocation.space == GLOBAL_SPACE:
             return True  # Swarm's, asked for by the node, or once more by a leader that begins
         if allocation.kind == "auxiliary":
             return True  # a second host makes the same network with the same --aux-address

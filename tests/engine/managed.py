@@ -58,6 +58,11 @@ def settings(host: Host, lab: Lab, **more: str) -> list[str]:
     return [f"{name}={value}" for name, value in given.items()]
 
 
+def weft(host: Host, *arguments: str) -> str:
+    """What the `weft` command prints that is in the plugin."""
+    return host.run("nsenter", "-t", processes(host)[0], "-m", "/opt/weft/bin/weft", *arguments)
+
+
 def processes(host: Host) -> list[str]:
-    """Pids, on the host, of the plugin's processes."""
-    return host.run("pgrep", "-f", "^/opt/weft/bin/python3? /opt/weft/bin/weft serve", check=False).split()
+    """Pids, on the host, of the plugin's processes, the oldest first."""
+    return host.run("pgrep", "-f", "^/opt/weft/bin/python", check=False).split()

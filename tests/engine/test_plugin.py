@@ -13,7 +13,7 @@ from lab import CommandFailed, Host, Lab
 from lab.host import RESOLVER
 from tests.engine.asking import Inside
 from tests.engine.conftest import Cluster, eventually, reaches
-from tests.engine.managed import Builder, Built, processes, settings
+from tests.engine.managed import Builder, Built, processes, settings, weft
 from tests.engine.traffic import pings
 from weft import __version__
 from weft.config import SETTINGS, variable
@@ -122,7 +122,7 @@ def upgrade(host: Host, plugins: Plugins) -> None:
     options = ["--grant-all-permissions", "--skip-remote-check"]
     host.docker("plugin", "upgrade", *options, "weft", plugins.name(NEWER), timeout=120)
     host.docker("plugin", "enable", "weft")
-    assert NEWER in host.ask_weft("host", "ls")
+    assert NEWER in weft(host, "host", "ls")
 
 
 def restart_engine(host: Host, _: Plugins | None = None) -> None:
@@ -157,7 +157,7 @@ def test_a_removed_plugin_that_is_installed_again_finds_everything(cluster: Clus
         eventually(lambda: reaches(cluster.h2, "web2", "web1"), "the old one by its name")
     assert count.lost == 0
     assert added not in (address, cluster.address(cluster.h2, "web2", "app"))
-    assert cluster.h1.ask_weft("gc", "--dry-run") == "nothing to collect"
+    assert weft(cluster.h1, "gc", "--dry-run") == "nothing to collect"
     cluster.h1.docker("rm", "-f", "web3")
 
 
@@ -196,7 +196,7 @@ def test_every_setting_can_be_set(cluster: Cluster, lab: Lab) -> None:
     host.docker("plugin", "disable", "-f", "weft")
     host.docker("plugin", "set", "weft", *(f"{name}={value}" for name, value in given.items()))
     host.docker("plugin", "enable", "weft")
-    assert "another-name" in host.ask_weft("host", "ls")
+    assert "another-name" in weft(host, "host", "ls")
 
 
 def test_a_store_that_cannot_be_used_is_said_and_the_plugin_is_not_enabled(cluster: Cluster, lab: Lab) -> None:
