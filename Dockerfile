@@ -1,14 +1,18 @@
-# The managed plugin's file system. BASE is any Debian-like image with python3 >= 3.11 and venv; with a folder of wheels in
-# build/wheels (make plugin puts them there) the build needs no network.
+# weft's image, for the managed plugin (deploy/build-plugin.sh) and for the `weft` command. It holds Python, nft and weft,
+# and neither a shell nor a package manager. The same for every architecture: docker buildx build --platform … .
+# BASE is any Debian-like image with Python >= 3.11, pip and venv. With the libraries' wheels in build/wheels, and nft in
+# the base, nothing is fetched.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
+RUN command -v nft || (apt-get update && apt-get install --yes --no-install-recommends nftables)
 COPY . /src
-RUN python3 -m venv /opt/weft \
- && /opt/weft/bin/pip install --no-cache-dir --no-index --find-links /src/build/wheels weft \
- && /opt/weft/bin/pip uninstall --yes pip setuptools
+RUN python3 -m venv --without-pip /opt/weft \
+ && if [ -d /src/build/wheels ]; then set -- --no-index --find-links /src/build/wheels; fi \
+ && python3 -m pip --python /opt/weft/bin/python3 install --no-cache-dir --no-compile "$@" /src
+RUN sh /src/deploy/image-root.sh /image
 
-FROM ${BASE}
-COPY --from=build /opt/weft /opt/weft
-RUN mkdir -p /var/lib/weft /propagated
-ENTRYPOINT ["/opt/weft/bin/weft", "serve"]
+FROM scratch
+COPY --from=build /image /
+ENTRYPOINT ["/opt/weft/bin/weft"]
+CMD ["serve"]

@@ -18,6 +18,7 @@ from lab.underlay import Underlay
 DATAPLANE = "/run/docker/weft/dp"
 PLUGIN_SOCKET = "/run/docker/plugins/weft.sock"
 RESOLVER = "169.254.77.53"
+REGISTRY_PORT = 5000
 
 # What a machine has to itself. The new /sys shows its own links, but lacks the cgroups: they are moved over.
 # /etc is a layer above the machine's: Docker's configuration and identity, names and resolvers are its own.
@@ -40,6 +41,13 @@ mount -n --make-rshared /run/docker
 """
 
 
+_REGISTRY = """
+version: 0.1
+storage: {{filesystem: {{rootdirectory: {folder}}}}}
+http: {{addr: "{place}"}}
+"""
+
+
 class Host(Machine):
     """`settings` (of weft), `engine_options` (of daemon.json) and `clock_offset` may be changed for the next start.
 
@@ -54,6 +62,7 @@ class Host(Machine):
         self.clock_offset = 0
         self.engine = Daemon("dockerd", self._namespaces, self.data / "dockerd.log")
         self.weft = Daemon("weft", self._namespaces, self.data / "weft.log")
+        self.registry = Daemon("registry", self._namespaces, self.data / "registry.log")
 
     def _weft_defaults(self, plan: Plan) -> dict[str, str]:
         return {
@@ -199,6 +208,28 @@ class Host(Machine):
         if clock:
             path = f"{PROJECT / 'lab/clock'}:{path}"
         return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **clock, **self.settings}
+
+    # A registry
+
+    def start_registry(self) -> str:
+        """Serve images and plugins; return the place that their names begin with. It speaks HTTP, so the engines that
+        use it need it among their `insecure-registries`."""
+        place = f"{self.address}:{REGISTRY_PORT}"
+        self._write("etc/docker/registry.yml", _REGISTRY.format(folder=self.data / "registry", place=place))
+        self.registry.start(
+            ["docker-registry", "serve", "/etc/docker/registry.yml"],
+            env=self._environment(),
+            ready=lambda: self._listens(REGISTRY_PORT),
+            timeout=30,
+        )
+        return place
+
+    def _listens(self, port: int) -> bool:
+        try:
+            self._namespaces.dial(self.address, port, timeout=1).close()
+        except OSError:
+            return False
+        return True
 
     # The underlay
 

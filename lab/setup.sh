@@ -17,6 +17,7 @@ missing_packages() {
 		debootstrap debootstrap
 		systemd-analyze systemd
 		pgrep procps
+		docker-registry docker-registry
 		ip iproute2
 		iptables iptables
 		nft nftables
@@ -31,7 +32,8 @@ missing_packages() {
     [ -x .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null || echo "$(basename "$python")-venv"
 }
 
-# Of Docker and etcd only the programs are wanted. Their services must not start, neither now nor at the next boot:
+# Of Docker, etcd and the registry only the programs are wanted. Their services must not start, neither now nor at the
+# next boot:
 # Docker's would change the machine's own network.
 forbid_services() {
     trap allow_services EXIT
@@ -59,6 +61,11 @@ install_etcd() {
     disable etcd.service
 }
 
+install_registry() {
+    apt_install docker-registry
+    disable docker-registry.service
+}
+
 install_packages() {
     has apt-get || die "please install these yourself, this is no Debian or Ubuntu: $*"
     say "installing $*"
@@ -66,6 +73,7 @@ install_packages() {
     forbid_services
     case " $* " in *" docker.io "*) install_docker ;; esac
     case " $* " in *" etcd-server "*) install_etcd ;; esac
+    case " $* " in *" docker-registry "*) install_registry ;; esac
     apt_install "$@"
 }
 

@@ -15,7 +15,7 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from weft import wire
-from weft.driver import Driver
+from weft.driver import NOT_IN_SWARM, Driver
 from weft.errors import InvalidRequest, WeftError
 from weft.ipam import GLOBAL_SPACE, LOCAL_SPACE, Ipam, PoolId
 from weft.options import parse_options
@@ -67,12 +67,15 @@ class Routes(Protocol):
         ...
 
 
-def create_app(driver: Driver, ipam: Ipam, gate: Gate, routes: Routes) -> Flask:
-    """The WSGI application; it holds no state of its own."""
+def create_app(driver: Driver, ipam: Ipam, gate: Gate, routes: Routes, *, scope: str = "local") -> Flask:
+    """The WSGI application; it holds no state of its own.
+
+    :param scope: who keeps the networks: each engine its own (`local`), or Docker Swarm (`global`).
+    """
     app = Flask("weft", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.url_map.merge_slashes = False
-    calls = {**_plugin_calls(), **_network_calls(driver, gate, routes), **_ipam_calls(driver, ipam, gate)}
+    calls = {**_plugin_calls(), **_network_calls(driver, gate, routes, scope), **_ipam_calls(driver, ipam, gate)}
 
     @app.before_request
     def begin() -> None:
@@ -127,7 +130,7 @@ def _plugin_calls() -> dict[str, Call]:
     return {"Plugin.Activate": lambda _: {"Implements": ["NetworkDriver", "IpamDriver"]}}
 
 
-def _network_calls(driver: Driver, gate: Gate, routes: Routes) -> dict[str, Call]:
+def _network_calls(driver: Driver, gate: Gate, routes: Routes, scope: str) -> dict[str, Call]:
     def create_network(body: Body) -> Reply:
         driver.create_network(wire.network_request(body))
         return {}
@@ -164,11 +167,12 @@ def _network_calls(driver: Driver, gate: Gate, routes: Routes) -> dict[str, Call
         return {}
 
     def allocate_network(body: Body) -> Reply:
-        return {"Options": driver.allocate_network(body.mapping("Options"))}
+        pools = [one.network("Pool") for field in ("IPv4Data", "IPv6Data") for one in body.objects(field)]
+        return {"Options": driver.allocate_network(body.mapping("Options"), [pool for pool in pools if pool])}
 
     return {
-        # Endpoints on different hosts can talk, but each engine keeps its own networks: hence local scope.
-        "NetworkDriver.GetCapabilities": lambda _: {"Scope": "local", "ConnectivityScope": "global"},
+        # Endpoints on different hosts can talk, whoever keeps the networks.
+        "NetworkDriver.GetCapabilities": lambda _: {"Scope": scope, "ConnectivityScope": "global"},
         # Every engine version shall reserve the gateway alike; so this is not announced, only answered.
         "NetworkDriver.GwAllocCheck": lambda _: {"SkipIPv4": False, "SkipIPv6": False},
         "NetworkDriver.AllocateNetwork": allocate_network,
@@ -195,6 +199,8 @@ def _ipam_calls(driver: Driver, ipam: Ipam, gate: Gate) -> dict[str, Call]:
         if pool is not None and (pool.version == 6) != v6:
             raise InvalidRequest(f"subnet {pool} is not IPv{6 if v6 else 4}")
         named = parse_options(body.mapping("Options")).network
+        if named is not None and space == GLOBAL_SPACE:
+            raise InvalidRequest(NOT_IN_SWARM)
         if named is not None and pool is None:
             return wire.pool_reply(ipam.network_pool(space, driver.find_network(named), sub, v6=v6))
         return wire.pool_reply(ipam.request_pool(space, pool, sub, v6=v6))
@@ -202,7 +208,7 @@ def _ipam_calls(driver: Driver, ipam: Ipam, gate: Gate) -> dict[str, Call]:
     def release_pool(body: Body) -> Reply:
         pool_id = PoolId.find(body.required("PoolID"))
         if pool_id:
-            ipam.release_pool(pool_id.pool)
+            ipam.release_pool(pool_id.pool, space=pool_id.space)
         return {}
 
     def request_address(body: Body) -> Reply:

@@ -51,12 +51,23 @@ class Settings:
     pools: tuple[PoolRange, ...]
     docker: str
     driver: str
+    scope: str
     dns: str
     mirror: bool
     resync: float
     gc_grace: float
     host_grace: float
     log: str
+
+    @property
+    def managed(self) -> bool:
+        """True for a managed plugin: only the name of such a one has a tag."""
+        return ":" in self.driver
+
+    @property
+    def mirrors(self) -> bool:
+        """True if this host's networks are made on all. Swarm makes its own where they are used."""
+        return self.mirror and self.scope == "local"
 
     @property
     def sqlite_path(self) -> Path:
@@ -131,6 +142,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield "WEFT_STORE_USER and WEFT_STORE_PASSWORD_FILE belong together"
     if settings.store_user and not settings.etcd_endpoints:
         yield "WEFT_STORE_USER is for a WEFT_STORE that begins with etcd:// or etcds://"
+    if settings.scope == "global" and not settings.managed:
+        yield (
+            f"WEFT_SCOPE=global is for the managed plugin, and {settings.driver} (WEFT_DRIVER) is none: Docker Swarm "
+            "uses no other driver. Install weft with docker plugin install, or leave WEFT_SCOPE out"
+        )
 
 
 def _shown(text: str) -> str:
@@ -183,6 +199,12 @@ def _switch(text: str) -> bool:
     if text not in ("on", "off"):
         raise ValueError("must be on or off")
     return text == "on"
+
+
+def _scope(text: str) -> str:
+    if text not in ("local", "global"):
+        raise ValueError("must be local, or global for the networks of Docker Swarm")
+    return text
 
 
 def _docker(text: str) -> str:
@@ -251,6 +273,7 @@ SETTINGS: dict[str, Setting] = {
         "unix:///var/run/docker.sock", _docker, "the local Docker API, for networks of other hosts and clean-up; or off"
     ),
     "driver": Setting("weft", str, "the name users type after -d (a managed plugin: weft:latest)"),
+    "scope": Setting("local", _scope, "global: networks are Docker Swarm's (managed plugin only); or local"),
     "dns": Setting(
         RESOLVER, _dns, "IPv4 address at which containers ask for names of other hosts (see weft setup dns); or off"
     ),

@@ -49,6 +49,10 @@ from weft.model import (
 from weft.options import NetworkOptions, parse_options
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, Write
 
+NOT_IN_SWARM = (
+    "option weft.network is not for Docker Swarm, whose networks are on all nodes by themselves: "
+    "type the --subnet of the network instead, or leave it out"
+)
 _ATTEMPTS = 50
 """Times that a transaction which lost a race is thought through again."""
 
@@ -289,13 +293,18 @@ class Driver:
         known = ", ".join(sorted(n.name or str(n.vni) for n in networks)) or "none"
         raise NotFound(f"there is no weft network {name_or_vni!r} (known: {known})")
 
-    def allocate_network(self, options: Mapping[str, str]) -> dict[str, str]:
+    def allocate_network(self, options: Mapping[str, str], pools: Sequence[IPNetwork]) -> dict[str, str]:
         """Options for a Swarm network's nodes: the user's, and the VNI that all nodes are to use.
 
-        What a Swarm manager gets back here replaces the user's options (moby cnmallocator).
+        What a Swarm manager gets back here replaces the user's options (moby cnmallocator). Whether all fits is decided
+        on the nodes: only there a user sees an error.
         """
         asked = parse_options(options)
-        return {**options, "weft.vni": str(asked.vni or self._free_vni())}
+        if asked.network is not None:
+            raise InvalidRequest(NOT_IN_SWARM)
+        claims = map(PoolClaim.read, self._store.get_many([POOLS + str(pool) for pool in pools]).values())
+        present = next((claim.vni for claim in claims if claim.vni), None)
+        return {**options, "weft.vni": str(asked.vni or present or self._free_vni())}
 
     # Endpoints
 

@@ -8,6 +8,10 @@ never overlap in a cluster, so a pool names its network. Who owns what:
   gateway and auxiliary addresses go with the pool, not with a ReleaseAddress: other hosts use them too.
 - RequestAddress for an endpoint makes an allocation and marks it pending; the endpoint takes it over.
 
+Docker Swarm asks in an address space of its own. Its leader, which may be another host at any time and asks for
+everything again when it begins, chooses; the node that runs the task confirms in the local space. What it has belongs
+to no host: the leader gives it back, whoever that is by then.
+
 An address is one key made if absent: two hosts can never hold one. Choosing: three random probes, then a listing.
 An address that was just released is avoided while others are free: peers may still have it cached.
 """
@@ -45,6 +49,8 @@ from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Pu
 LOCAL_SPACE = "weft-local"
 GLOBAL_SPACE = "weft-global"
 SPACES = (LOCAL_SPACE, GLOBAL_SPACE)
+_SWARM = "swarm"
+"""The user of Docker Swarm's pools: no host's id, so no host collects them."""
 
 _PROBES = 3
 _AUTO_SPAN = 2**20
@@ -119,9 +125,9 @@ class Ipam:
         if space not in SPACES:
             raise InvalidRequest(f"address space {space!r} is not one of weft's ({', '.join(SPACES)})")
         if pool is None:
-            return PoolId(space, self._reserve_any(6 if v6 else 4))
+            return PoolId(space, self._reserve_any(6 if v6 else 4, self._user(space)))
         _check_pool(pool)
-        self._reserve(pool)
+        self._reserve(pool, self._user(space))
         return PoolId(space, pool, sub)
 
     def network_pool(self, space: str, network: Network, sub: IPNetwork | None, *, v6: bool) -> PoolId:
@@ -130,9 +136,12 @@ class Ipam:
             cidr = ip_network(pool.cidr)
             if cidr.version == (6 if v6 else 4):
                 self._refuse_routed(cidr)
-                self._reserve(cidr)
+                self._reserve(cidr, self._user(space))
                 return PoolId(space, cidr, sub)
         raise NotFound(f"{network.title} has no IPv{6 if v6 else 4} pool")
+
+    def _user(self, space: str) -> str:
+        return self._host if space == LOCAL_SPACE else _SWARM
 
     def _refuse_routed(self, pool: IPNetwork) -> None:
         """The engine repeats a request without --subnet for as long as the answer overlaps a route of the host."""
@@ -142,19 +151,21 @@ class Ipam:
                     f"pool {pool} overlaps this host's route to {route}: type --subnet {pool} to use it anyway"
                 )
 
-    def release_pool(self, pool: IPNetwork, *, entirely: bool = False, revision: int = 0) -> None:
-        """Take back one request of this host for a pool (all of them if `entirely`); the last frees all in it.
+    def release_pool(
+        self, pool: IPNetwork, *, space: str = LOCAL_SPACE, entirely: bool = False, revision: int = 0
+    ) -> None:
+        """Take back one request of this host, or Swarm's, for a pool (all if `entirely`); the last frees all in it.
 
         A weft network's pool stays with the network.
 
         :param revision: if not 0, do nothing unless the claim is still the one of this revision.
         """
         while (entry := self._store.get(POOLS + str(pool))) is not None:
-            claim = PoolClaim.read(entry)
-            count = claim.users.get(self._host, 0)
+            claim, user = PoolClaim.read(entry), self._user(space)
+            count = claim.users.get(user, 0)
             if not count or revision not in (0, entry.revision):
                 return
-            left = claim.used(self._host, -count if entirely else -1)
+            left = claim.used(user, -count if entirely else -1)
             if self._store.transact([KeyIs(entry.key, entry.revision)], self._with(left)):
                 return
 
@@ -186,30 +197,30 @@ class Ipam:
             if other != pool and other.version == pool.version and other.overlaps(pool):
                 raise Conflict(f"pool {pool} overlaps {other} of {self._owner(entry)}: choose another --subnet")
 
-    def _reserve(self, pool: IPNetwork) -> None:
+    def _reserve(self, pool: IPNetwork, user: str) -> None:
         key = POOLS + str(pool)
         while True:
             listing = self._store.list(POOLS)
             self.refuse_overlap(pool, listing.entries)
             entry = next((entry for entry in listing.entries if entry.key == key), None)
             claim = PoolClaim.read(entry) if entry else PoolClaim(str(pool))
-            if claim.vni and self._host in claim.users:
+            if user in claim.users and (claim.vni or user == _SWARM):
                 return  # asked again for what it has, as an engine that replays does: the network keeps the pool
             # NoneNewer: nobody has reserved an overlapping pool since the listing was read, nor changed this one.
             unchanged: list[Condition] = [
                 KeyIs(key, entry.revision if entry else 0),
                 NoneNewer(POOLS, listing.revision),
             ]
-            if self._store.transact(unchanged, [Put(key, claim.used(self._host, 1).encode())]):
+            if self._store.transact(unchanged, [Put(key, claim.used(user, 1).encode())]):
                 return
 
-    def _reserve_any(self, version: int) -> IPNetwork:
+    def _reserve_any(self, version: int, user: str) -> IPNetwork:
         routes = [route for route in self._host_routes() if route.version == version]
         while True:
             listing = self._store.list(POOLS)
             taken = [*routes, *(pool for _, pool in readable(_cidr, listing.entries))]
             pool = self._first_free([net for net in taken if net.version == version], version)
-            claim = PoolClaim(str(pool)).used(self._host, 1)
+            claim = PoolClaim(str(pool)).used(user, 1)
             if self._store.transact([NoneNewer(POOLS, listing.revision)], [Put(claim.key, claim.encode())]):
                 return pool
 
@@ -268,23 +279,30 @@ class Ipam:
     def release_address(self, pool_id: PoolId, address: IPAddress) -> None:
         """Free an address of this host that no endpoint holds; anything else is left alone.
 
-        This host's pending mark goes unless it is still true: another host may have freed the pool meanwhile.
+        This host's pending mark goes unless it is still true: another host may have freed the pool meanwhile. An
+        address that Swarm gives up while an endpoint has it, as of a node that is silent, goes with that endpoint.
         """
+        while not self._release(pool_id, address):
+            pass  # somebody changed it meanwhile
+
+    def _release(self, pool_id: PoolId, address: IPAddress) -> bool:
         key = address_key(str(pool_id.pool), str(address))
+        mark = Allocation(str(pool_id.pool), str(address), self._host).pending_key
         entry = self._store.get(key)
         allocation = Allocation.read(entry) if entry else None
-        mark = Allocation(str(pool_id.pool), str(address), self._host).pending_key
-        if entry and allocation and self._may_release(pool_id, allocation):
-            if self._store.transact([KeyIs(key, entry.revision)], [Delete(key), Delete(mark)]):
-                self._cooling.add(address)
-        elif self._store.get(mark):
-            self._store.transact([KeyIs(key, entry.revision if entry else 0)], [Delete(mark)])
+        unchanged = [KeyIs(key, entry.revision if entry else 0)]
+        if allocation and self._may_release(pool_id, allocation):
+            if self._holder(allocation):
+                return self._store.transact(unchanged, [Put(key, replace(allocation, space=LOCAL_SPACE).encode())])
+            self._cooling.add(address)
+            return self._store.transact(unchanged, [Delete(key), Delete(mark)])
+        return not self._store.get(mark) or self._store.transact(unchanged, [Delete(mark)])
 
     def _may_release(self, pool_id: PoolId, allocation: Allocation) -> bool:
         if allocation.kind != "endpoint":
             return False  # it goes with its pool
-        if allocation.space == GLOBAL_SPACE and pool_id.space == LOCAL_SPACE:
-            return False  # Swarm's manager gave it, and takes it back itself
+        if GLOBAL_SPACE in (allocation.space, pool_id.space):
+            return allocation.space == pool_id.space  # Swarm's leader gave it, and takes it back
         return allocation.host == self._host and not self._holder(allocation)
 
     def _claim_entry(self, pool_id: PoolId) -> Entry:
@@ -294,9 +312,10 @@ class Ipam:
         return entry
 
     def _try(self, pool_id: PoolId, address: IPAddress) -> bool:
-        """Take an address if it is free; it is pending until an endpoint has it."""
+        """Take an address if it is free; it is pending until an endpoint has it, unless it is Swarm's."""
         a = Allocation(str(pool_id.pool), str(address), self._host, space=pool_id.space)
-        return self._store.transact([KeyIs(a.key, 0)], [Put(a.key, a.encode()), Put(a.pending_key, "")])
+        marks = [Put(a.pending_key, "")] if pool_id.space == LOCAL_SPACE else []
+        return self._store.transact([KeyIs(a.key, 0)], [Put(a.key, a.encode()), *marks])
 
     def _take(self, pool_id: PoolId, address: IPAddress) -> None:
         """Take this very address, or say why not."""
@@ -320,8 +339,8 @@ class Ipam:
         raise Exhausted(self._full(pool_id))
 
     def _confirms(self, pool_id: PoolId, allocation: Allocation) -> bool:
-        if allocation.space == GLOBAL_SPACE and pool_id.space == LOCAL_SPACE:
-            return True
+        if allocation.kind == "endpoint" and allocation.space == GLOBAL_SPACE:
+            return True  # Swarm's, asked for by the node, or once more by a leader that begins
         if allocation.kind == "auxiliary":
             return True  # a second host makes the same network with the same --aux-address
         return allocation.kind == "endpoint" and allocation.host == self._host and self._holder(allocation)

@@ -109,7 +109,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
     attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns)
-    driver = Driver(store, me.host, ipam, attachments, cluster, name=settings.driver, mirror=settings.mirror)
+    driver = Driver(store, me.host, ipam, attachments, cluster, name=settings.driver, mirror=settings.mirrors)
     agent = Agent(patient, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=settings.resync)
     hosts = Hosts(patient, cluster, driver, ipam)
     presence = Presence(
@@ -144,7 +144,8 @@ def build(settings: Settings, manager: Manager) -> Weft:
     if names:
         names.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
-    app = create_app(driver, ipam, presence, ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes"))
+    routes = ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes")
+    app = create_app(driver, ipam, presence, routes, scope=settings.scope)
     app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector)))
     manager.watch(
         {
@@ -170,7 +171,7 @@ def _sweeper(
     engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
     patience = 2 * settings.gc_grace + MARGIN_SECONDS  # twice: a collector looks after every half of its grace
     adoption = Adoption(store, host, cluster, driver, ipam, patience=patience)
-    mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirror)
+    mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirrors)
     sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence, adoption)])
     agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
     return sweeper

@@ -12,6 +12,7 @@ import pytest
 from lab import Host, Lab
 from lab.process import wait_until
 from tests.engine.asking import Inside, askers
+from tests.engine.managed import Builder, Built
 
 IMAGE = "weft-lab"
 
@@ -102,3 +103,15 @@ def inside() -> Iterator[Inside]:
     """Asks from inside containers: `inside(host, name)("web1")`."""
     with askers() as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def builder() -> Iterator[Builder]:
+    with Lab(hosts=1, name="build", weft=False) as lab:
+        yield Builder(lab.hosts[0])
+
+
+@pytest.fixture(scope="session")
+def built(builder: Builder) -> Built:
+    """The managed plugin, built once for all tests."""
+    return builder.build()

@@ -1,88 +1,210 @@
-"""The managed plugin: built from the Dockerfile without a network, created, enabled, and used by real containers."""
+"""The managed plugin, as users get it: from a registry, upgraded, killed, removed; and what that costs: nothing."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-from collections.abc import Iterator
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from lab import CommandFailed, Host, Lab
-from lab.plan import PROJECT
-from lab.process import run
+from lab.host import RESOLVER
+from tests.engine.asking import Inside
 from tests.engine.conftest import Cluster, eventually, reaches
+from tests.engine.managed import Builder, Built, processes, settings, weft
 from tests.engine.traffic import pings
+from weft import __version__
+from weft.config import SETTINGS, variable
 
 SUBNET = "10.77.0.0/24"
+CREATE = ("network", "create", "-d", "weft:latest", "--ipam-driver", "weft:latest", "--subnet", SUBNET, "app")
+NEWER = "99.0.0"
+MEGABYTES = 150
+
+
+class Plugins:
+    """A registry on h1 with two versions of the plugin, and the words to install them."""
+
+    def __init__(self, lab: Lab, built: Built, scratch: Path) -> None:
+        self._lab = lab
+        self._host = lab.hosts[0]
+        self._place = self._host.start_registry()
+        self.publish(__version__, built.folder)
+        newer = scratch / "newer"
+        shutil.copytree(built.folder, newer, symlinks=True)
+        package = next(newer.glob("rootfs/opt/weft/lib/*/site-packages/weft"))
+        for compiled in package.glob("__pycache__/__init__.*"):
+            compiled.unlink()
+        (package / "__init__.py").write_text(f'__version__ = "{NEWER}"\n')
+        self.publish(NEWER, newer)
+
+    def name(self, version: str) -> str:
+        return f"{self._place}/weft:{version}"
+
+    def publish(self, version: str, folder: Path) -> None:
+        self._host.docker("plugin", "create", self.name(version), str(folder), timeout=120)
+        self._host.docker("plugin", "push", self.name(version), timeout=120)
+        self._host.docker("plugin", "rm", self.name(version))
+
+    def install(self, host: Host, version: str = __version__) -> None:
+        given = settings(host, self._lab)
+        options = ["--alias", "weft", "--grant-all-permissions"]
+        host.docker("plugin", "install", *options, self.name(version), *given, timeout=120)
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with Lab(hosts=2, name="plugin", weft=False) as lab:
+    subnet = "192.168.78.0/24"
+    options = {"insecure-registries": [subnet], "dns": [RESOLVER, "192.168.78.254"]}
+    lab = Lab(hosts=2, name="plugin", weft=False, subnet=subnet, engine_options=options)
+    lab.hosts[0].engine_options["live-restore"] = True
+    with lab:
         yield lab
 
 
 @pytest.fixture(scope="module")
-def plugin(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build on h1, on a Debian that debootstrap makes: no registry is needed."""
-    base = tmp_path_factory.mktemp("base")
-    release = run(["sh", "-c", '. /etc/os-release && echo "$VERSION_CODENAME"'])
-    packages = "python3,python3-venv"
-    run(["debootstrap", "--variant=minbase", f"--include={packages}", release, str(base / "root")], timeout=600)
-    run(["tar", "-C", str(base / "root"), "-cf", str(base / "base.tar"), "."], timeout=120)
-    host = lab.hosts[0]
-    host.docker("import", str(base / "base.tar"), "base", timeout=120)
-    environment = {**os.environ, "BASE": "base", "DOCKER_HOST": host.docker_host}
-    subprocess.run([PROJECT / "deploy/build-plugin.sh"], check=True, env=environment, timeout=600)
-    return PROJECT / "build/plugin"
-
-
-def install(host: Host, plugin: Path, store: Path) -> None:
-    state = host.data / "weft"
-    state.mkdir(exist_ok=True)
-    host.docker("plugin", "create", "weft:latest", str(plugin), timeout=300)
-    settings = {
-        "WEFT_HOSTNAME": host.name,
-        "WEFT_UNDERLAY": "eth0",
-        "WEFT_STORE": "sqlite:///store/weft.db",
-        "WEFT_GC_GRACE": "1",
-        "state.source": str(state),
-        "store.source": str(store),
-    }
-    host.docker("plugin", "set", "weft", *(f"{name}={value}" for name, value in settings.items()))
-    host.docker("plugin", "enable", "weft")
+def plugins(lab: Lab, built: Built, tmp_path_factory: pytest.TempPathFactory) -> Plugins:
+    return Plugins(lab, built, tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture(scope="module")
-def cluster(lab: Lab, plugin: Path) -> Cluster:
-    store = lab.plan.data / "store"
-    store.mkdir()
+def cluster(lab: Lab, plugins: Plugins, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """`web1` on h1 and `web2` on h2, on network `app`."""
     for host in lab.hosts:
-        install(host, plugin, store)
-    return Cluster(lab)
-
-
-def test_containers_reach_each_other_and_a_restarted_plugin_loses_no_packet(cluster: Cluster) -> None:
-    create = ["network", "create", "-d", "weft:latest", "--ipam-driver", "weft:latest", "--subnet", SUBNET, "app"]
-    cluster.h1.docker(*create)
+        plugins.install(host)
+    cluster = Cluster(lab)
+    cluster.h1.docker(*CREATE)
     eventually(lambda: bool(cluster.h2.docker("network", "ls", "-q", "--filter", "name=app")), "app on h2")
-    first = cluster.run(cluster.h1, "web1", "app")
-    cluster.run(cluster.h2, "web2", "app")
-    eventually(lambda: reaches(cluster.h2, "web2", first), "ping across")
-    with pings(cluster.h2, "web2", first) as count:
-        cluster.h1.docker("plugin", "disable", "-f", "weft")
-        cluster.h1.docker("plugin", "enable", "weft")
-        cluster.h1.docker("run", "--rm", "--network", "app", "weft-lab", "true")
+    cluster.run(cluster.h1, "web1", "app", "--restart", "always")
+    cluster.run(cluster.h2, "web2", "app", "--restart", "always")
+    yield cluster
+    if request.session.testsfailed:
+        for host in lab.hosts:
+            print(f"--- dockerd on {host.name}\n{host.log('dockerd')[-6000:]}")
+
+
+def test_the_image_is_small_and_asks_for_two_capabilities(built: Built, cluster: Cluster) -> None:
+    config = json.loads(cluster.h2.docker("plugin", "inspect", "--format", "{{json .Config}}", "weft"))
+    assert config["Linux"]["Capabilities"] == ["CAP_NET_ADMIN", "CAP_SYS_ADMIN"]
+    assert not any([config["PidHost"], config["IpcHost"], config["Linux"]["AllowAllDevices"]])
+    assert built.megabytes <= MEGABYTES
+
+
+def test_the_data_plane_has_its_switches_set(cluster: Cluster) -> None:
+    """/proc/sys is read-only in a plugin, unless that is undone."""
+    assert cluster.h1.dataplane("cat", "/proc/sys/net/ipv4/icmp_ratelimit") == "0"
+
+
+def test_the_same_source_gives_the_same_plugin(built: Built, builder: Builder) -> None:
+    assert builder.build("--no-cache").digest == built.digest
+
+
+def test_containers_of_plugins_from_a_registry_reach_each_other_by_name(cluster: Cluster, inside: Inside) -> None:
+    assert reaches(cluster.h2, "web2", cluster.address(cluster.h1, "web1", "app"))
+    eventually(lambda: reaches(cluster.h2, "web2", "web1"), "web1 by its name")
+
+
+def disable_and_enable(host: Host, _: Plugins) -> None:
+    host.docker("plugin", "disable", "-f", "weft")
+    host.docker("plugin", "enable", "weft")
+
+
+def kill(host: Host, _: Plugins) -> None:
+    before = processes(host)
+    host.run("kill", "-9", *before)
+    eventually(lambda: bool(set(processes(host)) - set(before)), "the engine starts the plugin again", timeout=30)
+
+
+def upgrade(host: Host, plugins: Plugins) -> None:
+    host.docker("plugin", "disable", "-f", "weft")
+    options = ["--grant-all-permissions", "--skip-remote-check"]
+    host.docker("plugin", "upgrade", *options, "weft", plugins.name(NEWER), timeout=120)
+    host.docker("plugin", "enable", "weft")
+    assert NEWER in weft(host, "host", "ls")
+
+
+def restart_engine(host: Host, _: Plugins | None = None) -> None:
+    host.stop_engine()
+    host.start_engine()
+
+
+def kill_engine(host: Host, _: Plugins) -> None:
+    host.kill_engine()
+    host.start_engine()
+
+
+@pytest.mark.parametrize("change", [disable_and_enable, kill, upgrade, restart_engine, kill_engine])
+def test_no_packet_is_lost(cluster: Cluster, plugins: Plugins, change: Callable[[Host, Plugins], None]) -> None:
+    """On the host of the container that is asked, where the engine has live-restore."""
+    with pings(cluster.h2, "web2", cluster.address(cluster.h1, "web1", "app")) as count:
+        change(cluster.h1, plugins)
+        cluster.run(cluster.h1, "web3", "app")
+        eventually(lambda: reaches(cluster.h2, "web2", "web3"), "a new container by its name")
+    cluster.h1.docker("rm", "-f", "web3")
     assert count.lost == 0
     assert count.sent > 10
 
 
-def test_a_store_that_cannot_be_used_is_said_and_the_plugin_is_not_enabled(cluster: Cluster) -> None:
+def test_a_removed_plugin_that_is_installed_again_finds_everything(cluster: Cluster, plugins: Plugins) -> None:
+    address = cluster.address(cluster.h1, "web1", "app")
+    with pings(cluster.h2, "web2", address) as count:
+        cluster.h1.docker("plugin", "rm", "-f", "weft")
+        plugins.install(cluster.h1)
+        added = cluster.run(cluster.h1, "web3", "app")
+        eventually(lambda: reaches(cluster.h2, "web2", "web3"), "the new container by its name")
+        eventually(lambda: reaches(cluster.h2, "web2", "web1"), "the old one by its name")
+    assert count.lost == 0
+    assert added not in (address, cluster.address(cluster.h2, "web2", "app"))
+    assert weft(cluster.h1, "gc", "--dry-run") == "nothing to collect"
+    cluster.h1.docker("rm", "-f", "web3")
+
+
+def test_without_live_restore_containers_come_back_and_talk(cluster: Cluster) -> None:
+    restart_engine(cluster.h2)
+    eventually(lambda: bool(cluster.address(cluster.h2, "web2", "app")), "web2 is back", timeout=30)
+    first = cluster.address(cluster.h1, "web1", "app")
+    eventually(lambda: reaches(cluster.h2, "web2", first), "and reaches web1")
+    eventually(lambda: reaches(cluster.h1, "web1", "web2"), "and web1 finds it by name")
+
+
+def test_every_setting_can_be_set(cluster: Cluster, lab: Lab) -> None:
+    host = cluster.h2
+    file = host.data / "weft/unused"
+    file.touch()
+    given = dict(one.split("=", 1) for one in settings(host, lab))
+    given |= {
+        "WEFT_STORE_CA": "",
+        "WEFT_STORE_CERT": "",
+        "WEFT_STORE_KEY": "",
+        "WEFT_STORE_USER": "",
+        "WEFT_STORE_PASSWORD_FILE": "",
+        "WEFT_HOSTNAME": "another-name",
+        "WEFT_PORT": "4789",
+        "WEFT_POOLS": "10.96.0.0/16:24",
+        "WEFT_DOCKER": "unix:///host/api/docker.sock",
+        "WEFT_DRIVER": "weft:latest",
+        "WEFT_SCOPE": "local",
+        "WEFT_DNS": RESOLVER,
+        "WEFT_MIRROR": "on",
+        "WEFT_RESYNC": "20",
+        "WEFT_HOST_GRACE": "900",
+        "WEFT_LOG": "debug",
+    }
+    assert {variable(name) for name in SETTINGS} - given.keys() == {"WEFT_SOCKET", "WEFT_RUN"}
+    host.docker("plugin", "disable", "-f", "weft")
+    host.docker("plugin", "set", "weft", *(f"{name}={value}" for name, value in given.items()))
+    host.docker("plugin", "enable", "weft")
+    assert "another-name" in weft(host, "host", "ls")
+
+
+def test_a_store_that_cannot_be_used_is_said_and_the_plugin_is_not_enabled(cluster: Cluster, lab: Lab) -> None:
     host = cluster.h2
     host.docker("plugin", "disable", "-f", "weft")
     host.docker("plugin", "set", "weft", "WEFT_STORE=etcd://127.0.0.1:1")
     with pytest.raises(CommandFailed):  # the engine shows no more than that nobody listens
         host.docker("plugin", "enable", "weft")
     assert "etcd cannot be used: 127.0.0.1:1 (Connection refused); check" in host.log("dockerd")
+    host.docker("plugin", "set", "weft", f"WEFT_STORE={lab.plan.store_url}")
+    host.docker("plugin", "enable", "weft")

@@ -42,10 +42,12 @@ def test_plain_file_left_from_before_a_reboot_is_mounted_over(world: World, tmp_
     assert host.dp.links() == {"br7", "vx7"}
 
 
-def test_plain_file_and_no_file_are_no_namespaces(tmp_path: Path) -> None:
+def test_plain_file_and_no_file_are_no_namespaces(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert find_namespace(tmp_path / "nothing") is None
+    assert not caplog.messages
     (tmp_path / "file").touch()
     assert find_namespace(tmp_path / "file") is None
+    assert "mount --make-rshared /run" in caplog.text
 
 
 def test_other_threads_stay_where_they_are(host: Host) -> None:

@@ -87,6 +87,7 @@ def test_settings_of_the_store_that_contradict_each_other(environment: dict[str,
         ("socket", "weft.sock"),
         ("docker", "/var/run/docker.sock"),
         ("mirror", "yes"),
+        ("scope", "swarm"),
         ("log", "loud"),
         ("gc_grace", "-1"),
         ("port", "0"),
@@ -133,9 +134,26 @@ def test_bad_options_are_named(given: dict[str, str], words: str) -> None:
 
 
 def test_the_managed_plugin_can_be_given_every_setting_but_its_places() -> None:
-    listed = {one["name"] for one in json.loads((PROJECT / "config.json").read_text())["env"]}
-    assert {variable(name) for name in SETTINGS} - listed == {"WEFT_SOCKET", "WEFT_STATE"}
-    assert listed <= {variable(name) for name in SETTINGS}
+    """The engine decides where the socket is, and config.json's mounts where the run-time folder is."""
+    listed = json.loads((PROJECT / "config.json").read_text())["env"]
+    assert {one["name"]: one["description"] for one in listed} == {
+        variable(name): setting.meaning for name, setting in SETTINGS.items() if name != "socket"
+    }
+    assert [one["name"] for one in listed if one.get("settable") != ["value"]] == ["WEFT_RUN"]
+
+
+def test_the_managed_plugins_defaults_are_valid() -> None:
+    listed = json.loads((PROJECT / "config.json").read_text())["env"]
+    settings = from_environment({one["name"]: one["value"] for one in listed})
+    assert settings.managed
+    assert settings.mirrors
+    assert settings.state == Path("/var/lib/weft")
+
+
+def test_scope_global_is_for_the_managed_plugin_and_ends_the_mirror() -> None:
+    with pytest.raises(ConfigError, match="WEFT_SCOPE=global is for the managed plugin"):
+        from_environment({"WEFT_SCOPE": "global"})
+    assert not from_environment({"WEFT_SCOPE": "global", "WEFT_DRIVER": "weft:latest"}).mirrors
 
 
 def test_the_readme_lists_every_setting() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from ipaddress import ip_network
 
 import pytest
 
@@ -237,9 +238,20 @@ def test_a_mac_follows_from_the_address(address: str, mac: str) -> None:
 
 
 def test_swarm_gets_the_users_options_back_with_a_vni(host: Hosts) -> None:
-    options = host(1).driver.allocate_network({"mtu": "1400"})
+    options = host(1).driver.allocate_network({"mtu": "1400"}, [ip_network(CIDR)])
     assert options["mtu"] == "1400"
     assert int(options["weft.vni"]) >= 4096
+
+
+def test_swarm_joins_the_network_that_has_the_subnet(host: Hosts) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR)
+    assert one.driver.allocate_network({}, [ip_network(CIDR)]) == {"weft.vni": str(network.vni)}
+
+
+def test_swarm_cannot_name_the_network_to_join(host: Hosts) -> None:
+    with pytest.raises(InvalidRequest, match="not for Docker Swarm"):
+        host(1).driver.allocate_network({"weft.network": "app"}, [ip_network(CIDR)])
 
 
 def test_a_network_without_a_name_is_called_by_its_vni() -> None:

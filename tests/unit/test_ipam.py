@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from tests.unit.conftest import FakeHost, together
 from weft.config import PoolRange, from_environment
-from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound
+from weft.driver import EndpointRequest
+from weft.errors import Conflict, Exhausted, InvalidRequest, NotFound, Taken
 from weft.ipam import GLOBAL_SPACE, LOCAL_SPACE, Ipam, PoolId
-from weft.model import IPNetwork
+from weft.model import IPAddress, IPNetwork, address_key
 from weft.store.sqlite import SqliteStore
 
 Hosts = Callable[..., FakeHost]
@@ -228,16 +229,80 @@ def test_a_networks_pool_survives_release_pool(host: Hosts) -> None:
     one.run("n1", "e1", "10.1.0.0/24")
 
 
-def test_swarm_asks_for_each_address_in_both_spaces(host: Hosts) -> None:
-    manager, worker = host(1), host(2)
+@pytest.fixture
+def swarm(host: Hosts) -> tuple[FakeHost, FakeHost, PoolId, PoolId]:
+    """A leader, a node that has the network, and their ids of its pool."""
+    leader, node = host(1), host(2)
     network = ip_network("10.1.0.0/24")
-    in_global = manager.ipam.request_pool(GLOBAL_SPACE, network, None, v6=False)
-    in_local = worker.ipam.request_pool(LOCAL_SPACE, network, None, v6=False)
-    address = manager.ipam.request_address(in_global, None)
-    assert worker.ipam.request_address(in_local, address) == address
-    worker.ipam.release_address(in_local, address)
+    in_global = leader.ipam.request_pool(GLOBAL_SPACE, network, None, v6=False)
+    leader.ipam.request_gateway(in_global, None)
+    node.create_network("n1", str(network))
+    return leader, node, in_global, PoolId(LOCAL_SPACE, network)
+
+
+Swarm = tuple[FakeHost, FakeHost, PoolId, PoolId]
+
+
+def attach(node: FakeHost, endpoint: str, pool: PoolId, address: IPAddress) -> None:
+    assert node.ipam.request_address(pool, address) == address
+    node.driver.create_endpoint(EndpointRequest("n1", endpoint, (str(address),), ""))
+
+
+def taken(node: FakeHost, address: IPAddress) -> bool:
+    return node.store.get(address_key("10.1.0.0/24", str(address))) is not None
+
+
+def test_swarms_address_is_confirmed_on_the_node_and_given_back_by_whoever_leads(swarm: Swarm, host: Hosts) -> None:
+    leader, node, in_global, in_local = swarm
+    address = leader.ipam.request_address(in_global, None)
+    attach(node, "e1", in_local, address)
+    node.driver.delete_endpoint("n1", "e1")
+    node.ipam.release_address(in_local, address)
+    assert taken(node, address)
+    host(3).ipam.release_address(in_global, address)
+    assert not taken(node, address)
+    assert not node.store.list("ipam/pending/").entries
+
+
+def test_a_leader_that_begins_asks_for_everything_again(swarm: Swarm, host: Hosts) -> None:
+    leader, node, in_global, in_local = swarm
+    address = leader.ipam.request_address(in_global, None)
+    attach(node, "e1", in_local, address)
+    for other in (leader, host(3)):
+        assert other.ipam.request_pool(GLOBAL_SPACE, in_global.pool, None, v6=False) == in_global
+        assert other.ipam.request_address(in_global, address) == address
+    leader.ipam.release_pool(in_global.pool, space=GLOBAL_SPACE)
+    node.remove_network("n1", "10.1.0.0/24")
+    assert not node.store.list("ipam/").entries
+
+
+def test_an_address_that_swarm_gives_up_while_a_silent_node_has_it_goes_with_the_endpoint(swarm: Swarm) -> None:
+    leader, node, in_global, in_local = swarm
+    address = leader.ipam.request_address(in_global, None)
+    attach(node, "e1", in_local, address)
+    leader.ipam.release_address(in_global, address)
     with pytest.raises(Conflict):
-        manager.ipam.request_address(in_global, address)
+        leader.ipam.request_address(in_global, address)
+    node.driver.delete_endpoint("n1", "e1")
+    node.ipam.release_address(in_local, address)
+    assert not taken(node, address)
+
+
+def test_two_containers_cannot_use_one_address_of_swarm(swarm: Swarm) -> None:
+    leader, node, in_global, in_local = swarm
+    address = leader.ipam.request_address(in_global, None)
+    attach(node, "e1", in_local, address)
+    leader.ipam.request_address(in_global, address)
+    with pytest.raises(Taken):
+        attach(node, "e2", in_local, address)
+
+
+def test_swarms_pool_is_no_hosts(swarm: Swarm) -> None:
+    leader, node, in_global, _ = swarm
+    address = leader.ipam.request_address(in_global, None)
+    node.remove_network("n1", "10.1.0.0/24")
+    leader.ipam.release_pool(in_global.pool, entirely=True)  # as a collector would
+    assert taken(node, address)
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

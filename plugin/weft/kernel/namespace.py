@@ -17,7 +17,7 @@ import logging
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from errno import EPERM
+from errno import EPERM, EROFS
 from fcntl import ioctl
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 0x1000
+_MS_REMOUNT = 0x20
 _NS_GET_NSTYPE = 0xB703
 _PROC = Path("/proc/sys/net")
 
@@ -80,7 +81,11 @@ def find_namespace(path: Path) -> int | None:
         if ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET:
             return fd
     except OSError:
-        log.debug("%s is a plain file, left from before a reboot", path)
+        log.warning(
+            "%s is no namespace: this host was rebooted, or the mount went with the plugin and containers are cut off: "
+            "then type mount --make-rshared /run on the host, and start them again",
+            path,
+        )
     os.close(fd)
     return None
 
@@ -123,8 +128,7 @@ def set_switches() -> None:
 
     br_netfilter would have each frame pass iptables and conntrack; its switches exist only while it is loaded. Where
     IPv6 is off by default, a bridge would not take the neighbours of an IPv6 network. Whoever asks a resolver that is
-    not there shall be told so each time (icmp_ratelimit). In a managed plugin /proc/sys may be read-only: slower, or
-    without IPv6, but right.
+    not there shall be told so each time (icmp_ratelimit). What cannot be set is slower, or without IPv6, but right.
     """
     for switch in (
         *_PROC.glob("bridge/bridge-nf-call-*"),
@@ -133,6 +137,17 @@ def set_switches() -> None:
     ):
         try:
             if switch.exists() and switch.read_text().strip() != "0":
-                switch.write_text("0")
+                _write_zero(switch)
         except OSError as error:
             log.warning("cannot write 0 to %s in the data plane: %s", switch, error.strerror)
+
+
+def _write_zero(switch: Path) -> None:
+    """A managed plugin has a /proc/sys of its own that is read-only at first."""
+    try:
+        switch.write_text("0")
+    except OSError as error:
+        if error.errno != EROFS:
+            raise
+        _libc.mount(None, b"/proc/sys", None, _MS_REMOUNT | _MS_BIND, None)  # if it fails, so does what follows
+        switch.write_text("0")
