@@ -32,6 +32,7 @@ missing_packages() {
 		iperf3 iperf3
 		dnsperf dnsperf
 		tcpdump tcpdump
+		wireguard-go wireguard-go
 		nsenter util-linux
 		make make
 		$python $(basename "$python")

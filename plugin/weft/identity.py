@@ -25,6 +25,10 @@ class LocalHost:
     def move(self, underlay: str) -> None:
         self.host = replace(self.host, underlay=underlay)
 
+    def encrypt(self, key: str, address: str, port: int) -> None:
+        """What others need to send to this host encrypted; all empty if they cannot."""
+        self.host = replace(self.host, wg_key=key, wg_address=address, wg_port=port)
+
 
 def host_id(state: Path) -> str:
     """The id from `<state>/host-id`, made at first use."""

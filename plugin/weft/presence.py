@@ -15,7 +15,7 @@ from time import monotonic
 
 from weft.cluster import Cluster
 from weft.errors import ConfigError, Conflict, KernelError, StoreError, WeftError
-from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse
+from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse, TunnelAddressInUse
 from weft.identity import LocalHost
 from weft.model import Host
 from weft.snapshot import SnapshotFile
@@ -154,6 +154,11 @@ class Presence:
             except Exception:
                 log.exception("a beat met a bug; trying again")
 
+    def publish(self) -> None:
+        """Let the others know what this host's record is now."""
+        with self._beating:
+            self._register()
+
     def beat(self) -> None:
         """All that is due now."""
         with self._beating:
@@ -171,6 +176,10 @@ class Presence:
     def _register(self) -> None:
         try:
             self._hosts.register(self._me.host, self._instance)
+        except TunnelAddressInUse:
+            self._me.encrypt("", "", 0)  # the store was lost, and it was given to another host: take another
+            self._moved()
+            raise
         except Conflict as error:
             self._registered.clear()  # what is added now would be in somebody else's name
             if isinstance(error, AddressInUse):

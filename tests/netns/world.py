@@ -252,7 +252,7 @@ class World:
         run = run or self._folder / path.name
         host = Host(path, run, underlay)
         host.kernel.open()
-        self._resources.callback(subprocess.run, ["umount", str(run / "dp")], check=True, timeout=10)
+        self._resources.callback(subprocess.run, ["umount", str(run / "dp"), str(run / "wg")], check=True, timeout=10)
         self._resources.callback(host.kernel.close)
         return host
 

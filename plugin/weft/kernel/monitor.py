@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator
 from errno import ENOBUFS
 
-from weft.dataplane import KernelEvent, LinkEvent, Overflow, RowEvent, Station
+from weft.dataplane import KernelEvent, LinkEvent, Overflow, RowEvent, Station, TunnelEvent
 from weft.errors import KernelError
 from weft.kernel.netlink import (
     HEADER,
@@ -161,3 +161,18 @@ class Monitor:
     def _is_own(self, row: Station) -> bool:
         device = self._find(name=row.device)
         return device is not None and row == own_row(device)
+
+
+class TunnelMonitor:
+    """Says that something changed in the namespace of the WireGuard device, and at first that something may have."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def __iter__(self) -> Iterator[KernelEvent]:
+        yield TunnelEvent()
+        for _ in self._monitor:
+            yield TunnelEvent()
+
+    def close(self) -> None:
+        self._monitor.close()
