@@ -33,7 +33,7 @@ from weft.errors import KernelError
 from weft.kernel import detour
 from weft.kernel.connection import Connection
 from weft.kernel.links import Links
-from weft.kernel.monitor import Monitor, TunnelMonitor, open_events
+from weft.kernel.monitor import Monitor, TunnelMonitor, open_events, open_tunnel_events
 from weft.kernel.namespace import NamespaceThread, ensure_namespace, open_namespace, set_switches
 from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.observe import observe_links
@@ -115,7 +115,7 @@ class LinuxKernel:
     def tunnel_monitor(self) -> TunnelMonitor:
         """The same of the WireGuard device's namespace."""
         try:
-            return TunnelMonitor(Monitor(self._tunnel.run(open_events), self._tunnel_reader.find))
+            return TunnelMonitor(self._tunnel.run(open_tunnel_events), self._tunnel_reader.find)
         except OSError as error:
             raise KernelError("follow kernel events", error.errno or 0) from error
 

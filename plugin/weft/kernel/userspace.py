@@ -2,18 +2,20 @@
 
 The process is detached, for the data plane outlives us: it belongs to no session or process group of ours, and the
 systemd unit kills none but weft itself. Its UDP socket is in the network namespace where it was started; its device is
-a TUN that may be moved. It ends when the device goes, and the device when it ends.
+a TUN that may be moved. The device goes when it ends; it ends when its socket is removed, and mostly when the device is.
 
 It is configured over a unix socket named after its device (wireguard.com/xplatform, "Cross-platform userspace").
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from shutil import which
 
@@ -38,6 +40,7 @@ class Userspace:
     def __init__(self, host: NamespaceThread, device: str) -> None:
         self._host = host
         self._device = device
+        self._socket = f"{_SOCKETS}/{device}.sock"
 
     @staticmethod
     def installed() -> bool:
@@ -79,6 +82,11 @@ class Userspace:
             if time.monotonic() > deadline:
                 raise KernelError(what, 0, f"it does not answer: is there a /dev/net/tun? Try {' '.join(command)}")
             time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End the process, if there is one: it watches its socket."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._socket)
 
     def read(self) -> tuple[str, int, dict[Peer, Contact]]:
         key, port = "", 0
@@ -134,7 +142,7 @@ class Userspace:
     def _ask(self, request: str) -> str:
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(_TIMEOUT_SECONDS)
-            connection.connect(f"{_SOCKETS}/{self._device}.sock")
+            connection.connect(self._socket)
             connection.sendall(request.encode())
             answer = b""
             while not answer.endswith(b"\n\n"):

@@ -87,17 +87,18 @@ class WireGuard:
                 pass
             case _:  # no WireGuard device, or one whose process is stuck
                 self._remove()
-        if not self._userspace.answers():
-            try:
-                self._create()
-                return
-            except KernelError as error:
-                if error.errno != EOPNOTSUPP:
-                    raise
-                if not Userspace.installed():
-                    raise KernelError(f"create WireGuard device {self._name}", EOPNOTSUPP, _INSTALL) from None
+        if self._userspace.answers() and self._take_in():  # we were killed before we did that
+            return
+        self._userspace.stop()  # it may live on without its device
+        try:
+            self._create()
+        except KernelError as error:
+            if error.errno != EOPNOTSUPP:
+                raise
+            if not Userspace.installed():
+                raise KernelError(f"create WireGuard device {self._name}", EOPNOTSUPP, _INSTALL) from None
             self._userspace.start()
-        self._take_in()
+            self._take_in()
 
     def observe_tunnel(self) -> ObservedTunnel | None:
         link = observe_links(self._reader, [self._name]).get(self._name)
@@ -153,14 +154,16 @@ class WireGuard:
             lambda route: route.link("add", ifname=self._name, kind="wireguard", net_ns_fd=self._fd),
         )
 
-    def _take_in(self) -> None:
-        """Move the device that wireguard-go has made in the host's namespace."""
+    def _take_in(self) -> bool:
+        """Move the device that wireguard-go has made in the host's namespace; False if there is none."""
 
-        def move(route: Any) -> None:
-            for index in route.link_lookup(ifname=self._name):
+        def move(route: Any) -> bool:
+            found = route.link_lookup(ifname=self._name)
+            for index in found:
                 route.link("set", index=index, net_ns_fd=self._fd)
+            return bool(found)
 
-        self._outside.call(f"move {self._name} away from the host's own links", move)
+        return self._outside.call(f"move {self._name} away from the host's own links", move)
 
     def _remove(self) -> None:
         index = self._index()
