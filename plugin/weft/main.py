@@ -183,7 +183,7 @@ def build(settings: Settings) -> Weft:
         names.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     app = create_app(driver, ipam, presence, ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes"))
-    app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector)))
+    app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector), driver, me, encryption))
     return Weft(app, [store, patient], kernel, agent, presence, sweeper, names)
 
 

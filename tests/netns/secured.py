@@ -66,6 +66,9 @@ class SecuredHost:
         self.agent.start()
         assert wait_for(lambda: self.cluster.loaded)
 
+    def stop(self) -> None:
+        self.agent.stop()
+
     def publish(self) -> None:
         host = self.me.host
         self.store.transact([], [Put(host.key, host.encode())])
@@ -100,7 +103,7 @@ class Mesh:
         self.outsider = hosts[-1]
         self.hosts = [SecuredHost(host, self.store, folder) for host in hosts[:-1]]
         for one in self.hosts:
-            self._resources.callback(lambda one=one: one.agent.stop())
+            self._resources.callback(one.stop)
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,8 @@
 
 The process is detached, for the data plane outlives us: it belongs to no session or process group of ours, and the
 systemd unit kills none but weft itself. Its UDP socket is in the network namespace where it was started; its device is
-a TUN that may be moved. The device goes when it ends; it ends when its socket is removed, and mostly when the device is.
+a TUN that may be moved. The device goes when the process ends; the process ends when its socket is removed, and
+mostly when its device is.
 
 It is configured over a unix socket named after its device (wireguard.com/xplatform, "Cross-platform userspace").
 """
