@@ -177,10 +177,14 @@ class Encryption:
     def _configure(self, key: PrivateKey, address: str) -> None:
         me = replace(self._me.host, wg_key=key.public, wg_address=address)
         mtu = self._kernel.underlay_mtu(me.underlay) - topology.wireguard_overhead(me.underlay)
-        wanted = Tunnel(key.public, address, self._port, mtu, topology.peers(self._cluster, me))
         seen = self._kernel.observe_tunnel()
         if seen is None:
             raise KernelError("find the WireGuard device", 0, "it is gone again")
+        peers = topology.peers(self._cluster, me)
+        if not self._cluster.loaded:  # what is there may be newer than what was last known
+            present = {peer.address for peer in seen.tunnel.peers}
+            peers = seen.tunnel.peers | {peer for peer in peers if peer.address not in present}
+        wanted = Tunnel(key.public, address, self._port, mtu, peers)
         plan = plan_tunnel(wanted, seen)
         if plan.reasons:
             log.info("update WireGuard device (%s)", ", ".join(plan.reasons))

@@ -181,7 +181,7 @@ def test_a_damaged_key_file_is_named_and_not_shown(tmp_path: Path, text: bytes) 
 def test_the_first_encrypted_network_makes_all_and_publishes_it(host: Hosts, store: SqliteStore) -> None:
     one = host(1)
     one.create_network("n1", "10.2.0.0/24")
-    assert one.kernel.tunnel is None
+    assert not has_device(one)
     assert not one.me.host.can_encrypt
     network = one.create_network("n2", CIDR, encrypted=True)
     assert network.encrypted
@@ -193,6 +193,10 @@ def test_the_first_encrypted_network_makes_all_and_publishes_it(host: Hosts, sto
     one.run("n2", "e1", CIDR)
     tunnel = one.kernel.links[f"vx{network.vni}"]
     assert tunnel == Vxlan(tunnel.name, network.vni, record.wg_address, 4789, 1390, f"br{network.vni}", encrypted=True)
+
+
+def has_device(host: FakeHost) -> bool:
+    return host.kernel.tunnel is not None
 
 
 def test_without_wireguard_nothing_is_left(host: Hosts, store: SqliteStore) -> None:
@@ -367,6 +371,19 @@ def test_a_device_that_is_gone_is_made_again_and_the_tunnels_stay(two: tuple[Fak
     eventually(lambda: keys(one) == {other.me.host.wg_key})
     assert one.kernel.links == links
     assert one.encryption.describe() == "active (kernel)"
+
+
+def test_no_peer_goes_before_the_store_is_read(two: tuple[FakeHost, FakeHost]) -> None:
+    """As after a restart with the store away: the device may know newer keys than the snapshot on disk."""
+    one, other = two
+    one.agent.stop()
+    newer = secured(3)
+    one.cluster.load([Entry(host.key, host.encode(), 1) for host in (one.me.host, secured(2), newer)], certain=False)
+    assert one.kernel.tunnel
+    known = Peer(KEYS[4], newer.wg_address, newer.underlay, 51820)
+    one.kernel.tunnel = replace(one.kernel.tunnel, peers=one.kernel.tunnel.peers | {known})
+    one.encryption.sync()
+    assert keys(one) == {other.me.host.wg_key, KEYS[2], KEYS[4]}
 
 
 def test_secrets_are_in_no_log(
