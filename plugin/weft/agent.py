@@ -344,7 +344,8 @@ class Agent:
         anew = fresh | moved | remade
         self._sync_rows(anew)
         for vni in touched.endpoints.keys() & self._wanted.keys() - anew:
-            self._apply_delta(vni, touched)
+            if vxlan_name(vni) not in self._shut():
+                self._apply_delta(vni, touched)
 
     def _moved(self, vni: int, touched: Touched) -> bool:
         """True if a host that has, or until now had, endpoints on the network is at another address."""
@@ -383,11 +384,16 @@ class Agent:
         steps = plan_links(possible, observed)
         pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
         used = pruned if not self.cluster.loaded else self._used(pruned) if pruned else set()
-        if self._encryption and self._encryption.breached:
-            used -= {vxlan_name(vni) for vni, network in self.cluster.networks.items() if network.encrypted}
+        used -= self._shut()
         self._perform([step for step in steps if not (isinstance(step, Remove) and step.name in used)])
         made = (step.link.name for step in steps if isinstance(step, Create))
         return set(filter(None, map(vni_of, made)))
+
+    def _shut(self) -> set[str]:
+        """Tunnel devices that must not be there: those of encrypted networks while that cannot be relied on."""
+        if self._encryption is None or not self._encryption.breached:
+            return set()
+        return {vxlan_name(vni) for vni, network in self.cluster.networks.items() if network.encrypted}
 
     def _used(self, names: set[str]) -> set[str]:
         """Those of these links that a running container uses, although the store does not know it.

@@ -95,9 +95,13 @@ class LinuxKernel:
             self._tunnel_reader = resources.enter_context(closing(Rtnetlink(tunnel_opened)))
             self._wireguard = WireGuard(
                 self._tunnel_name,
-                (self._tunnel, in_tunnel, self._tunnel_fd, self._tunnel_reader),
-                (self._host, in_host, host_fd),
-                generic,
+                thread=self._tunnel,
+                inside=in_tunnel,
+                generic=generic,
+                reader=self._tunnel_reader,
+                fd=self._tunnel_fd,
+                host_thread=self._host,
+                outside=in_host,
             )
             self._links = Links(in_dp, removals, in_host, in_tunnel, self._lookup.find, dp_fd=dp_fd, host_fd=host_fd)
             self._resources = resources.pop_all()

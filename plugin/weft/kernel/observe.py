@@ -70,7 +70,8 @@ def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int
     else:
         links = [_Link(reply, 0) for name in names if (reply := reader.link(name=name))]
     known = {link.index: link.name for link in links}
-    tunnel = reader.namespace_id(tunnel_fd) if any(link.kind == "vxlan" for link in links) else None
+    with_tunnels = tunnel_fd >= 0 and any(link.kind == "vxlan" for link in links)
+    tunnel = reader.namespace_id(tunnel_fd) if with_tunnels else None
     addresses = _addresses(reader) if any(link.kind == "bridge" for link in links) else {}
 
     def name_of(index: int) -> str:

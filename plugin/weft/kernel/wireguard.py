@@ -57,20 +57,30 @@ class _Implementation(Protocol):
 class WireGuard:
     """Implements `reconcile.Tunnels`, but for the underlay's MTU. Any thread may call.
 
-    :param inside: the device's namespace: a thread, a pyroute2 connection, a file descriptor, a reader.
-    :param outside: the host's.
+    :param name: the device's.
+    :param thread: lives in the device's namespace; so do the sockets of `inside`, `generic` (generic netlink) and
+        `reader`, and `fd` is its file descriptor.
+    :param host_thread: lives in the host's, as does the socket of `outside`.
     """
 
     def __init__(
         self,
         name: str,
-        inside: tuple[NamespaceThread, Connection, int, Rtnetlink],
-        outside: tuple[NamespaceThread, Connection, int],
+        *,
+        thread: NamespaceThread,
+        inside: Connection,
         generic: Connection,
+        reader: Rtnetlink,
+        fd: int,
+        host_thread: NamespaceThread,
+        outside: Connection,
     ) -> None:
         self._name = name
-        self._thread, self._inside, self._fd, self._reader = inside
-        host_thread, self._outside, _ = outside
+        self._thread = thread
+        self._inside = inside
+        self._reader = reader
+        self._fd = fd
+        self._outside = outside
         self._kernel = _InKernel(generic, name)
         self._userspace = Userspace(host_thread, name)
 
