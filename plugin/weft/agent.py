@@ -343,9 +343,9 @@ class Agent:
             self._sync_links({name for vni in remade for name in self._names(vni)})
         anew = fresh | moved | remade
         self._sync_rows(anew)
-        for vni in touched.endpoints.keys() & self._wanted.keys() - anew:
-            if vxlan_name(vni) not in self._shut():
-                self._apply_delta(vni, touched)
+        shut = set(filter(None, map(vni_of, self._shut())))
+        for vni in touched.endpoints.keys() & self._wanted.keys() - anew - shut:
+            self._apply_delta(vni, touched)
 
     def _moved(self, vni: int, touched: Touched) -> bool:
         """True if a host that has, or until now had, endpoints on the network is at another address."""
@@ -423,7 +423,7 @@ class Agent:
         """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
         match step:
             case Remove(name):
-                return name in self._pinned_names()
+                return name in self._pinned_names() - self._shut()
             case Create(link):
                 return self._kernel.has_links([link.name])
         return False

@@ -78,6 +78,8 @@ class Encryption:
         self._refusal = refusal
         self._publish = publish
         self._rotation = rotation
+        self._seen = (False, "")
+        """`breached`, and this host's address, at the last `sync`: a handler may have found out first."""
         self._lock = threading.RLock()
         self._random = random.Random()
 
@@ -93,14 +95,14 @@ class Encryption:
     def sync(self) -> bool:
         """Correct what is otherwise than it should be; True if encrypted networks' links have to follow."""
         with self._lock:
-            before = self.breached, self._me.host.wg_address
             if self._wanted():
                 try:
                     self._establish()
                     self._rotate_if_due()
                 except WeftError as error:
                     self._note(str(error))
-            return before != (self.breached, self._me.host.wg_address)
+            before, self._seen = self._seen, (self.breached, self._me.host.wg_address)
+            return before != self._seen
 
     def rotate(self) -> str:
         """Replace this host's key; return the new public one. The old one is nowhere when the others have followed."""

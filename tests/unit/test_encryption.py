@@ -350,10 +350,10 @@ def test_another_link_beside_the_device_takes_the_tunnels_away(two: tuple[FakeHo
     vxlan = next(name for name in one.kernel.links if name.startswith("vx"))
     one.kernel.carrier = {name for name in one.kernel.links if name.startswith("wp")}
     one.kernel.beside = ["eth7"]
-    one.agent._triggers.put(TunnelEvent())
-    eventually(lambda: vxlan not in one.kernel.links)
     with pytest.raises(ConfigError, match="eth7 is in the namespace of the WireGuard device"):
         one.run("n1", "late", CIDR)
+    one.agent._triggers.put(TunnelEvent())
+    eventually(lambda: vxlan not in one.kernel.links)
     assert "refused" in one.encryption.describe()
     one.kernel.beside = []
     one.agent._triggers.put(TunnelEvent())
