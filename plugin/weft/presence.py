@@ -92,6 +92,8 @@ class Presence:
         while not self._registered.is_set():
             try:
                 self._register()
+            except TunnelAddressInUse:
+                log.warning("this host takes another WireGuard address: its own was given to another host meanwhile")
             except IdInUse:
                 # A sign of life of ourselves before a reboot, at another address, goes by itself.
                 if self._stopping.wait(_RETRY_SECONDS) or monotonic() - self._began > LEASE_SECONDS + 2:
