@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 
-from bench import convergence, names, report, scale, starts, tables, traffic
+from bench import convergence, encrypted, names, report, scale, starts, tables, traffic
 from bench.calls import CallTable
 from bench.machine import busy, describe
 from bench.measure import Results
@@ -100,6 +100,8 @@ class Bench:
             self._attempt(self._measure_arrivals)
         if "h" in parts:
             self._attempt(self._measure_names)
+        if "i" in parts:
+            self._attempt(self._measure_encryption)
 
     def report(self) -> list[Table]:
         return tabulate(self.results, self._calls, self._large, self._convergence, self._scale)
@@ -140,6 +142,13 @@ class Bench:
 
     def _measure_names(self) -> None:
         names.measure(self.results, self._terminal, rounds=self._effort.names_rounds, seconds=_NAMES_SECONDS)
+
+    def _measure_encryption(self) -> None:
+        effort = self._effort
+        encrypted.measure_peers(self.results, self._terminal, times=effort.table_rounds)
+        with rig({WEFT}, self._terminal) as place:
+            rounds, seconds, trips = effort.traffic_rounds, effort.seconds, effort.trips
+            encrypted.measure(place, self.results, self._terminal, rounds=rounds, seconds=seconds, trips=trips)
 
     def _measure_arrivals(self) -> None:
         scale.measure_arrivals(self.results, self._scale, self._terminal, largest=self._effort.largest)

@@ -8,7 +8,15 @@ RAW = "raw"
 OVERLAY = "docker_overlay"
 BRIDGE = "docker_bridge"
 WEFT = "weft"
-VARIANTS = {RAW: "raw", BRIDGE: "bridge", OVERLAY: "overlay", WEFT: "weft"}
+ENCRYPTED = {"kernel": "weft_encrypted_kernel", "wireguard-go": "weft_encrypted_go"}
+"""By what encrypts."""
+VARIANTS = {
+    RAW: "raw",
+    BRIDGE: "bridge",
+    OVERLAY: "overlay",
+    WEFT: "weft",
+    **{variant: f"encrypted ({backend})" for backend, variant in ENCRYPTED.items()},
+}
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ PARTS = {
     "f": "100 simulated hosts",
     "g": "A host comes to 1,000 others",
     "h": "Names: 5,000 questions a second, one core, 10,000 names",
+    "i": "Encrypted networks",
 }
 METRICS = [
     Metric("tcp_1stream_gbps", "a", "TCP, 1 stream", "Gbit/s", _ratio(1.05, at_least=True)),
@@ -111,4 +120,7 @@ METRICS = [
     Metric("dns_p99_ms", "h", "an answer takes, 99th percentile", "ms", Target(5)),
     Metric("dns_lost", "h", "answers lost", "", Target(0)),
     Metric("dns_most_qps", "h", "as many questions as it answers", "1/s", Target(5_000, at_least=True)),
+    Metric("encrypted_tcp_gbps", "i", "TCP, 1 stream", "Gbit/s"),
+    Metric("encrypted_rtt_us", "i", "UDP round trip", "µs"),
+    Metric("peers_1000_s", "i", "give WireGuard 1,000 peers", "s", Target(0.5)),
 ]

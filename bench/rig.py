@@ -4,25 +4,29 @@ The residents are the ends of the traffic. They also keep every network in use o
 whose start is measured is never a host's first one, for any variant.
 """
 
+import json
 import signal
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from bench.metrics import BRIDGE, OVERLAY, RAW, WEFT
+from bench.metrics import BRIDGE, ENCRYPTED, OVERLAY, RAW, WEFT
 from lab import Host, Lab
 from lab.image import NAME as IMAGE
 from lab.process import wait_until
 from lab.terminal import Terminal
 
-_SUBNETS = {OVERLAY: "10.91.0.0/24", WEFT: "10.92.0.0/24", BRIDGE: "10.93.0.0/24"}
+_SECRET = "weft_encrypted"
+"""By whatever encrypts here."""
+_SUBNETS = {OVERLAY: "10.91.0.0/24", WEFT: "10.92.0.0/24", BRIDGE: "10.93.0.0/24", _SECRET: "10.94.0.0/24"}
 VNI = 424242
 # Docker's overlay numbers its VXLANs from 4096 up, as weft does, and both are on one underlay here.
 _OPTIONS = {
     OVERLAY: ["--driver", "overlay", "--attachable"],
     WEFT: ["--driver", "weft", "--ipam-driver", "weft", "--opt", f"weft.vni={VNI}"],
     BRIDGE: ["--driver", "bridge"],
+    _SECRET: ["--driver", "weft", "--ipam-driver", "weft", "--opt", "encrypted"],
 }
 _FREE_ADDRESSES = range(100, 250)
 _RESIDENT_ADDRESS = 50
@@ -65,6 +69,15 @@ class Rig:
             if variant in variants:
                 self.near[variant] = self._resident(variant, self.h1, 0)
                 self.far[variant] = self._resident(variant, self.h1 if variant == BRIDGE else self.h2, 1)
+
+    def encrypt(self) -> str:
+        """Add an encrypted network; return its variant, which says what encrypts."""
+        self._create_network(_SECRET, self.h1)
+        self._await_on_other(_SECRET, True)
+        near, far = self._resident(_SECRET, self.h1, 0), self._resident(_SECRET, self.h2, 1)
+        variant = ENCRYPTED[json.loads(self.h1.ask_weft("peers", "--json"))[0]["backend"]]
+        self.near[variant], self.far[variant] = near, far
+        return variant
 
     def empty(self) -> None:
         """Remove weft's network and its containers from both hosts."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from bench.calls import CallTable
 from bench.convergence import STEPS, STORES, Convergence
 from bench.measure import Results, Series, Spread, percentile
-from bench.metrics import BRIDGE, METRICS, OVERLAY, PARTS, RAW, VARIANTS, WEFT, Metric
+from bench.metrics import BRIDGE, ENCRYPTED, METRICS, OVERLAY, PARTS, RAW, VARIANTS, WEFT, Metric
 from bench.scale import ENDPOINTS, Scale
 from bench.tables import Large
 
-_BASES = {"a": (OVERLAY, RAW), "b": (OVERLAY, BRIDGE)}
+_BASES = {"a": (OVERLAY, RAW), "b": (OVERLAY, BRIDGE), "i": tuple(ENCRYPTED.values())}
 _MEMORY = {
     "rest_s": ("from its start until it is at rest, all programmed", "s"),
     "rss_mb": ("memory then", "MB"),
@@ -54,7 +54,7 @@ def misses(results: Results) -> list[Metric]:
 def _metrics(part: str, results: Results) -> Table:
     metrics = [metric for metric in METRICS if metric.part == part and metric.name in results.series]
     variants = [name for name in VARIANTS if any(results.get(metric.name, name) for metric in metrics)]
-    bases = _BASES.get(part, ())
+    bases = [base for base in _BASES.get(part, ()) if base in variants]
     columns = [*(VARIANTS[name] for name in variants), *(f"weft / {VARIANTS[name]}" for name in bases)]
     table = Table(PARTS[part], ["", "unit", *columns, "target"])
     for metric in metrics:

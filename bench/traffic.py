@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -39,21 +39,32 @@ Measure = Callable[[Place, Place], list[float]]
 
 def measure(rig: Rig, results: Results, terminal: Terminal, *, rounds: int, seconds: int, trips: int) -> None:
     measures: dict[str, Measure] = {
-        "tcp_1stream_gbps": partial(_tcp, streams=1, seconds=seconds),
-        "tcp_4stream_gbps": partial(_tcp, streams=4, seconds=seconds),
+        "tcp_1stream_gbps": partial(tcp, streams=1, seconds=seconds),
+        "tcp_4stream_gbps": partial(tcp, streams=4, seconds=seconds),
         "udp64_kpps": partial(_udp64, seconds=seconds),
-        "rtt_us": partial(_round_trips, trips=trips),
+        "rtt_us": partial(round_trips, trips=trips),
     }
-    with _servers(rig.far[variant] for variant in VARIANTS):
+    compare(rig, results, terminal, VARIANTS, measures, rounds)
+
+
+def compare(
+    rig: Rig,
+    results: Results,
+    terminal: Terminal,
+    variants: Sequence[str],
+    measures: Mapping[str, Measure],
+    rounds: int,
+) -> None:
+    with _servers(rig.far[variant] for variant in variants):
         for number in range(rounds):
             with terminal.step(f"traffic, round {number + 1} of {rounds}"):
                 for metric, take in measures.items():
-                    for variant in in_turn(VARIANTS, number):
+                    for variant in in_turn(variants, number):
                         samples = take(rig.near[variant], rig.far[variant])
                         results.add(metric, variant, median(samples), samples)
 
 
-def _tcp(near: Place, far: Place, *, streams: int, seconds: int) -> list[float]:
+def tcp(near: Place, far: Place, *, streams: int, seconds: int) -> list[float]:
     end = _iperf(near, far, *_TCP, "--parallel", str(streams), "--time", str(seconds))
     return [end["sum_received"]["bits_per_second"] / 1e9]
 
@@ -64,7 +75,7 @@ def _udp64(near: Place, far: Place, *, seconds: int) -> list[float]:
     return [(total["packets"] - total["lost_packets"]) / total["seconds"] / 1e3]
 
 
-def _round_trips(near: Place, far: Place, *, trips: int) -> list[float]:
+def round_trips(near: Place, far: Place, *, trips: int) -> list[float]:
     argv = _pinned(_SENDER, *_ECHO, "ask", far.address, str(_ECHO_PORT), str(trips))
     return [nanoseconds / 1e3 for nanoseconds in json.loads(run(near.command(*argv)))]
 

@@ -215,7 +215,7 @@ class Host(Machine):
         """Serve images and plugins; return the place that their names begin with. It speaks HTTP, so the engines that
         use it need it among their `insecure-registries`."""
         place = f"{self.address}:{REGISTRY_PORT}"
-        self._write("etc/docker/registry.yml", _REGISTRY.format(folder=self.data / "registry", place=place))
+        self.write("etc/docker/registry.yml", _REGISTRY.format(folder=self.data / "registry", place=place))
         self.registry.start(
             ["docker-registry", "serve", "/etc/docker/registry.yml"],
             env=self._environment(),

@@ -24,6 +24,7 @@ missing_packages() {
 		iperf3 iperf3
 		dnsperf dnsperf
 		tcpdump tcpdump
+		wireguard-go wireguard-go
 		nsenter util-linux
 		make make
 		$python $(basename "$python")
@@ -32,8 +33,7 @@ missing_packages() {
     [ -x .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null || echo "$(basename "$python")-venv"
 }
 
-# Of Docker, etcd and the registry only the programs are wanted. Their services must not start, neither now nor at the
-# next boot:
+# Of Docker, etcd and the registry only the programs are wanted. Their services must not start, now or at the next boot:
 # Docker's would change the machine's own network.
 forbid_services() {
     trap allow_services EXIT

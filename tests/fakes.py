@@ -10,11 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
-from weft.dataplane import Bridge, KernelEvent, Link, Port, Row
+from weft.dataplane import Bridge, KernelEvent, Link, Port, Row, Tunnel
 from weft.errors import EngineError, KernelError, WeftError
 from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
+from weft.keys import PrivateKey
 from weft.model import Endpoint, IPNetwork, Network, Pool, Published
-from weft.reconcile import Create, ObservedLink, Remove, RowPlan, Step, Update
+from weft.reconcile import Create, ObservedLink, ObservedTunnel, Remove, RowPlan, Step, TunnelPlan, Update
 
 
 class FakeKernel:
@@ -31,6 +32,11 @@ class FakeKernel:
         """Names of ports that a running container uses."""
         self.broken: set[str] = set()
         """Names of links that cannot be made."""
+        self.wireguard = True
+        """Whether this kernel has it."""
+        self.tunnel: Tunnel | None = None
+        self.beside: list[str] = []
+        """Links in the WireGuard device's namespace that should not be there."""
         self._failing: Counter[str] = Counter()
 
     def fail(self, method: str, times: int = 1) -> None:
@@ -75,6 +81,32 @@ class FakeKernel:
             self.rows -= {old for old in self.rows if old.key == row.key}
             self.rows.add(row)
         self.rows -= set(plan.delete)
+
+    def intruders(self) -> list[str]:
+        return self.beside
+
+    def ensure_tunnel(self) -> None:
+        self._maybe_fail("ensure_tunnel")
+        if not self.wireguard:
+            raise KernelError("create WireGuard device", errno.EOPNOTSUPP, "install wireguard-go")
+        self.tunnel = self.tunnel or Tunnel("", "", 0, 1420)
+
+    def observe_tunnel(self) -> ObservedTunnel | None:
+        return ObservedTunnel(self.tunnel, "kernel") if self.tunnel else None
+
+    def has_tunnel(self, address: str) -> bool:
+        return self.tunnel is not None and self.tunnel.address == address
+
+    def configure_tunnel(self, tunnel: Tunnel, private: PrivateKey) -> None:
+        assert self.tunnel
+        assert private.public == tunnel.key
+        self.tunnel = replace(tunnel, peers=self.tunnel.peers)
+
+    def write_peers(self, plan: TunnelPlan) -> None:
+        assert self.tunnel
+        put = {peer.address: peer for peer in plan.put}
+        stay = {p for p in self.tunnel.peers if p.key not in plan.delete and p.address not in put}
+        self.tunnel = replace(self.tunnel, peers=frozenset({*stay, *put.values()}))
 
     def routes(self) -> list[IPNetwork]:
         return self.route_list

@@ -5,28 +5,38 @@
     POST /weft/hosts/forget     {"host": NAME, "force": false}: collect what a host that is gone has
     GET  /weft/gc               what is to be collected, why, and in how many seconds
     POST /weft/gc               collect what is due; the answer is what was
+    GET  /weft/networks         the networks of the cluster; with ?name=NAME-or-VNI the one that is meant
+    GET  /weft/peers            the other hosts as WireGuard sees them
+    POST /weft/rotate-key       replace this host's WireGuard key
 
 A refusal is status 409 with the message under `Err`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from weft import __version__
+from weft import __version__, topology
 from weft.cluster import Cluster
+from weft.driver import Driver
+from weft.encryption import Encryption
 from weft.garbage import Garbage
 from weft.hosts import Hosts
-from weft.model import SCHEMA, Host
+from weft.identity import LocalHost
+from weft.model import SCHEMA, Host, Network
+from weft.reconcile import Contact, ObservedTunnel
 from weft.wire import Body
 
 PREFIX = "/weft"
 
 
-def create_admin(hosts: Hosts, cluster: Cluster, garbage: Garbage) -> Blueprint:
+def create_admin(
+    hosts: Hosts, cluster: Cluster, garbage: Garbage, driver: Driver, me: LocalHost, encryption: Encryption
+) -> Blueprint:
     admin = Blueprint("admin", __name__, url_prefix=PREFIX)
 
     @admin.get("/version")
@@ -53,7 +63,77 @@ def create_admin(hosts: Hosts, cluster: Cluster, garbage: Garbage) -> Blueprint:
     def collect() -> Response:
         return jsonify([asdict(one) for one in garbage.collect()])
 
+    @admin.get("/networks")
+    def list_networks() -> Response:
+        if name := request.args.get("name"):
+            return jsonify(_network(driver.find_network(name), cluster, me, encryption))
+        networks = sorted(cluster.networks.values(), key=lambda network: (network.name, network.vni))
+        return jsonify([_network(network, cluster, me, encryption) for network in networks])
+
+    @admin.get("/peers")
+    def list_peers() -> Response:
+        tunnel = encryption.observe()
+        others = sorted(hosts.all(), key=lambda host: host.name)
+        return jsonify([_peer(host, tunnel) for host in others if host.id != me.id])
+
+    @admin.post("/rotate-key")
+    def rotate_key() -> Response:
+        return jsonify({"key": encryption.rotate()})
+
     return admin
+
+
+def _network(network: Network, cluster: Cluster, me: LocalHost, encryption: Encryption) -> dict[str, Any]:
+    endpoints = list(cluster.endpoints.get(network.vni, {}).values())
+    return {
+        "name": network.name,
+        "vni": network.vni,
+        "subnets": [pool.cidr for pool in network.pools],
+        "mtu": network.mtu,
+        "internal": network.internal,
+        "creator": network.creator,
+        "retired": network.retired,
+        "encrypted": encryption.describe() if network.encrypted else "no",
+        "endpoints": len(endpoints),
+        "hosts": sorted({_name(cluster, endpoint.host) for endpoint in endpoints}),
+        "unencryptable": sorted(_unencryptable(network, cluster, me)),
+    }
+
+
+def _unencryptable(network: Network, cluster: Cluster, me: LocalHost) -> Iterator[str]:
+    """Hosts with endpoints of an encrypted network that nothing can be sent to."""
+    if network.encrypted:
+        keys = {peer.key for peer in topology.peers(cluster, me.host)}
+        for one in cluster.hosts_of(network.vni) - {me.id}:
+            host = cluster.hosts.get(one)
+            if host is None or host.wg_key not in keys:
+                yield _name(cluster, one)
+
+
+def _name(cluster: Cluster, host_id: str) -> str:
+    host = cluster.hosts.get(host_id)
+    return host.name if host else host_id[:12]
+
+
+def _peer(host: Host, tunnel: ObservedTunnel | None) -> dict[str, Any]:
+    """:return: `handshake` in Unix time, 0 if there was none; `state` says what is missing."""
+    seen = {peer.key: peer for peer in tunnel.tunnel.peers} if tunnel else {}
+    peer, contact = seen.get(host.wg_key), tunnel.contacts.get(host.wg_key) if tunnel else None
+    state = "peer" if peer else "not a peer of this host" if host.can_encrypt else "has no encrypted network"
+    return {
+        "host": host.name,
+        "id": host.id,
+        "address": host.wg_address,
+        "key": host.wg_key,
+        "endpoint": f"{_bracketed(peer.endpoint)}:{peer.port}" if peer else "",
+        "state": state,
+        **asdict(contact or Contact()),
+        "backend": tunnel.backend if tunnel else "",
+    }
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def _host(host: Host, cluster: Cluster) -> dict[str, Any]:

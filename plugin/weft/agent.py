@@ -23,6 +23,8 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from time import monotonic
 from typing import Protocol
 
@@ -38,9 +40,12 @@ from weft.dataplane import (
     Port,
     Row,
     RowEvent,
+    TunnelEvent,
     device_names,
     vni_of,
+    vxlan_name,
 )
+from weft.encryption import Encryption
 from weft.errors import KernelError, WeftError
 from weft.identity import LocalHost
 from weft.model import TOPOLOGY
@@ -51,6 +56,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
 _RETRY_MOST = 30.0
+_TUNNEL_RETRY_SECONDS = 2.0
 _DUTY = 50
 """A timed resync may take one fiftieth of the time."""
 
@@ -83,6 +89,7 @@ class _Batch:
     stop: bool = False
     loaded: bool = False
     resync: bool = False
+    tunnel: bool = False
     touched: Touched = field(default_factory=Touched)
     links: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
@@ -118,6 +125,7 @@ class Agent:
     :param cluster: the mirror, which the agent feeds.
     :param monitor: opens the stream of kernel events.
     :param resync: seconds between timed resyncs.
+    :param tunnel_monitor: the same as `monitor` for what encrypted networks need, if there can be some.
     """
 
     def __init__(
@@ -130,6 +138,8 @@ class Agent:
         *,
         monitor: Callable[[], Monitor],
         resync: float,
+        encryption: Encryption | None = None,
+        tunnel_monitor: Callable[[], Monitor] | None = None,
     ) -> None:
         self.cluster = cluster
         self.listeners: list[Callable[[Touched | None], None]] = []
@@ -140,6 +150,8 @@ class Agent:
         self._attachments = attachments
         self._open_monitor = monitor
         self._resync_seconds = resync
+        self._encryption = encryption
+        self._open_tunnel_monitor = tunnel_monitor
         self._triggers: queue.SimpleQueue[Trigger] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -152,6 +164,8 @@ class Agent:
         """Ports that are in use but not in the store, and were reported."""
         self._retry_seconds = _RETRY_SECONDS
         self._next_resync = monotonic()
+        self._next_tunnel = inf
+        """When to try again to make encrypted networks work."""
 
     def load(self, entries: Iterable[Entry]) -> None:
         """Know what the store has, all of it."""
@@ -171,7 +185,10 @@ class Agent:
     def start(self, *, restored: bool = False) -> None:
         """:param restored: the mirror holds what was last known, to begin with, since the store may be away."""
         self._loaded = restored
-        for name, work in (("agent", self._loop), ("store-watch", self._watch), ("kernel-monitor", self._monitor)):
+        sources = [("store-watch", self._watch), ("kernel-monitor", self._monitor)]
+        if self._open_tunnel_monitor:
+            sources.append(("tunnel-monitor", partial(self._follow, "tunnel", self._open_tunnel_monitor)))
+        for name, work in (("agent", self._loop), *sources):
             thread = threading.Thread(target=work, name=name, daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -218,7 +235,8 @@ class Agent:
         batch = _Batch()
         events: list[tuple[str, str | None]] = []
         try:
-            trigger = self._triggers.get(timeout=max(0.0, self._next_resync - monotonic()) if self._loaded else None)
+            due = min(self._next_resync, self._next_tunnel)
+            trigger = self._triggers.get(timeout=max(0.0, due - monotonic()) if self._loaded else None)
             while True:
                 match trigger:
                     case Snapshot():
@@ -231,6 +249,8 @@ class Agent:
                         (batch.links if present else batch.lost).add(name)
                     case RowEvent():
                         batch.rows[trigger.row] = trigger.present
+                    case TunnelEvent():
+                        batch.tunnel = True
                     case Overflow():
                         batch.resync = True
                     case _Ping():
@@ -264,6 +284,8 @@ class Agent:
     def _work(self, batch: _Batch) -> None:
         self._unpin_seen()
         try:
+            if self._sync_encryption(batch):
+                batch.resync = True
             if batch.resync or monotonic() >= self._next_resync:
                 self.resync()
             else:
@@ -303,6 +325,16 @@ class Agent:
         pause = max(self._resync_seconds * random.uniform(0.8, 1.2), _DUTY * (monotonic() - began))
         self._next_resync = monotonic() + pause
 
+    def _sync_encryption(self, batch: _Batch) -> bool:
+        """WireGuard comes before what relies on it. True if the devices of encrypted networks have to be other ones."""
+        now = monotonic()
+        due = batch.resync or batch.tunnel or now >= min(self._next_resync, self._next_tunnel)
+        if self._encryption is None or not (due or batch.touched.hosts or batch.touched.networks):
+            return False
+        changed = self._encryption.sync()
+        self._next_tunnel = now + _TUNNEL_RETRY_SECONDS if self._encryption.problem else inf
+        return changed
+
     def _active(self) -> set[int]:
         pinned = {endpoint.vni for endpoint in self._attachments.pinned()}
         return {vni for vni in self.cluster.local_networks(self._me.id) | pinned if vni in self.cluster.networks}
@@ -329,7 +361,8 @@ class Agent:
             self._sync_links({name for vni in remade for name in self._names(vni)})
         anew = fresh | moved | remade
         self._sync_rows(anew)
-        for vni in touched.endpoints.keys() & self._wanted.keys() - anew:
+        shut = set(filter(None, map(vni_of, self._shut())))
+        for vni in touched.endpoints.keys() & self._wanted.keys() - anew - shut:
             self._apply_delta(vni, touched)
 
     def _moved(self, vni: int, touched: Touched) -> bool:
@@ -369,9 +402,16 @@ class Agent:
         steps = plan_links(possible, observed)
         pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
         used = pruned if not self.cluster.loaded else self._used(pruned) if pruned else set()
+        used -= self._shut()
         self._perform([step for step in steps if not (isinstance(step, Remove) and step.name in used)])
         made = (step.link.name for step in steps if isinstance(step, Create))
         return set(filter(None, map(vni_of, made)))
+
+    def _shut(self) -> set[str]:
+        """Tunnel devices that must not be there: those of encrypted networks while that cannot be relied on."""
+        if self._encryption is None or not self._encryption.breached:
+            return set()
+        return {vxlan_name(vni) for vni, network in self.cluster.networks.items() if network.encrypted}
 
     def _used(self, names: set[str]) -> set[str]:
         """Those of these links that a running container uses, although the store does not know it.
@@ -401,7 +441,7 @@ class Agent:
         """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
         match step:
             case Remove(name):
-                return name in self._pinned_names()
+                return name in self._pinned_names() - self._shut()
             case Create(link):
                 return self._kernel.has_links([link.name])
         return False

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from errno import EEXIST, ENODEV
 
 from weft import topology
-from weft.dataplane import Link, device_names
-from weft.errors import KernelError
+from weft.dataplane import Link, Vxlan, device_names
+from weft.encryption import Encryption
+from weft.errors import ConfigError, KernelError, WeftError
 from weft.identity import LocalHost
 from weft.model import Endpoint, Network
 from weft.reconcile import Create, Kernel, Remove, Update, plan_links
@@ -26,49 +27,58 @@ class Attachments:
 
     :param port: UDP port of VXLAN.
     :param resolver: address at which containers ask for names; "" if nobody answers there.
+    :param encryption: without it there are no encrypted networks.
     """
 
-    def __init__(self, kernel: Kernel, me: LocalHost, *, port: int, resolver: str = "") -> None:
+    def __init__(
+        self, kernel: Kernel, me: LocalHost, *, port: int, resolver: str = "", encryption: Encryption | None = None
+    ) -> None:
         self.step_lock = threading.Lock()
         self._kernel = kernel
         self._me = me
         self._port = port
         self._resolver = resolver
+        self._encryption = encryption
         self._pinned: dict[str, Endpoint] = {}
-        self._largest_mtu = 0
+        self._underlay_mtu = 0
         self._checked = False
 
-    def check(self) -> None:
+    def check(self, *, encrypted: bool = False) -> None:
         if not self._checked:
             self._kernel.check()
             self._checked = True
+        if encrypted:
+            self._require_encryption()
 
-    def largest_mtu(self) -> int:
-        return self._largest_mtu or self.refresh_mtu()
+    def largest_mtu(self, *, encrypted: bool = False) -> int:
+        underlay = self._underlay_mtu or self.refresh_mtu()
+        return underlay - topology.overhead(self._me.host.underlay, encrypted=encrypted)
 
     def refresh_mtu(self) -> int:
         """Read the underlay's MTU again."""
-        underlay = self._me.host.underlay
-        self._largest_mtu = self._kernel.underlay_mtu(underlay) - topology.overhead(underlay)
-        return self._largest_mtu
+        self._underlay_mtu = self._kernel.underlay_mtu(self._me.host.underlay)
+        return self._underlay_mtu
 
     def mtu(self, network: Network) -> int:
         """MTU of a network's devices on this host."""
-        return network.mtu or self.largest_mtu()
+        return network.mtu or self.largest_mtu(encrypted=network.encrypted)
 
     def links(self, network: Network, endpoints: Iterable[Endpoint] = ()) -> list[Link]:
         """All that a network with these local endpoints has in this host's data plane."""
-        mtu = self.mtu(network)
-        devices = topology.network_links(
-            network, local=self._me.host.underlay, port=self._port, mtu=mtu, resolver=self._resolver
-        )
+        mtu, me = self.mtu(network), self._me.host
+        local = me.wg_address if network.encrypted else me.underlay
+        devices: list[Link] = [
+            *topology.network_links(network, local=local, port=self._port, mtu=mtu, resolver=self._resolver)
+        ]
+        if network.encrypted and not (local and self._encryption and not self._encryption.breached):
+            devices = [link for link in devices if not isinstance(link, Vxlan)]
         return [*devices, *(topology.endpoint_port(endpoint, mtu) for endpoint in endpoints)]
 
     def attach(self, network: Network, endpoint: Endpoint) -> str:
         self._pinned[endpoint.id] = endpoint
         try:
             return self._attach(network, endpoint)
-        except KernelError:
+        except WeftError:
             self.unpin(endpoint.id)
             raise
 
@@ -90,7 +100,14 @@ class Attachments:
         """Endpoints whose attachment is under way, or not yet seen by the agent."""
         return list(self._pinned.values())
 
+    def _require_encryption(self) -> None:
+        if self._encryption is None:
+            raise ConfigError("this weft has no encryption")
+        self._encryption.require()
+
     def _attach(self, network: Network, endpoint: Endpoint) -> str:
+        if network.encrypted:
+            self._require_encryption()
         port = topology.endpoint_port(endpoint, self.mtu(network))
         for attempt in range(_ATTEMPTS):
             try:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socket
+from time import time
 from typing import Any
+from urllib.parse import urlencode
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +24,7 @@ from weft.errors import ConfigError, WeftError
 from weft.model import SCHEMA
 
 _TIMEOUT_SECONDS = 30.0
+_PIPE_COLUMNS = 250
 _PLUGINS = Path("/run/docker/plugins")
 
 Show = Callable[[Any, Console], None]
@@ -79,6 +83,13 @@ def add_commands(commands: Any) -> None:
     forget = _add(host, "forget", _forget, _show_forgotten, "collect what a host that is gone for good has")
     forget.add_argument("host", help="name, id or underlay address")
     forget.add_argument("--force", action="store_true", help="even if it was alive a moment ago")
+    network = commands.add_parser("network", help="the networks of the cluster")
+    network = network.add_subparsers(required=True, metavar="COMMAND")
+    _add(network, "ls", _list_networks, _show_networks, "list the networks")
+    inspect = _add(network, "inspect", _inspect_network, _show_network, "all about one network, as this host sees it")
+    inspect.add_argument("network", help="name or VNI")
+    _add(commands, "peers", _list_peers, _show_peers, "the other hosts, as WireGuard on this host sees them")
+    _add(commands, "rotate-key", _rotate_key, _show_key, "replace this host's WireGuard key; no packet is lost")
     gc = _add(commands, "gc", _collect, _show_due, "collect now what Docker, or the cluster, does not have any more")
     gc.add_argument("--dry-run", action="store_true", help="only show what is to be collected, why and when")
 
@@ -89,7 +100,8 @@ def run(options: argparse.Namespace, socket_path: Path) -> None:
     if options.json:
         print(json.dumps(answer, indent=2))
     else:
-        options.show(answer, Console(soft_wrap=True))
+        # A pipe has no width, and rich would shorten cells to fit 80 columns.
+        options.show(answer, Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS))
 
 
 def _add(commands: Any, name: str, work: Callable[..., Any], show: Show, meaning: str) -> argparse.ArgumentParser:
@@ -125,6 +137,74 @@ def _show_version(answer: Any, console: Console) -> None:
     daemon = answer["daemon"]
     runs = f"weft {daemon['version']} (store schema {daemon['schema']})" if daemon else "none runs on this host"
     console.print(f"daemon: {runs}", highlight=False)
+
+
+def _list_networks(options: argparse.Namespace, socket_path: Path) -> Any:
+    return ask(socket_path, "GET", "/weft/networks")
+
+
+def _inspect_network(options: argparse.Namespace, socket_path: Path) -> Any:
+    return ask(socket_path, "GET", f"/weft/networks?{urlencode({'name': options.network})}")
+
+
+def _list_peers(options: argparse.Namespace, socket_path: Path) -> Any:
+    return ask(socket_path, "GET", "/weft/peers")
+
+
+def _rotate_key(options: argparse.Namespace, socket_path: Path) -> Any:
+    return ask(socket_path, "POST", "/weft/rotate-key")
+
+
+def _show_networks(networks: Any, console: Console) -> None:
+    rows = (
+        (
+            n["name"] or "-",
+            str(n["vni"]),
+            " ".join(n["subnets"]),
+            n["encrypted"],
+            str(n["endpoints"]),
+            " ".join(n["hosts"]),
+        )
+        for n in networks
+    )
+    _table(console, ("NAME", "VNI", "SUBNETS", "ENCRYPTED", "ENDPOINTS", "HOSTS"), rows)
+
+
+def _show_network(network: Any, console: Console) -> None:
+    shown = {
+        **network,
+        "subnets": " ".join(network["subnets"]),
+        "hosts": " ".join(network["hosts"]),
+        "mtu": network["mtu"] or "what each host's underlay allows",
+    }
+    if without := shown.pop("unencryptable"):
+        shown["encrypted"] += f"; not to {' '.join(without)}: no usable WireGuard key there"
+    for name, value in shown.items():
+        console.print(f"{name + ':':12} {value}", markup=False, highlight=False)
+
+
+def _show_peers(peers: Any, console: Console) -> None:
+    rows = (
+        (
+            p["host"],
+            p["address"] or "-",
+            p["endpoint"] or "-",
+            _ago(p["handshake"]) if p["state"] == "peer" else f"({p['state']})",
+            str(p["received"]),
+            str(p["sent"]),
+            p["backend"] or "-",
+        )
+        for p in peers
+    )
+    _table(console, ("HOST", "ADDRESS", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "BACKEND"), rows)
+
+
+def _ago(moment: int) -> str:
+    return f"{max(0, round(time() - moment))} s ago" if moment else "never"
+
+
+def _show_key(answer: Any, console: Console) -> None:
+    console.print(f"the WireGuard key of this host is {answer['key']} now", markup=False)
 
 
 def _show_hosts(hosts: Any, console: Console) -> None:

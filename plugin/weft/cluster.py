@@ -32,7 +32,7 @@ class Touched:
     """What a batch of changes touched.
 
     :param networks: VNIs whose record or membership changed.
-    :param hosts: ids of hosts that appeared, went away or moved to another underlay address.
+    :param hosts: ids of hosts that appeared, went away, or are reached otherwise than before.
     :param alive: ids of hosts that fell silent or gave a sign of life.
     :param endpoints: by VNI, what each touched endpoint was before the batch (None: it is new).
     :param spread: by VNI of touched endpoints, the hosts that had endpoints there before the batch.
@@ -203,7 +203,7 @@ class Cluster:
         old = self.hosts.pop(host_id, None)
         if new is not None:
             self.hosts[host_id] = new
-        if (old and old.underlay) != (new and new.underlay):
+        if (old and old.reached) != (new and new.reached):
             touched.hosts.add(host_id)
 
     def _alive(self, key: str, value: str | None, touched: Touched) -> None:

@@ -48,6 +48,9 @@ class Settings:
     hostname: str
     underlay: str
     port: int
+    wg_port: int
+    allow_plain_store: bool
+    key_rotation: float
     pools: tuple[PoolRange, ...]
     docker: str
     driver: str
@@ -81,6 +84,16 @@ class Settings:
             return ()
         scheme = "https" if found["tls"] else "http"
         return tuple(f"{scheme}://{place}" for place in dict.fromkeys(found["places"].split(",")))
+
+    @property
+    def encryption_refusal(self) -> str:
+        """Why there can be no encrypted network with these settings; "" if there can."""
+        if self.store.startswith("etcd://") and not self.allow_plain_store:
+            return (
+                "encrypted networks need a store with TLS, since who can write the store decides who can read them: "
+                "set WEFT_STORE to etcds://..., or WEFT_ALLOW_PLAIN_STORE=1 if nobody else reaches etcd"
+            )
+        return ""
 
     @property
     def store_origin(self) -> str:
@@ -196,9 +209,19 @@ def _level(text: str) -> str:
 
 
 def _switch(text: str) -> bool:
-    if text not in ("on", "off"):
+    if text not in ("on", "off", "1", "0"):
         raise ValueError("must be on or off")
-    return text == "on"
+    return text in ("on", "1")
+
+
+def _rotation(text: str) -> float:
+    """Seconds; 0 is never."""
+    if text == "off":
+        return 0.0
+    value = float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    if not 1 <= value <= 365:
+        raise ValueError("must be a number of days from 1 to 365, or off")
+    return value * 86400
 
 
 def _scope(text: str) -> str:
@@ -266,6 +289,11 @@ SETTINGS: dict[str, Setting] = {
         "VTEP address: an interface, an address or a CIDR (default: from the route to other hosts or the store)",
     ),
     "port": Setting("4789", _port, "UDP port of VXLAN, the same on all hosts"),
+    "wg_port": Setting("51820", _port, "UDP port of WireGuard on this host, for encrypted networks"),
+    "allow_plain_store": Setting(
+        "off", _switch, "on: encrypted networks although etcd is reached without TLS; who can write it can read them"
+    ),
+    "key_rotation": Setting("off", _rotation, "days after which this host's WireGuard key is replaced; or off"),
     "pools": Setting(
         "10.64.0.0/10:24 fdf7:7765:6674::/48:64", _pools, "ranges and sizes of pools when no --subnet is given"
     ),

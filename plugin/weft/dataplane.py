@@ -47,6 +47,7 @@ class Vxlan:
 
     :param local: this host's VTEP address.
     :param port: UDP destination port (RFC 7348 says 4789).
+    :param encrypted: its socket is in the namespace that has no way out but WireGuard, see `Tunnel`.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Vxlan:
     port: int
     mtu: int
     bridge: str
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,46 @@ def _text(packed: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
 
 
+class Peer(NamedTuple):
+    """Another host of the WireGuard mesh.
+
+    What comes from `address` was encrypted by the owner of `key`, and what goes there can be read by nobody else.
+
+    :param key: its public key in base64.
+    :param address: its VTEP address in encrypted networks, the only one that WireGuard lets it use.
+    :param endpoint: its underlay address.
+    :param port: UDP port of WireGuard there.
+    """
+
+    key: str
+    address: str
+    endpoint: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"WireGuard peer {self.address} at {self.endpoint}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """This host's WireGuard device, in a namespace where nothing else is.
+
+    The sockets of encrypted networks' VXLAN devices are made in that namespace, that of WireGuard stays in the host's.
+    So an encrypted network's frame has one way to other hosts, whatever routes and firewalls the host has; and what
+    arrives on the underlay has one way to those sockets, whatever its ports, addresses or fragments.
+
+    :param key: public key in base64. The private one is no part of this value: values are compared and logged.
+    :param address: this host's VTEP address in encrypted networks.
+    :param port: UDP port of WireGuard on the underlay.
+    """
+
+    key: str
+    address: str
+    port: int
+    mtu: int
+    peers: frozenset[Peer] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class LinkEvent:
     """A link of the data-plane namespace appeared, changed or went away."""
@@ -181,4 +223,9 @@ class Overflow:
     """Events were lost: anything may have changed."""
 
 
-KernelEvent = LinkEvent | RowEvent | Overflow
+@dataclass(frozen=True, slots=True)
+class TunnelEvent:
+    """Something changed in the namespace of the WireGuard device."""
+
+
+KernelEvent = TunnelEvent | LinkEvent | RowEvent | Overflow

@@ -60,11 +60,11 @@ _ATTEMPTS = 50
 class Attachments(Protocol):
     """What the driver needs of the data plane; see `attachments.Attachments`."""
 
-    def check(self) -> None:
-        """Raise `KernelError` if this host cannot make the devices of a network."""
+    def check(self, *, encrypted: bool = False) -> None:
+        """Raise an error if this host cannot make the devices of a network, or not of one that is encrypted."""
         ...
 
-    def largest_mtu(self) -> int:
+    def largest_mtu(self, *, encrypted: bool = False) -> int:
         """The largest MTU that fits this host's underlay."""
         ...
 
@@ -162,7 +162,7 @@ class Driver:
         :param revive: joining a retired network makes all hosts want it again.
         """
         self._check_request(request)
-        self._attachments.check()
+        self._attachments.check(encrypted=request.options.encrypted)
         expected = self._expects(request)
         if expected:
             self._mirrored.add(request.network_id)  # the engine may give it up after all
@@ -388,7 +388,7 @@ class Driver:
                 )
             self._check_pool(one.pool)
         self._check_disjoint([ip_network(one.pool.cidr) for one in request.pools])
-        largest = self._attachments.largest_mtu()
+        largest = self._attachments.largest_mtu(encrypted=request.options.encrypted)
         if request.options.mtu and request.options.mtu > largest:
             raise InvalidRequest(
                 f"option mtu={request.options.mtu} does not fit this host's underlay: {largest} is the most"
@@ -432,6 +432,7 @@ class Driver:
             mtu=request.options.mtu or 0,
             internal=request.internal,
             creator=self._host.name,
+            encrypted=request.options.encrypted,
         )
         for pool in network.pools:
             self._ipam.refuse_overlap(ip_network(pool.cidr), pools.entries)
@@ -481,7 +482,7 @@ class Driver:
                 wrong.append(f"its gateway is {has[cidr].gateway}, not {wanted[cidr].gateway}")
             if extra := set(wanted[cidr].auxiliary.values()) - set(has[cidr].auxiliary.values()):
                 wrong.append(f"it does not reserve the auxiliary address {', '.join(sorted(extra))}")
-        largest = self._attachments.largest_mtu()
+        largest = self._attachments.largest_mtu(encrypted=network.encrypted)
         if network.mtu > largest:
             wrong.append(f"its mtu is {network.mtu}, but {largest} is the most that this host's underlay carries")
         if options.vni not in (None, network.vni):
@@ -490,6 +491,8 @@ class Driver:
             wrong.append(f"its mtu is {network.mtu or 'automatic'}, not {options.mtu}")
         if request.internal != network.internal:
             wrong.append("it is internal" if network.internal else "it is not internal")
+        if options.encrypted != network.encrypted:
+            wrong.append("it is encrypted" if network.encrypted else "it is not encrypted")
         if wrong:
             raise Conflict(
                 f"{network.title}, made on host {network.creator}, cannot be used like that: {'; '.join(wrong)}. "

@@ -44,6 +44,10 @@ class AddressInUse(Conflict):
     """Another host has this host's underlay address in its record."""
 
 
+class TunnelAddressInUse(Conflict):
+    """Another host has this host's WireGuard address in its record."""
+
+
 class IdInUse(Conflict):
     """Another machine lives with this host's id; or this one did, a moment before it was restarted."""
 
@@ -166,6 +170,8 @@ def _refuse_double(me: Host, hosts: Sequence[Host]) -> None:
                 f"the underlay address {me.underlay} of this host is {other.title}'s: choose another (WEFT_UNDERLAY); "
                 f"if that host is gone for good, type weft host forget {other.id[:12]} on any other"
             )
+        if other.id != me.id and me.wg_address and other.wg_address == me.wg_address:
+            raise TunnelAddressInUse(f"the WireGuard address {me.wg_address} of this host is {other.title}'s")
         if other.id != me.id and other.name == me.name:
             raise Conflict(
                 f"the name {me.name} of this host is {other.title}'s: choose another (WEFT_HOSTNAME); if that host is "

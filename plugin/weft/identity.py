@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from contextlib import suppress
 from dataclasses import replace
@@ -13,17 +14,24 @@ from weft.model import Host
 
 
 class LocalHost:
-    """This host's record as it is now: its underlay address may change while weft runs."""
+    """This host's record as it is now. Its addresses may change while weft runs, by several threads."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self._changing = threading.Lock()
 
     @property
     def id(self) -> str:
         return self.host.id
 
     def move(self, underlay: str) -> None:
-        self.host = replace(self.host, underlay=underlay)
+        with self._changing:
+            self.host = replace(self.host, underlay=underlay)
+
+    def encrypt(self, key: str, address: str, port: int) -> None:
+        """What others need to send to this host encrypted; all empty if they cannot."""
+        with self._changing:
+            self.host = replace(self.host, wg_key=key, wg_address=address, wg_port=port)
 
 
 def host_id(state: Path) -> str:

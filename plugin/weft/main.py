@@ -27,6 +27,7 @@ from weft.cluster import Cluster
 from weft.collector import Collector
 from weft.config import Settings
 from weft.driver import Driver
+from weft.encryption import Encryption
 from weft.engine import DockerEngine
 from weft.errors import KernelError, WeftError
 from weft.garbage import Garbage
@@ -34,6 +35,7 @@ from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
 from weft.kernel import LinuxKernel
+from weft.keys import KeyFile
 from weft.mirror import Mirror
 from weft.model import HOSTS, SCHEMA_KEY, Host
 from weft.nameservice import NameService
@@ -107,10 +109,32 @@ def build(settings: Settings, manager: Manager) -> Weft:
     before = cluster.hosts.get(identity)
     underlay = locate(before.underlay if before else "")
     me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
+    if before:
+        me.encrypt(before.wg_key, before.wg_address, before.wg_port)
+    encryption = Encryption(
+        kernel,
+        cluster,
+        me,
+        KeyFile(settings.state / "wireguard.key"),
+        port=settings.wg_port,
+        refusal=settings.encryption_refusal,
+        publish=lambda: presence.publish(),
+        rotation=settings.key_rotation,
+    )
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
-    attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns)
+    attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns, encryption=encryption)
     driver = Driver(store, me.host, ipam, attachments, cluster, name=settings.driver, mirror=settings.mirrors)
-    agent = Agent(patient, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=settings.resync)
+    agent = Agent(
+        patient,
+        cluster,
+        kernel,
+        me,
+        attachments,
+        monitor=kernel.monitor,
+        resync=settings.resync,
+        encryption=encryption,
+        tunnel_monitor=kernel.tunnel_monitor,
+    )
     hosts = Hosts(patient, cluster, driver, ipam)
     presence = Presence(
         hosts,
@@ -146,7 +170,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     routes = ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes")
     app = create_app(driver, ipam, presence, routes, scope=settings.scope)
-    app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector)))
+    app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector), driver, me, encryption))
     manager.watch(
         {
             "the driver's socket": lambda: cli.answers(settings.socket),

@@ -21,6 +21,8 @@ Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`)
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import logging
 import re
@@ -73,6 +75,10 @@ MACS = "macs/"
 BINDINGS = "bindings/"
 NAMES = "names/"
 ENGINES = "engines/"
+
+WIREGUARD_POOL = IPv4Network("100.64.0.0/10")
+"""VTEP addresses of encrypted networks (RFC 6598). They exist in a namespace of their own only: no route of a host or
+of a container can collide with them."""
 
 VNI_MAX = 2**24 - 1
 VNI_AUTO_MIN = 4096
@@ -157,12 +163,20 @@ class _Record:
 
 @dataclass(frozen=True, slots=True)
 class Host(_Record):
-    """A machine that runs weft. `underlay` is its VTEP address: data that may change, not its identity."""
+    """A machine that runs weft. `underlay` is its VTEP address: data that may change, not its identity.
+
+    :param wg_key: WireGuard public key in base64; "" until the host has its first encrypted network.
+    :param wg_address: its VTEP address in encrypted networks.
+    :param wg_port: UDP port of WireGuard at `underlay`.
+    """
 
     id: str
     name: str
     underlay: str
     version: str = ""
+    wg_key: str = ""
+    wg_address: str = ""
+    wg_port: int = 0
 
     @property
     def key(self) -> str:
@@ -171,6 +185,21 @@ class Host(_Record):
     def check(self) -> None:
         super(Host, self).check()
         ip_address(self.underlay)
+
+    @property
+    def reached(self) -> tuple[str, str, str, int]:
+        """All that decides how others send to it."""
+        return self.underlay, self.wg_key, self.wg_address, self.wg_port
+
+    @property
+    def can_encrypt(self) -> bool:
+        """True if others can send to it encrypted. Whatever else stands there, it is no reason to send in plain."""
+        try:
+            key = base64.b64decode(self.wg_key, validate=True)
+            address = IPv4Address(self.wg_address)
+        except (binascii.Error, ValueError):
+            return False
+        return len(key) == 32 and address in WIREGUARD_POOL and 0 < self.wg_port < 65536
 
     @property
     def alive_key(self) -> str:
@@ -224,6 +253,7 @@ class Network(_Record):
     :param published: if not None, every host's engine shall have it, and `names/<name>` is this network's.
     :param retired: somebody removed it: every engine shall drop it as soon as no container there uses it.
     :param generation: how often it was wanted again after that: who removed an earlier one did not mean this one.
+    :param encrypted: it is carried by WireGuard, or not at all.
     """
 
     vni: int
@@ -235,10 +265,19 @@ class Network(_Record):
     published: Published | None = None
     retired: bool = False
     generation: int = 0
+    encrypted: bool = False
 
     @property
     def key(self) -> str:
         return network_key(self.vni)
+
+    def encode(self) -> str:
+        """An encrypted network is wrapped, so that a weft which knows nothing of encryption cannot read it.
+
+        It would carry the network in plain; so it leaves the entry out, and refuses to join the network's subnet.
+        """
+        text = super(Network, self).encode()
+        return f'{{"encrypted":{text}}}' if self.encrypted else text
 
     @property
     def title(self) -> str:
@@ -268,6 +307,8 @@ class Network(_Record):
     @classmethod
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
+        wrapped = values.get("encrypted")
+        values = {**wrapped, "encrypted": True} if isinstance(wrapped, dict) else values
         pools = tuple(Pool.of(pool) for pool in values.pop("pools"))
         published = values.pop("published", None)
         return cls(

@@ -27,6 +27,7 @@ class NetworkOptions:
     vni: int | None = None
     mtu: int | None = None
     network: str | None = None
+    encrypted: bool = False
 
 
 def parse_options(given: Mapping[str, Any]) -> NetworkOptions:
@@ -61,12 +62,19 @@ def _network(text: str) -> str:
     return text
 
 
+def _flag(text: str) -> bool:
+    """`-o encrypted` arrives as an empty value."""
+    if text.lower() not in ("", "true", "1", "false", "0"):
+        raise ValueError("must be true or false")
+    return text.lower() in ("", "true", "1")
+
+
 def _number(text: str, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
         raise ValueError(f"must be a number from {low} to {high}")
     return int(text)
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {"vni": _vni, "mtu": _mtu, "network": _network}
+_PARSERS: dict[str, Callable[[str], Any]] = {"vni": _vni, "mtu": _mtu, "network": _network, "encrypted": _flag}
 
 assert set(_PARSERS) == {field.name for field in fields(NetworkOptions)}

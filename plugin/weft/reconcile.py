@@ -10,11 +10,12 @@ the rows that an event touched (observed is what those rows were before the even
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from weft.dataplane import Bridge, Fdb, Link, Neighbour, Port, Row, Station, Vxlan
+from weft.dataplane import Bridge, Fdb, Link, Neighbour, Peer, Port, Row, Station, Tunnel, Vxlan
+from weft.keys import PrivateKey
 from weft.model import IPNetwork
 
 
@@ -76,6 +77,77 @@ class ObservedLink:
     link: Link
     faults: tuple[str, ...] = ()
     carrier: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """What WireGuard knows of a peer: when the last handshake was (Unix time, 0: never), and bytes of packets."""
+
+    handshake: int = 0
+    received: int = 0
+    sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedTunnel:
+    """The WireGuard device as it is.
+
+    :param backend: `kernel` or `wireguard-go`.
+    :param faults: what is wrong besides the attributes, for example `down`.
+    :param contacts: by public key.
+    """
+
+    tunnel: Tunnel
+    backend: str
+    faults: tuple[str, ...] = ()
+    contacts: Mapping[str, Contact] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelPlan:
+    """What is wrong with the device itself (if anything), the peers to put, then the keys of those to delete.
+
+    A peer that is put with an address takes it from the peer that had it: a new key leaves no gap.
+    """
+
+    reasons: tuple[str, ...] = ()
+    put: tuple[Peer, ...] = ()
+    delete: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.reasons or self.put or self.delete)
+
+
+class Tunnels(Protocol):
+    """Reads and writes the WireGuard device. Every method may raise `KernelError`."""
+
+    def intruders(self) -> list[str]:
+        """Links in the device's namespace by which packets could pass it: none, unless somebody put one there."""
+        ...
+
+    def ensure_tunnel(self) -> None:
+        """Make the device if it is not there; the error says what this host lacks."""
+        ...
+
+    def observe_tunnel(self) -> ObservedTunnel | None:
+        """The device; None if there is none."""
+        ...
+
+    def has_tunnel(self, address: str) -> bool:
+        """True if the device is there, up, and has this address. Cheap."""
+        ...
+
+    def configure_tunnel(self, tunnel: Tunnel, private: PrivateKey) -> None:
+        """Give the device its key, port, address and MTU, and put it up; its peers stay."""
+        ...
+
+    def write_peers(self, plan: TunnelPlan) -> None:
+        """Put and delete peers, and greet those that were put: a handshake that came too early is not soon repeated."""
+        ...
+
+    def underlay_mtu(self, address: str) -> int:
+        """See `Kernel`."""
+        ...
 
 
 class Kernel(Protocol):
@@ -152,6 +224,20 @@ def plan_rows(desired: Set[Row], observed: Set[Row]) -> RowPlan:
     return RowPlan(put=_in_order(missing), delete=_in_order(delete))
 
 
+def plan_tunnel(wanted: Tunnel, seen: ObservedTunnel) -> TunnelPlan:
+    """What turns the device that is there into the wanted one."""
+    has = seen.tunnel
+    # Not what they are: nobody needs to read keys in a log.
+    differing = [
+        f"other {name}" for name in ("key", "address", "port", "mtu") if getattr(wanted, name) != getattr(has, name)
+    ]
+    return TunnelPlan(
+        reasons=(*differing, *seen.faults),
+        put=tuple(sorted(wanted.peers - has.peers)),
+        delete=tuple(sorted({peer.key for peer in has.peers} - {peer.key for peer in wanted.peers})),
+    )
+
+
 def describe(link: Link) -> str:
     match link:
         case Bridge():
@@ -179,6 +265,8 @@ def _incompatible(wanted: Link, seen: Link) -> str:
     if type(wanted) is not type(seen):
         return f"is a {type(seen).__name__.lower()}"
     if isinstance(wanted, Vxlan) and isinstance(seen, Vxlan):
+        if wanted.encrypted != seen.encrypted:
+            return "it is encrypted" if seen.encrypted else "it is not encrypted"
         for name in ("vni", "local", "port"):
             if (has := getattr(seen, name)) != (want := getattr(wanted, name)):
                 return f"{name} is {has}, not {want}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from weft.cluster import Cluster
@@ -17,6 +18,7 @@ from weft.dataplane import (
     Bridge,
     Fdb,
     Neighbour,
+    Peer,
     Port,
     Row,
     Station,
@@ -31,18 +33,45 @@ from weft.model import Endpoint, Host, Network
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds by IP version of the underlay: inner Ethernet 14, VXLAN 8, UDP 8, outer IP 20 or 40."""
 
+WIREGUARD_OVERHEAD = {4: 60, 6: 80}
+"""Bytes that WireGuard adds by IP version of the underlay: header 16, authentication 16, UDP 8, outer IP 20 or 40."""
+
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
 
-def overhead(underlay: str) -> int:
-    """Bytes that a tunnel from this VTEP address adds to a container's packet."""
-    return OVERHEAD[6 if ":" in underlay else 4]
+def overhead(underlay: str, *, encrypted: bool = False) -> int:
+    """Bytes that a tunnel over this underlay adds to a container's packet."""
+    return OVERHEAD[4] + wireguard_overhead(underlay) if encrypted else OVERHEAD[_version(underlay)]
+
+
+def wireguard_overhead(underlay: str) -> int:
+    return WIREGUARD_OVERHEAD[_version(underlay)]
+
+
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
 def network_links(network: Network, *, local: str, port: int, mtu: int, resolver: str = "") -> tuple[Bridge, Vxlan]:
-    """The devices of a network on the host whose VTEP address is `local`."""
+    """The devices of a network on the host whose VTEP address there is `local`."""
     bridge = Bridge(bridge_name(network.vni), mtu, resolver_addresses(network, resolver))
-    return bridge, Vxlan(vxlan_name(network.vni), network.vni, local, port, mtu, bridge.name)
+    vxlan = Vxlan(vxlan_name(network.vni), network.vni, local, port, mtu, bridge.name, network.encrypted)
+    return bridge, vxlan
+
+
+def peers(cluster: Cluster, me: Host) -> frozenset[Peer]:
+    """All other hosts that can encrypt, over an underlay of our address family.
+
+    A key or address that two of them claim, or that is ours, is nobody's: which is the right one cannot be told.
+    """
+    others = [h for h in list(cluster.hosts.values()) if h.id != me.id and h.can_encrypt and _same_family(h, me)]
+    keys = Counter([me.wg_key, *(host.wg_key for host in others)])
+    addresses = Counter([me.wg_address, *(host.wg_address for host in others)])
+    return frozenset(
+        Peer(host.wg_key, host.wg_address, host.underlay, host.wg_port)
+        for host in others
+        if keys[host.wg_key] == 1 and addresses[host.wg_address] == 1
+    )
 
 
 def resolver_addresses(network: Network, resolver: str) -> tuple[tuple[str, str], ...]:
@@ -101,12 +130,13 @@ def network_rows(cluster: Cluster, vni: int, me: Host) -> set[Row]:
 
 def endpoint_rows(cluster: Cluster, endpoints: Iterable[Endpoint], me: Host) -> set[Row]:
     """The rows of these endpoints as far as they are on other, reachable hosts."""
-    vteps: dict[str, bytes | None] = {}
+    vteps: dict[tuple[int, str], bytes | None] = {}
     rows: set[Row] = set()
     for endpoint in endpoints:
-        if endpoint.host not in vteps:
-            vteps[endpoint.host] = _vtep(cluster, endpoint.host, me)
-        vtep = vteps[endpoint.host]
+        place = endpoint.vni, endpoint.host
+        if place not in vteps:
+            vteps[place] = _vtep(cluster, *place, me)
+        vtep = vteps[place]
         if vtep is None:
             continue
         mac, tunnel, bridge = pack_mac(endpoint.mac), vxlan_name(endpoint.vni), bridge_name(endpoint.vni)
@@ -118,13 +148,22 @@ def endpoint_rows(cluster: Cluster, endpoints: Iterable[Endpoint], me: Host) -> 
 
 def flood_rows(cluster: Cluster, vni: int, hosts: Iterable[str], me: Host) -> set[Row]:
     """Where frames without a known destination go: one entry for each of `hosts` that is a peer."""
-    vteps = (_vtep(cluster, host, me) for host in hosts)
+    vteps = (_vtep(cluster, vni, host, me) for host in hosts)
     return {Fdb(vxlan_name(vni), FLOOD_MAC, vtep) for vtep in vteps if vtep}
 
 
-def _vtep(cluster: Cluster, host_id: str, me: Host) -> bytes | None:
-    """Of another host whose VTEP is of our address family: one VXLAN device cannot mix them."""
-    host = cluster.hosts.get(host_id)
-    if host is None or host.id == me.id or (":" in host.underlay) != (":" in me.underlay):
+def _vtep(cluster: Cluster, vni: int, host_id: str, me: Host) -> bytes | None:
+    """Of another host whose VTEP is of our address family: one VXLAN device cannot mix them.
+
+    In an encrypted network that is its WireGuard address; a host without one is not reached at all.
+    """
+    host, network = cluster.hosts.get(host_id), cluster.networks.get(vni)
+    if host is None or host.id == me.id or not _same_family(host, me):
         return None
-    return pack_address(host.underlay)
+    if network is None or not network.encrypted:
+        return pack_address(host.underlay)
+    return pack_address(host.wg_address) if host.can_encrypt else None
+
+
+def _same_family(host: Host, me: Host) -> bool:
+    return _version(host.underlay) == _version(me.underlay)

@@ -157,8 +157,11 @@ class Host(Namespace):
     def __init__(self, path: Path, run: Path, underlay: str) -> None:
         super().__init__(path)
         self.underlay = underlay
-        self.kernel = LinuxKernel(run, host=path)
+        self.wireguard = f"wg{path.name.removeprefix('weft-')}"
+        """The device's name is its host's: sockets of wireguard-go are files, and hosts here share those."""
+        self.kernel = LinuxKernel(run, host=path, wireguard=self.wireguard)
         self.dp = Namespace(run / "dp")
+        self.wg = Namespace(run / "wg")
 
     @contextmanager
     def capture(self) -> Iterator[Capture]:
@@ -252,7 +255,8 @@ class World:
         run = run or self._folder / path.name
         host = Host(path, run, underlay)
         host.kernel.open()
-        self._resources.callback(subprocess.run, ["umount", str(run / "dp")], check=True, timeout=10)
+        self._resources.callback(subprocess.run, ["umount", str(run / "dp"), str(run / "wg")], check=True, timeout=10)
+        self._resources.callback(Path(f"/var/run/wireguard/{host.wireguard}.sock").unlink, missing_ok=True)
         self._resources.callback(host.kernel.close)
         return host
 

@@ -16,9 +16,11 @@ from weft.attachments import Attachments
 from weft.cluster import Cluster
 from weft.config import from_environment
 from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
+from weft.encryption import Encryption
 from weft.errors import WeftError
 from weft.identity import LocalHost
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
+from weft.keys import KeyFile
 from weft.model import Endpoint, Host, Network, Pool
 from weft.options import NetworkOptions, parse_options
 from weft.store import Put
@@ -53,13 +55,36 @@ class FakeHost:
         self.ipam = Ipam(store, self.record.id, ranges=ranges, host_routes=kernel.routes, rng=random.Random(number))
         self.me = LocalHost(self.record)
         self.cluster = Cluster()
-        self.attachments = Attachments(kernel, self.me, port=4789)
+        self.encryption = Encryption(
+            kernel,
+            self.cluster,
+            self.me,
+            KeyFile(Path(store.path).with_name(f"{number}.key")),
+            port=51820,
+            publish=self.publish,
+        )
+        self.attachments = Attachments(kernel, self.me, port=4789, encryption=self.encryption)
         rng = random.Random(number)
         self.driver = Driver(store, self.record, self.ipam, self.attachments, self.cluster, mirror=mirror, rng=rng)
         self.monitor = FakeMonitor()
-        self.agent = Agent(store, self.cluster, kernel, self.me, self.attachments, monitor=self.monitor, resync=3600)
+        self.agent = Agent(
+            store,
+            self.cluster,
+            kernel,
+            self.me,
+            self.attachments,
+            monitor=self.monitor,
+            resync=3600,
+            encryption=self.encryption,
+        )
 
-    def create_network(self, network_id: str, *cidrs: str, internal: bool = False, **options: int | str) -> Network:
+    def publish(self) -> None:
+        """What registering does."""
+        self.store.transact([], [Put(self.me.host.key, self.me.host.encode())])
+
+    def create_network(
+        self, network_id: str, *cidrs: str, internal: bool = False, **options: int | str | bool
+    ) -> Network:
         """RequestPool, gateway and CreateNetwork, in the engine's order."""
         pools = []
         for cidr in cidrs:

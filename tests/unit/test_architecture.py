@@ -12,9 +12,11 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory"},
+    {"keys"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
     {
         "attachments",
+        "encryption",
         "driver",
         "agent",
         "sweeper",
@@ -55,6 +57,7 @@ def importers(library: str) -> set[str]:
     ("library", "module"),
     [
         ("pyroute2", "kernel"),
+        ("nacl", "keys"),
         ("flask", {"admin", "api", "main", "serve"}),
         ("rich", {"cli", "setup_dns", "setup_host"}),
         ("shtab", "commandline"),

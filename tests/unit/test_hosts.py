@@ -85,7 +85,7 @@ def test_the_same_machine_after_a_reboot_takes_over_its_own_sign_of_life(two: tu
 )
 @pytest.mark.parametrize("alive", [True, False])
 def test_name_and_address_are_refused_to_others_alive_or_silent(
-    two: tuple[FakeHost, FakeHost], change: dict[str, str], message: str, alive: bool
+    two: tuple[FakeHost, FakeHost], change: dict[str, Any], message: str, alive: bool
 ) -> None:
     first, second = two
     if not alive:

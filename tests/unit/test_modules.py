@@ -44,7 +44,7 @@ class KernelWithoutVxlan:
 
     def links(self) -> Links:
         connection: Any = self
-        return Links(connection, connection, connection, lambda **_: None, dp_fd=0, host_fd=0)
+        return Links(connection, connection, connection, connection, lambda **_: None, dp_fd=0, host_fd=0)
 
 
 def test_a_missing_module_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from tests.unit.test_agent import eventually
 from weft.adoption import Adoption
 from weft.errors import ConfigError, KernelError, StoreError
 from weft.hosts import Hosts, IdInUse
+from weft.keys import PrivateKey
 from weft.presence import Presence
 from weft.restarts import Restarts
 from weft.snapshot import SnapshotFile
@@ -283,3 +284,28 @@ def test_who_waits_for_deletes_does_not_try_them_again_one_by_one() -> None:
     together(*[wait] * 8)
     assert refusals == ["hangs"] * 8
     assert len(tries) <= 4  # who came after the first had failed may try once more
+
+
+def test_a_wireguard_address_that_another_host_got_meanwhile_is_given_up(
+    world: Callable[..., World], tmp_path: Path
+) -> None:
+    """The store was lost, and the other one was first. This host stays one of the cluster, and takes another."""
+    first, second = world(1).one, world(2)
+    second.one.encryption._publish = second.presence.publish
+    second.one.encryption.require()
+    taken = second.one.me.host.wg_address
+    first.me.encrypt(PrivateKey.generate().public, taken, 51820)
+    first.publish()
+    second.one.store.transact([], [Delete(second.one.record.key)])
+    second.one.cluster.load([])
+    again = World(second.one, tmp_path / "again")
+    again.presence.start(restored=False)
+    try:
+        assert not second.one.me.host.wg_address
+        assert second.one.store.get(second.one.record.key)
+        second.one.encryption.require()
+        assert second.one.me.host.can_encrypt
+        assert second.one.me.host.wg_address != taken
+        assert first.me.host.wg_address == taken
+    finally:
+        again.presence.stop()

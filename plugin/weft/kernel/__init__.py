@@ -11,6 +11,8 @@
     mounts        whether a mount made here is there for the host too
     modules       loading kernel modules
     detour        a rule for questions to a resolver that is not there, over nft
+    wireguard     the device that encrypts, over generic netlink, or
+    userspace     its stand-in wireguard-go, over a unix socket
 
 Links, row writes, row dumps and lookups have a socket each and no lock in common: a bulk write of seconds delays the
 creation of a veth by no more than the kernel's own lock.
@@ -26,20 +28,24 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from weft.dataplane import Row
+from pyroute2 import WireGuard as GenericWireGuard
+
+from weft.dataplane import Row, Tunnel
 from weft.errors import KernelError
 from weft.kernel import detour
 from weft.kernel.connection import Connection
 from weft.kernel.links import Links
 from weft.kernel.modules import DEVICE_MODULES, load_module
-from weft.kernel.monitor import Monitor, open_events
+from weft.kernel.monitor import Monitor, TunnelMonitor, open_events, open_tunnel_events
 from weft.kernel.namespace import NamespaceThread, ensure_namespace, open_namespace, set_switches
 from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.observe import observe_links
 from weft.kernel.rows import Rows
 from weft.kernel.underlay import Underlay
+from weft.kernel.wireguard import DEVICE, WireGuard
+from weft.keys import PrivateKey
 from weft.model import IPNetwork
-from weft.reconcile import ObservedLink, RowPlan, Step
+from weft.reconcile import ObservedLink, ObservedTunnel, RowPlan, Step, TunnelPlan
 
 __all__ = ["DEVICE_MODULES", "LinuxKernel", "Monitor", "load_module"]
 
@@ -50,15 +56,18 @@ _RECEIVE_BUFFER = 4 << 20
 
 
 class LinuxKernel:
-    """The data-plane namespace at `run`/dp and the host's namespace beside it. Any thread may call, between `open()`
-    and `close()`; the namespace with all that is in it outlives both.
+    """The data-plane namespace at `run`/dp, that of WireGuard at `run`/wg, and the host's beside them. Any thread may
+    call, between `open()` and `close()`; the namespaces with all that is in them outlive both.
 
     :param run: the folder of weft below /run.
     :param host: the namespace that is the host's; by default that of this process.
+    :param wireguard: name of the WireGuard device.
     """
 
-    def __init__(self, run: Path, host: Path = Path("/proc/self/ns/net")) -> None:
+    def __init__(self, run: Path, host: Path = Path("/proc/self/ns/net"), wireguard: str = DEVICE) -> None:
         self._path = run / "dp"
+        self._tunnel_path = run / "wg"
+        self._tunnel_name = wireguard
         self._host_path = host
         self._resources = ExitStack()
 
@@ -79,8 +88,25 @@ class LinuxKernel:
             in_dp = resources.enter_context(closing(Connection(self._dp)))
             in_host = resources.enter_context(closing(Connection(self._host)))
             removals = resources.enter_context(closing(Connection(removing)))
-            self._links = Links(in_dp, removals, in_host, self._lookup.find, dp_fd=dp_fd, host_fd=host_fd)
             self._underlay = Underlay(in_host)
+            self._tunnel_fd = ensure_namespace(self._tunnel_path)
+            resources.callback(os.close, self._tunnel_fd)
+            self._tunnel = resources.enter_context(closing(NamespaceThread("weft-wg", self._tunnel_fd)))
+            in_tunnel = resources.enter_context(closing(Connection(self._tunnel)))
+            generic = resources.enter_context(closing(Connection(self._tunnel, GenericWireGuard)))
+            tunnel_opened = partial(self._tunnel.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
+            self._tunnel_reader = resources.enter_context(closing(Rtnetlink(tunnel_opened)))
+            self._wireguard = WireGuard(
+                self._tunnel_name,
+                thread=self._tunnel,
+                inside=in_tunnel,
+                generic=generic,
+                reader=self._tunnel_reader,
+                fd=self._tunnel_fd,
+                host_thread=self._host,
+                outside=in_host,
+            )
+            self._links = Links(in_dp, removals, in_host, in_tunnel, self._lookup.find, dp_fd=dp_fd, host_fd=host_fd)
             self._resources = resources.pop_all()
 
     def close(self) -> None:
@@ -93,11 +119,18 @@ class LinuxKernel:
         except OSError as error:
             raise KernelError("follow kernel events", error.errno or 0) from error
 
+    def tunnel_monitor(self) -> TunnelMonitor:
+        """The same of the WireGuard device's namespace."""
+        try:
+            return TunnelMonitor(self._tunnel.run(open_tunnel_events), self._tunnel_reader.find)
+        except OSError as error:
+            raise KernelError("follow kernel events", error.errno or 0) from error
+
     def check(self) -> None:
         self._links.check()
 
     def observe_links(self, names: Iterable[str] | None = None) -> dict[str, ObservedLink]:
-        return observe_links(self._reader, names)
+        return observe_links(self._reader, names, self._tunnel_fd)
 
     def perform(self, step: Step) -> None:
         self._links.perform(step)
@@ -110,6 +143,24 @@ class LinuxKernel:
 
     def write_rows(self, plan: RowPlan) -> None:
         self._rows.write(plan)
+
+    def intruders(self) -> list[str]:
+        return self._wireguard.intruders()
+
+    def ensure_tunnel(self) -> None:
+        self._wireguard.ensure_tunnel()
+
+    def observe_tunnel(self) -> ObservedTunnel | None:
+        return self._wireguard.observe_tunnel()
+
+    def has_tunnel(self, address: str) -> bool:
+        return self._wireguard.has_tunnel(address)
+
+    def configure_tunnel(self, tunnel: Tunnel, private: PrivateKey) -> None:
+        self._wireguard.configure_tunnel(tunnel, private)
+
+    def write_peers(self, plan: TunnelPlan) -> None:
+        self._wireguard.write_peers(plan)
 
     def routes(self) -> list[IPNetwork]:
         return self._underlay.routes()

@@ -29,17 +29,21 @@ def _no_hint(errno: int) -> str:
 
 
 class Connection:
-    """One pyroute2 socket; any thread may call."""
+    """One pyroute2 socket; any thread may call.
 
-    def __init__(self, thread: NamespaceThread) -> None:
+    :param opened: makes it: an `IPRoute`, or another of its kind.
+    """
+
+    def __init__(self, thread: NamespaceThread, opened: Callable[[], Any] = IPRoute) -> None:
         self._thread = thread
+        self._open = opened
         self._route: Any = None
 
     def close(self) -> None:
         self._thread.run(self._drop)
 
     def call(self, what: str, request: Callable[[Any], T], hint: Callable[[int], str] = _no_hint) -> T:
-        """Do `request` with an `IPRoute` of the namespace; `what` and `hint` (of an errno) are for its error."""
+        """Do `request` with the socket; `what` and `hint` (of an errno) are for its error."""
         try:
             return self._thread.run(lambda: self._call(request))
         except NetlinkError as error:
@@ -58,7 +62,7 @@ class Connection:
     def _call(self, request: Callable[[Any], T]) -> T:
         try:
             if self._route is None:
-                self._route = IPRoute()
+                self._route = self._open()
             return request(self._route)
         except NetlinkError as error:
             if error.code in _BROKEN:

@@ -2,6 +2,7 @@
 
 - A VXLAN device is made by one request from the host's namespace that puts it into ours at birth: its UDP socket stays
   in the host's namespace, where the underlay is, while the device is never seen there.
+- An encrypted network's is made from the namespace of the WireGuard device instead, which is all that it can reach.
 - A veth is made by one request from our namespace that puts its other end, the container's, into the host's.
 - No link of ours may speak by itself on the overlay, so none gets an IPv6 address (the kernel would send duplicate
   address detection, router solicitations and MLD). The kernel does not take that in the request that makes a link,
@@ -36,7 +37,6 @@ from weft.kernel.netlink import Find
 from weft.model import VNI_MAX
 from weft.reconcile import Create, Remove, Step, Update, describe
 
-_NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in observe.ADDRESSES]})]}
 _IPV6_MIN_MTU = 1280
 
 
@@ -48,16 +48,26 @@ class Links:
     """Any thread may call; the requests queue up for the namespace's thread.
 
     :param dp: the data-plane namespace, also as a file descriptor; `host` likewise.
+    :param tunnel: the namespace in which sockets of encrypted networks are.
     :param removals: the data-plane namespace by a thread of its own: the kernel takes 20 ms to let go of a link, most
         of it waiting, and nobody who makes one shall wait behind that.
     """
 
     def __init__(
-        self, dp: Connection, removals: Connection, host: Connection, find: Find, *, dp_fd: int, host_fd: int
+        self,
+        dp: Connection,
+        removals: Connection,
+        host: Connection,
+        tunnel: Connection,
+        find: Find,
+        *,
+        dp_fd: int,
+        host_fd: int,
     ) -> None:
         self._dp = dp
         self._removals = removals
         self._host = host
+        self._tunnel = tunnel
         self._find = find
         self._dp_fd = dp_fd
         self._host_fd = host_fd
@@ -96,7 +106,9 @@ class Links:
 
     def _add(self, link: Link) -> None:
         """Make the link, down."""
-        creator = self._host if isinstance(link, Vxlan) else self._dp
+        creator = self._dp
+        if isinstance(link, Vxlan):
+            creator = self._tunnel if link.encrypted else self._host
         settings = self._description(link)
         if isinstance(link, Bridge):
             self._dp.call("prepare for a bridge", lambda _: set_switches())
@@ -135,7 +147,7 @@ class Links:
         index = self._index(what, link.name)
         settings: dict[str, Any] = {"mtu": link.mtu}
         if link.mtu >= _IPV6_MIN_MTU and os.path.exists("/proc/sys/net/ipv6"):
-            settings["IFLA_AF_SPEC"] = _NO_IPV6_ADDRESS
+            settings["IFLA_AF_SPEC"] = observe.NO_IPV6_ADDRESS
         if not isinstance(link, Bridge):
             settings["master"] = self._index(what, link.bridge)
 

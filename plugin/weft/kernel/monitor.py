@@ -19,7 +19,7 @@ import threading
 from collections.abc import Iterator
 from errno import ENOBUFS
 
-from weft.dataplane import KernelEvent, LinkEvent, Overflow, RowEvent, Station
+from weft.dataplane import KernelEvent, LinkEvent, Overflow, RowEvent, Station, TunnelEvent
 from weft.errors import KernelError
 from weft.kernel.netlink import (
     HEADER,
@@ -38,6 +38,8 @@ from weft.kernel.rows import RTM_DELNEIGH, RTM_NEWNEIGH, Form, own_row
 _AF_BRIDGE = 7
 GROUPS = 1 << 0 | 1 << 2
 """RTNLGRP_LINK and RTNLGRP_NEIGH."""
+_TUNNEL_GROUPS = 1 << 0 | 1 << 4
+"""RTNLGRP_LINK and RTNLGRP_IPV4_IFADDR."""
 _RECEIVE_BUFFER = 64 << 20
 _CHUNK = 1 << 16
 _SHARED = ("br", "vx")
@@ -47,6 +49,11 @@ _SHARED = ("br", "vx")
 def open_events() -> socket.socket:
     """The socket for a `Monitor`, in the calling thread's namespace."""
     return open_socket(receive_buffer=_RECEIVE_BUFFER, groups=GROUPS)
+
+
+def open_tunnel_events() -> socket.socket:
+    """The same for a `TunnelMonitor`."""
+    return open_socket(receive_buffer=_CHUNK, groups=_TUNNEL_GROUPS)
 
 
 class Monitor:
@@ -109,6 +116,9 @@ class Monitor:
             self._drain()
             self._names.clear()
             return [Overflow()]
+        return self._events(chunk)
+
+    def _events(self, chunk: bytes) -> list[KernelEvent]:
         events: list[KernelEvent] = []
         for start in messages(chunk):
             kind = HEADER.unpack_from(chunk, start)[1]
@@ -161,3 +171,14 @@ class Monitor:
     def _is_own(self, row: Station) -> bool:
         device = self._find(name=row.device)
         return device is not None and row == own_row(device)
+
+
+class TunnelMonitor(Monitor):
+    """Says that something changed in the namespace of the WireGuard device, and at first that something may have."""
+
+    def __iter__(self) -> Iterator[KernelEvent]:
+        yield TunnelEvent()
+        yield from super().__iter__()
+
+    def _events(self, chunk: bytes) -> list[KernelEvent]:
+        return [TunnelEvent()]

@@ -36,6 +36,7 @@ RTM_NEWLINK = 16
 RTM_DELLINK = 17
 _RTM_GETLINK = 18
 _RTM_GETADDR = 22
+_RTM_GETNSID = 90
 
 _NLA_TYPE_MASK = 0x3FFF
 
@@ -44,6 +45,8 @@ IFLA_MTU = 4
 _IFLA_ADDRESS = 1
 _IFLA_EXT_MASK = 29
 _RTEXT_FILTER_SKIP_STATS = 8
+_NETNSA_NSID = 1
+_NETNSA_FD = 3
 
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
@@ -56,6 +59,8 @@ LINK = Struct("=IHHII BxHiII")
 """nlmsghdr, then ifinfomsg: family, type, index, flags, change."""
 ADDRESS = Struct("=IHHII BBBBi")
 """nlmsghdr, then ifaddrmsg: family, prefix length, flags, scope, index of the link."""
+_NAMESPACE = Struct("=IHHII B3x HHI")
+"""nlmsghdr, then rtgenmsg: family; then one attribute with a number."""
 _ATTRIBUTE = Struct("=HH")
 _FLAGS = Struct("=H")
 _ERROR = Struct("=i")
@@ -188,6 +193,15 @@ class Rtnetlink:
             mac=reply[at[_IFLA_ADDRESS]] if _IFLA_ADDRESS in at else b"",
             mtu=number(reply, at[IFLA_MTU]),
         )
+
+    def namespace_id(self, fd: int) -> int | None:
+        """By which number links of this namespace name the one with that file descriptor; None if none does yet."""
+        head = _NAMESPACE.size, _RTM_GETNSID, NLM_F_REQUEST, 0, 0, 0
+        request = _NAMESPACE.pack(*head, 8, _NETNSA_FD, fd)
+        reply = self._exchange("look up a namespace", lambda sock: _ask(sock, request))
+        at = attributes(reply, HEADER.size + 4, HEADER.unpack_from(reply)[0])
+        found = number(reply, at[_NETNSA_NSID])
+        return found if found < 1 << 31 else None
 
     def _exchange(self, what: str, work: Callable[[socket.socket], T]) -> T:
         with self._lock:

@@ -30,6 +30,8 @@ VXLAN = (Fixed("vxlan_learning", 7, 0),)
 VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("neigh_suppress", 32, 1))
 ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)
 """1 is none: the link makes no IPv6 address by itself."""
+NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
+"""The same as pyroute2 wants it in IFLA_AF_SPEC."""
 
 _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
@@ -52,13 +54,24 @@ _NOT_OURS = {"lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0",
 """What the kernel puts into each namespace by itself, and nobody can remove."""
 
 
-def observe_links(reader: Rtnetlink, names: Iterable[str] | None) -> dict[str, ObservedLink]:
-    """All links of the namespace, or those of these names that exist."""
+def kind_of(reader: Rtnetlink, name: str) -> str:
+    """What kind of link that is, in the kernel's words; "" if it does not exist."""
+    reply = reader.link(name=name)
+    return (_Link(reply, 0).kind or "?") if reply else ""
+
+
+def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int = -1) -> dict[str, ObservedLink]:
+    """All links of the namespace, or those of these names that exist.
+
+    :param tunnel_fd: the namespace in which sockets of encrypted networks are.
+    """
     if names is None:
         links = [_Link(chunk, start) for chunk in reader.links() for start in messages(chunk)]
     else:
         links = [_Link(reply, 0) for name in names if (reply := reader.link(name=name))]
     known = {link.index: link.name for link in links}
+    with_tunnels = tunnel_fd >= 0 and any(link.kind == "vxlan" for link in links)
+    tunnel = reader.namespace_id(tunnel_fd) if with_tunnels else None
     addresses = _addresses(reader) if any(link.kind == "bridge" for link in links) else {}
 
     def name_of(index: int) -> str:
@@ -67,7 +80,9 @@ def observe_links(reader: Rtnetlink, names: Iterable[str] | None) -> dict[str, O
             known[index] = device.name if device else ""
         return known[index]
 
-    seen = (link.observed(name_of, addresses.get(link.index, ())) for link in links if link.name not in _NOT_OURS)
+    seen = (
+        link.observed(name_of, addresses.get(link.index, ()), tunnel) for link in links if link.name not in _NOT_OURS
+    )
     return {one.link.name: one for one in seen}
 
 
@@ -94,7 +109,9 @@ class _Link:
         self._info = self._nested(self._at, _IFLA_LINKINFO)
         self.kind = text(chunk, self._info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in self._info else ""
 
-    def observed(self, name_of: Callable[[int], str], addresses: tuple[tuple[str, str], ...]) -> ObservedLink:
+    def observed(
+        self, name_of: Callable[[int], str], addresses: tuple[tuple[str, str], ...], tunnel: int | None
+    ) -> ObservedLink:
         data = self._nested(self._info, _IFLA_INFO_DATA)
         mtu = number(self._chunk, self._at[IFLA_MTU])
         master = name_of(number(self._chunk, self._at[_IFLA_MASTER])) if _IFLA_MASTER in self._at else ""
@@ -105,7 +122,7 @@ class _Link:
             case "vxlan" if self._is_like_ours(data):
                 faults += self._faults(VXLAN, data)
                 faults += self._faults(VXLAN_PORT, self._nested(self._info, _IFLA_INFO_SLAVE_DATA))
-                return ObservedLink(self._vxlan(data, mtu, master), tuple(faults))
+                return ObservedLink(self._vxlan(data, mtu, master, tunnel), tuple(faults))
         return ObservedLink(Port(self.name, master, mtu), tuple(faults), carrier=bool(self._flags & _IFF_LOWER_UP))
 
     def _nested(self, at: Mapping[int, slice], attribute: int) -> dict[int, slice]:
@@ -127,11 +144,12 @@ class _Link:
         """Its socket is in another namespace, and it is no proxy: one that swallows the ARP it cannot answer."""
         return _IFLA_LINK_NETNSID in self._at and not number(self._chunk, data[_IFLA_VXLAN_PROXY])
 
-    def _vxlan(self, data: Mapping[int, slice], mtu: int, bridge: str) -> Vxlan:
+    def _vxlan(self, data: Mapping[int, slice], mtu: int, bridge: str, tunnel: int | None) -> Vxlan:
         local = ""
         if _IFLA_VXLAN_LOCAL in data:
             local = inet_ntop(AF_INET, self._chunk[data[_IFLA_VXLAN_LOCAL]])
         elif _IFLA_VXLAN_LOCAL6 in data:
             local = inet_ntop(AF_INET6, self._chunk[data[_IFLA_VXLAN_LOCAL6]])
         port = int.from_bytes(self._chunk[data[_IFLA_VXLAN_PORT]], "big")
-        return Vxlan(self.name, number(self._chunk, data[_IFLA_VXLAN_ID]), local, port, mtu, bridge)
+        encrypted = number(self._chunk, self._at[_IFLA_LINK_NETNSID]) == tunnel
+        return Vxlan(self.name, number(self._chunk, data[_IFLA_VXLAN_ID]), local, port, mtu, bridge, encrypted)

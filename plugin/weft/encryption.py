@@ -1,0 +1,228 @@
+"""Encrypted networks of this host: what makes them possible, and whether they are.
+
+The WireGuard device, its key and its address are made when this host gets its first encrypted network, and published
+with the host's record; from then on peers follow the records of the others. The rule is that an encrypted network
+which cannot be shown to be one is refused. The proof is where the sockets are, not what a packet filter says (see
+`dataplane.Tunnel`), so there are two degrees of failure:
+
+- the device is missing, down or without key: nothing passes, nothing is attached, and it is repaired;
+- somebody put another link beside the device: packets might leave by that. Then the networks' tunnel devices are
+  taken away, until the link is gone.
+
+A new key is given to the device first and published then. Sessions under the old one go on meanwhile, and the peers
+that learn of the new one begin the next (`Tunnels.write_peers`); told before us, they would offer us handshakes that we
+cannot answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+from weft import topology
+from weft.cluster import Cluster
+from weft.dataplane import Tunnel
+from weft.errors import ConfigError, Exhausted, KernelError, WeftError
+from weft.hosts import TunnelAddressInUse
+from weft.identity import LocalHost
+from weft.keys import KeyFile, PrivateKey
+from weft.model import WIREGUARD_POOL
+from weft.reconcile import ObservedTunnel, Tunnels, plan_tunnel
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 50
+_SLOW = (
+    logging.WARNING,
+    "encrypted networks go through wireguard-go, since this kernel has no WireGuard: they are slow, with about a "
+    "thirtieth of the throughput of plain ones",
+)
+
+
+class Encryption:
+    """Any thread may call.
+
+    :param keys: where this host's private key is.
+    :param port: UDP port of WireGuard.
+    :param refusal: why this host's settings forbid encrypted networks; "" if they do not.
+    :param publish: registers this host's record with the others now; `TunnelAddressInUse` if one has the address.
+    :param rotation: seconds after which the key is replaced; 0: never.
+    """
+
+    def __init__(
+        self,
+        kernel: Tunnels,
+        cluster: Cluster,
+        me: LocalHost,
+        keys: KeyFile,
+        *,
+        port: int,
+        refusal: str = "",
+        publish: Callable[[], None],
+        rotation: float = 0.0,
+    ) -> None:
+        self.problem = ""
+        """Why encrypted networks do not work here now; "" if they do, or if there are none."""
+        self.backend = ""
+        """`kernel` or `wireguard-go`, once the device is there."""
+        self.breached = False
+        """True if packets may have another way than through the device."""
+        self._kernel = kernel
+        self._cluster = cluster
+        self._me = me
+        self._keys = keys
+        self._port = port
+        self._refusal = refusal
+        self._publish = publish
+        self._rotation = rotation
+        self._seen = (False, "")
+        """`breached`, and this host's address, at the last `sync`: a handler may have found out first."""
+        self._lock = threading.RLock()
+        self._random = random.Random()
+
+    def require(self) -> None:
+        """Make all that an encrypted network needs, or raise why there can be none."""
+        with self._lock:
+            if self._refusal:
+                raise ConfigError(self._refusal)
+            if not self.problem and self._proven():
+                return
+            self._establish()
+
+    def sync(self) -> bool:
+        """Correct what is otherwise than it should be; True if encrypted networks' links have to follow."""
+        with self._lock:
+            if self._wanted():
+                try:
+                    self._establish()
+                    self._rotate_if_due()
+                except WeftError as error:
+                    self._note(str(error))
+            before, self._seen = self._seen, (self.breached, self._me.host.wg_address)
+            return before != self._seen
+
+    def rotate(self) -> str:
+        """Replace this host's key; return the new public one. The old one is nowhere when the others have followed."""
+        with self._lock:
+            if not self._me.host.wg_key:
+                raise ConfigError("this host has had no encrypted network yet, hence no key")
+            self._publish()  # the others must be able to learn of it
+            self._keys.write(PrivateKey.generate())
+            self._establish()
+            log.warning("the WireGuard key of this host was replaced; the new one is %s", self._me.host.wg_key)
+            return self._me.host.wg_key
+
+    def observe(self) -> ObservedTunnel | None:
+        """The device as it is, for people."""
+        return self._kernel.observe_tunnel()
+
+    def describe(self) -> str:
+        """The state of encrypted networks on this host, in words."""
+        if self._refusal or self.problem:
+            return f"refused: {self._refusal or self.problem}"
+        return f"active ({self.backend})" if self.backend else "no encrypted network yet"
+
+    def _wanted(self) -> bool:
+        """True if this host has, or had, an encrypted network."""
+        if self._me.host.wg_key:
+            return True
+        mine = {*self._cluster.memberships(self._me.id).values(), *self._cluster.local_networks(self._me.id)}
+        networks = (self._cluster.networks.get(vni) for vni in mine)
+        return any(network.encrypted for network in networks if network)
+
+    def _proven(self) -> bool:
+        return bool(self.backend) and not self._kernel.intruders() and self._kernel.has_tunnel(self._me.host.wg_address)
+
+    def _establish(self) -> None:
+        try:
+            self._refuse_intruders()
+            self._kernel.ensure_tunnel()
+            key = self._key()
+            for _ in range(_ATTEMPTS):
+                address = self._me.host.wg_address if self._me.host.can_encrypt else self._free_address()
+                self._configure(key, address)
+                if self._announce(key, address):
+                    break
+            else:
+                raise Exhausted("too many hosts take WireGuard addresses at once: try again")
+        except WeftError as error:
+            self._note(str(error))
+            raise
+        self._note("")
+
+    def _refuse_intruders(self) -> None:
+        intruders = self._kernel.intruders()
+        self.breached = bool(intruders)
+        if intruders:
+            raise ConfigError(
+                f"encrypted networks are shut: {', '.join(intruders)} is in the namespace of the WireGuard device, and "
+                "packets could pass that by: take it out (nsenter --net=/run/docker/weft/wg ip link)"
+            )
+
+    def _key(self) -> PrivateKey:
+        key = self._keys.read()
+        if key is None:
+            key = PrivateKey.generate()
+            self._keys.write(key)
+        return key
+
+    def _free_address(self) -> str:
+        taken = {other.wg_address for other in list(self._cluster.hosts.values())}
+        while True:
+            address = str(WIREGUARD_POOL[self._random.randrange(1, WIREGUARD_POOL.num_addresses - 1)])
+            if address not in taken:
+                return address
+
+    def _configure(self, key: PrivateKey, address: str) -> None:
+        me = replace(self._me.host, wg_key=key.public, wg_address=address)
+        mtu = self._kernel.underlay_mtu(me.underlay) - topology.wireguard_overhead(me.underlay)
+        seen = self._kernel.observe_tunnel()
+        if seen is None:
+            raise KernelError("find the WireGuard device", 0, "it is gone again")
+        peers = topology.peers(self._cluster, me)
+        if not self._cluster.loaded:  # what is there may be newer than what was last known
+            present = {peer.address for peer in seen.tunnel.peers}
+            peers = seen.tunnel.peers | {peer for peer in peers if peer.address not in present}
+        wanted = Tunnel(key.public, address, self._port, mtu, peers)
+        plan = plan_tunnel(wanted, seen)
+        if plan.reasons:
+            log.info("update WireGuard device (%s)", ", ".join(plan.reasons))
+            self._kernel.configure_tunnel(wanted, key)
+        if plan.put or plan.delete:
+            self._kernel.write_peers(plan)
+            log.info("WireGuard peers: %d put, %d deleted", len(plan.put), len(plan.delete))
+        if self.backend != seen.backend:
+            self.backend = seen.backend
+            log.log(*(_SLOW if self.backend != "kernel" else (logging.INFO, "encrypted networks go through WireGuard")))
+
+    def _announce(self, key: PrivateKey, address: str) -> bool:
+        """Let the others know; False if another host has the address."""
+        before = self._me.host
+        self._me.encrypt(key.public, address, self._port)
+        if self._me.host == before:
+            return True
+        try:
+            self._publish()
+        except WeftError as error:
+            if before.can_encrypt and not isinstance(error, TunnelAddressInUse):
+                log.warning("the WireGuard key is not published yet: %s", error)  # every beat tries again
+                return True
+            self._me.encrypt("", "", 0)
+            if not isinstance(error, TunnelAddressInUse):
+                raise
+            return False
+        return True
+
+    def _rotate_if_due(self) -> None:
+        if self._rotation and self._keys.age() > self._rotation:
+            self.rotate()
+
+    def _note(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.error("no encrypted network works on this host: %s", problem)
+        if self.problem and not problem:
+            log.info("encrypted networks work again")
+        self.problem = problem

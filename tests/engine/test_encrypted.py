@@ -1,0 +1,152 @@
+"""Encrypted networks on real engines: made once, carried by WireGuard alone, refused where that cannot be."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from lab import CommandFailed, Host
+from lab.host import PLUGIN_SOCKET
+from tests.engine.conftest import Cluster, eventually, reaches
+from tests.engine.traffic import pings
+from weft import cli
+
+SUBNET = "10.78.0.0/24"
+
+
+@pytest.fixture
+def secret(cluster: Cluster) -> tuple[str, str]:
+    """Addresses of web1 on h1 and web2 on h2, on an encrypted network that h1 made."""
+    cluster.network("secret", "-o", "encrypted", subnet=SUBNET)
+    first, second = cluster.run(cluster.h1, "web1", "secret"), cluster.run(cluster.h2, "web2", "secret")
+    eventually(lambda: reaches(cluster.h1, "web1", second), "ping across")
+    return first, second
+
+
+def ask(host: Host, path: str, method: str = "GET") -> Any:
+    """What the `weft` command asks, without a process for it."""
+    return cli.ask(host.root / PLUGIN_SOCKET[1:], method, f"/weft/{path}")
+
+
+def state(host: Host, name: str) -> dict[str, Any]:
+    """All that weft says of a network."""
+    found: dict[str, Any] = ask(host, f"networks?name={name}")
+    return found
+
+
+def test_without_wireguard_it_is_refused(cluster: Cluster) -> None:
+    """The first test: afterwards the device is there. A kernel that has WireGuard needs no wireguard-go."""
+    program = shutil.which("wireguard-go", path="/usr/sbin:/usr/bin")
+    assert program, "lab/setup.sh installs it"
+    create = [
+        "network",
+        "create",
+        "-d",
+        "weft",
+        "--ipam-driver",
+        "weft",
+        "--subnet",
+        SUBNET,
+        "-o",
+        "encrypted",
+        "secret",
+    ]
+    cluster.h1.run("mount", "--bind", "/dev/null", program)
+    said = cluster.h1.docker(*create, check=False)
+    cluster.h1.run("umount", program)
+    if said:
+        assert state(cluster.h1, "secret")["encrypted"] == "active (kernel)"
+    else:
+        assert cluster.keys("topology/networks/") == []
+        log = cluster.h1.log("weft")
+        assert "this kernel has no WireGuard (Linux 5.6 and newer do: modprobe wireguard), and wireguard-go" in log
+        assert "apt install wireguard-go" in log
+
+
+def test_only_wireguard_is_on_the_wire(cluster: Cluster, secret: tuple[str, str]) -> None:
+    """A plain network beside it is not encrypted, so the capture would show what is not."""
+    cluster.network("app", subnet="10.79.0.0/24")
+    cluster.run(cluster.h1, "plain1", "app")
+    plain = cluster.run(cluster.h2, "plain2", "app")
+    with cluster.h2.capture("udp and not port 53") as lines:
+        assert reaches(cluster.h1, "web1", secret[1])
+        assert reaches(cluster.h2, "web2", secret[0], "-s", "1362")
+        eventually(lambda: reaches(cluster.h1, "plain1", plain), "ping across the plain network")
+    text = "\n".join(lines)
+    assert re.search(rf"{cluster.h1.address}\.51820 > {cluster.h2.address}\.51820: UDP", text)
+    assert f"> {plain}: ICMP echo request" in text
+    assert secret[0] not in text
+    assert secret[1] not in text
+    in_plain = re.findall(r"\.4789: VXLAN.* vni (\d+)", text)
+    assert set(in_plain) == {str(state(cluster.h1, "app")["vni"])}
+
+
+def test_the_option_is_the_same_on_all_hosts(cluster: Cluster, secret: tuple[str, str]) -> None:
+    for host in (cluster.h1, cluster.h2):
+        options = json.loads(host.docker("network", "inspect", "--format", "{{json .Options}}", "secret"))
+        assert "encrypted" in options
+        assert host.docker("exec", "web1" if host is cluster.h1 else "web2", "cat", "/sys/class/net/eth0/mtu") == "1390"
+        with pytest.raises(CommandFailed, match="cannot be used like that: it is encrypted"):
+            host.docker("network", "create", "-d", "weft", "--ipam-driver", "weft", "--subnet", SUBNET, "other")
+
+
+def kill_and_start_weft(host: Host) -> None:
+    host.kill_weft()
+    host.start_weft()
+
+
+@pytest.mark.parametrize("happens", [Host.restart_weft, kill_and_start_weft])
+def test_no_packet_is_lost_when_weft_restarts(
+    cluster: Cluster, secret: tuple[str, str], happens: Callable[[Host], None]
+) -> None:
+    with pings(cluster.h2, "web2", secret[0]) as count:
+        happens(cluster.h1)
+        cluster.run(cluster.h1, "later", "secret")
+    assert count.lost == 0
+    assert count.sent > 10
+
+
+def test_no_packet_is_lost_when_keys_change(cluster: Cluster, secret: tuple[str, str]) -> None:
+    """Ten times; each time until the other host has followed."""
+    keys = []
+    with pings(cluster.h1, "web1", secret[1]) as there, pings(cluster.h2, "web2", secret[0]) as back:
+        for _ in range(10):
+            keys.append(ask(cluster.h1, "rotate-key", "POST")["key"])
+            eventually(
+                lambda: peer(cluster.h2, "h1")["endpoint"] and peer(cluster.h2, "h1")["key"] == keys[-1], "new key"
+            )
+    assert (there.lost, back.lost) == (0, 0)
+    assert len(set(keys)) == 10
+
+
+def peer(host: Host, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in ask(host, "peers") if one["host"] == name)
+    return found
+
+
+def test_people_see_what_is_encrypted_and_how(cluster: Cluster, secret: tuple[str, str]) -> None:
+    other = peer(cluster.h1, "h2")
+    assert other["state"] == "peer"
+    assert other["endpoint"] == f"{cluster.h2.address}:51820"
+    assert other["backend"] in ("kernel", "wireguard-go")
+    assert min(other["handshake"], other["received"], other["sent"]) > 0
+    shown = cluster.h1.ask_weft("network", "inspect", "secret")
+    assert re.search(rf"^encrypted: +active \({other['backend']}\)$", shown, re.MULTILINE)
+    assert re.search(rf"^secret +\d+ +{SUBNET} +active \(", cluster.h1.ask_weft("network", "ls"), re.MULTILINE)
+    assert re.search(rf"^h2 +100\.\S+ +{other['endpoint']} +\d+ s ago", cluster.h1.ask_weft("peers"), re.MULTILINE)
+    assert state(cluster.h1, "secret")["unencryptable"] == []
+    logs = "".join(host.log("weft") for host in cluster.lab.hosts)
+    secrets = [(host.data / "weft/wireguard.key").read_text() for host in cluster.lab.hosts]
+    assert not any(key in logs for key in secrets)
+
+
+def test_a_device_that_is_deleted_is_made_again(cluster: Cluster, secret: tuple[str, str]) -> None:
+    with cluster.h2.capture("udp and port 4789") as lines:
+        cluster.h1.run("nsenter", "--net=/run/docker/weft/wg", "ip", "link", "del", "weft-wg")
+        eventually(lambda: reaches(cluster.h1, "web1", secret[1]), "ping across", timeout=20)
+    assert not any(lines)
