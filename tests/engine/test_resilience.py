@@ -84,7 +84,7 @@ def test_foreign_rows_are_removed(cluster: Cluster, pair: tuple[str, str]) -> No
     for command in (
         "bridge fdb add 02:00:00:00:00:99 dev vx4242 dst 192.168.78.99 self permanent",
         "bridge fdb add 02:00:00:00:00:98 dev vx4242 master static",
-        "ip neigh add 10.77.0.99 lladdr 02:00:00:00:00:99 dev br4242 nud permanent",
+        "ip neigh add 10.99.0.99 lladdr 02:00:00:00:00:99 dev br4242 nud permanent",
         "ip link add stray type veth peer name yarts",
     ):
         cluster.h2.dataplane(*command.split())
