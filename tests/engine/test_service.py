@@ -229,6 +229,7 @@ def test_weft_in_a_container(service: Service, cluster: Cluster, pair: str, whee
     """deploy/compose.yaml, with the host's Python in place of the image's."""
     host, lab = cluster.h2, service.lab
     host.stop_weft()
+    host.run("mount", "--make-rshared", "/")  # as systemd does
     furnish(host, wheels)
     mine = tmp_path / "mine.yaml"
     folders = {"/usr", "/lib", "/lib64", "/opt/weft", sys.base_prefix, str(lab.plan.data)}
