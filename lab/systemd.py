@@ -58,4 +58,5 @@ def boot(host: Host, units: Mapping[str, str], wants: str) -> None:
         host.write(f"{UNITS[1:]}/{name}", text)
     host.write("run/lab-init", _INIT.format(group=group, folders=group.replace("/", " "), units=UNITS, program=PROGRAM))
     host.run("sh", "-c", "kill -USR1 1")
-    wait_until(lambda: host.run("systemctl", "is-system-running", check=False) != "offline", "systemd", timeout=30)
+    up = ("initializing", "starting", "running", "degraded")
+    wait_until(lambda: host.run("systemctl", "is-system-running", check=False) in up, "systemd", timeout=30)

@@ -33,9 +33,12 @@ Restart=always
 KillMode=process
 """
 # The host's own /opt and /var/lib: a layer above the machine's, and a folder with the lab's data in it.
-FOLDERS = """
-mkdir -p "$DATA/opt" "$DATA/opt.work" "$DATA/weft" /run/lib
+OPT = """
+mkdir -p "$DATA/opt" "$DATA/opt.work"
 mount -n -t overlay overlay -o "lowerdir=/opt,upperdir=$DATA/opt,workdir=$DATA/opt.work" /opt
+"""
+VAR_LIB = """
+mkdir -p "$DATA/weft" /run/lib
 mount -n -t tmpfs tmpfs /run/lib
 mkdir -p "/run/lib${LABS#/var/lib}" /run/lib/weft
 mount -n --bind "$LABS" "/run/lib${LABS#/var/lib}"
@@ -55,7 +58,9 @@ class Service:
     def boot(self, wheels: Path | None = None) -> None:
         """With `wheels`, weft is installed first."""
         self.host.boot_alone()
-        furnish(self.lab, self.host, wheels)
+        folders = {"DATA": str(self.host.data), "LABS": self.lab.plan.data_root}
+        self.host.run("sh", "-ec", VAR_LIB, env=folders)
+        furnish(self.host, wheels)
         self.host.configure_engine()
         unit = (PROJECT / "deploy/weft.service").read_text()
         units = {"weft.service": unit, "weft.service.d/lab.conf": self._drop_in(), "docker.service": DOCKER}
@@ -101,9 +106,9 @@ class Service:
         self.ctl("start", "weft")
 
 
-def furnish(lab: Lab, host: Host, wheels: Path | None) -> None:
-    """What is there before weft starts: folders, the program in /opt/weft, the settings."""
-    host.run("sh", "-ec", FOLDERS, env={"DATA": str(host.data), "LABS": lab.plan.data_root})
+def furnish(host: Host, wheels: Path | None) -> None:
+    """What is there before weft starts: the program in /opt/weft, the settings."""
+    host.run("sh", "-ec", OPT, env={"DATA": str(host.data)})
     if wheels:
         wheel.install(wheels, Path("/opt/weft"), python=_python(), enter=host.enter([]))
     names = ("WEFT_STORE", "WEFT_HOSTNAME", "WEFT_UNDERLAY", "WEFT_GC_GRACE")
@@ -224,13 +229,13 @@ def test_weft_in_a_container(service: Service, cluster: Cluster, pair: str, whee
     """deploy/compose.yaml, with the host's Python in place of the image's."""
     host, lab = cluster.h2, service.lab
     host.stop_weft()
-    furnish(lab, host, wheels)
+    host.run("mount", "--make-rshared", "/")  # as systemd does
+    furnish(host, wheels)
     mine = tmp_path / "mine.yaml"
     folders = {"/usr", "/lib", "/lib64", "/opt/weft", sys.base_prefix, str(lab.plan.data)}
     there = [folder for folder in sorted(folders) if (host.root / folder[1:]).exists()]
-    volumes = [
-        f"{folder}:{folder}:private" for folder in there
-    ]  # without the mounts of containers below the lab's data
+    volumes = [f"{folder}:{folder}:rslave" for folder in there]  # containers' mounts below the lab's data come and go
+    volumes.append(f"{host.data}/weft:/var/lib/weft")
     image = {"image": IMAGE, "entrypoint": ["/opt/weft/bin/weft", "serve"], "volumes": volumes}
     mine.write_text(json.dumps({"version": "3.7", "services": {"weft": image}}))
     files = ("--file", str(PROJECT / "deploy/compose.yaml"), "--file", str(mine))
