@@ -9,7 +9,7 @@ nft=$(command -v nft)
 
 mkdir -p "$root/etc" "$root/usr/bin" "$root/usr/lib" "$root/usr/sbin" "$root/var" "$root/run"
 mkdir -m 1777 "$root/tmp"
-for folder in bin sbin lib lib64; do  # where /usr is merged
+for folder in bin sbin lib lib64; do # where /usr is merged
     [ ! -L /$folder ] || { mkdir -p "$root/usr/$folder"; ln -s "usr/$folder" "$root/$folder"; }
 done
 ln -s /run "$root/var/run"
@@ -26,8 +26,13 @@ cp -L --parents "$python" "$nft" "$root"
 ln -sf "${python##*/}" "$root${python%/*}/python3" # as the venv's link has it
 find "$python" "$nft" "$stdlib/lib-dynload" "$venv" -type f \( -perm -1 -o -name '*.so' \) -exec ldd {} + 2>/dev/null |
     sed -n 's/^\t[^/]*\(\/[^ ]*\) (0x.*/\1/p' | sort -u | while read -r library; do cp -L --parents "$library" "$root"; done
+cp -r --parents /etc/ld.so.conf /etc/ld.so.conf.d "$root"
 ldconfig -r "$root"
 rm -f "$root/var/cache/ldconfig/aux-cache"
 
 # Compiled here, and told never to look at the source's time: a start is quicker, and the files are the same each time.
 "$python" -m compileall -q --invalidation-mode unchecked-hash -s "$root" "$root$stdlib" "$root$venv"
+
+# Nothing is missing.
+chroot "$root" "$nft" --version
+PYTHONDONTWRITEBYTECODE=1 chroot "$root" "$venv/bin/weft" --version
