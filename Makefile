@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
-.PHONY: help setup demo lab lab-down test test-unit test-netns test-kernel test-engine lint types bench plugin release docs clean
+.PHONY: help setup demo lab lab-down test test-unit test-netns test-kernel test-engine lint types bench plugin wheel release docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,9 +46,14 @@ bench: setup ## weft against Docker's overlay, bridge and the raw underlay, in o
 plugin: setup ## build the managed plugin's image, rootfs and config.json into build/plugin
 	@$(SUDO) deploy/build-plugin.sh
 
-release: setup ## what is released into build/release, with its digests: the wheel of the last commit
+wheel: setup ## the wheel of the last commit, into build/release
 	@rm -rf build/release
 	@deploy/build-wheel.sh build/release
+
+release: wheel ## what is released, into build/release, with digests: the wheel, and the plugin that a Docker Engine builds
+	@rm -f build/weft-plugin-*
+	@deploy/build-plugin.sh >/dev/null
+	@mv build/weft-plugin-* build/release
 	@cd build/release && sha256sum * | tee SHA256SUMS
 
 docs: setup ## write docs/cli.md anew from the command line's parser
