@@ -20,6 +20,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from weft import topology
@@ -96,11 +97,9 @@ class Encryption:
         """Correct what is otherwise than it should be; True if encrypted networks' links have to follow."""
         with self._lock:
             if self._wanted():
-                try:
+                with suppress(WeftError):  # it is noted
                     self._establish()
                     self._rotate_if_due()
-                except WeftError as error:
-                    self._note(str(error))
             before, self._seen = self._seen, (self.breached, self._me.host.wg_address)
             return before != self._seen
 
@@ -217,8 +216,12 @@ class Encryption:
         return True
 
     def _rotate_if_due(self) -> None:
-        if self._rotation and self._keys.age() > self._rotation:
+        if not self._rotation or self._keys.age() <= self._rotation:
+            return
+        try:
             self.rotate()
+        except WeftError as error:
+            log.warning("the WireGuard key of this host is due, but cannot be replaced now: %s", error)
 
     def _note(self, problem: str) -> None:
         if problem and problem != self.problem:

@@ -331,6 +331,10 @@ def test_a_key_is_not_changed_while_nobody_can_be_told(two: tuple[FakeHost, Fake
         one.encryption.rotate()
     assert one.kernel.tunnel
     assert one.kernel.tunnel.key == one.me.host.wg_key == before
+    one.encryption._rotation = 1e-9
+    one.encryption.sync()
+    assert one.encryption.describe() == "active (kernel)"
+    assert one.kernel.tunnel.key == before
 
 
 def test_an_old_key_is_changed_by_itself(two: tuple[FakeHost, FakeHost], tmp_path: Path) -> None:
