@@ -52,9 +52,10 @@ wheel: setup ## the wheel of the last commit, into build/release
 
 release: wheel ## what is released, into build/release, with digests: the wheel, and the plugin that a Docker Engine builds
 	@rm -f build/weft-plugin-*
-	@deploy/build-plugin.sh >/dev/null
+	@git diff --quiet HEAD && test -z "$$(git status --porcelain plugin)" || { echo "commit first: the plugin is built from what is here"; exit 1; }
+	@$(SUDO) deploy/build-plugin.sh >/dev/null
 	@mv build/weft-plugin-* build/release
-	@cd build/release && sha256sum * | tee SHA256SUMS
+	@cd build/release && sha256sum weft* | tee SHA256SUMS
 
 docs: setup ## write docs/cli.md anew from the command line's parser
 	@$(PY) docs/cli.py

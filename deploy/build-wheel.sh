@@ -1,11 +1,11 @@
 #!/bin/sh
 # Builds weft's wheel into FOLDER from the last commit: the same bytes whenever and wherever it is built with the same
-# setuptools. PYTHON is one with pip.
+# setuptools. WHEEL_PYTHON is one with pip.
 set -eu
 umask 022
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
 cd "$(dirname "$0")/.."
-python=$(command -v "${PYTHON:-.venv/bin/python}")
+python=$(command -v "${WHEEL_PYTHON:-.venv/bin/python}")
 python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
 
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' plugin/weft/__init__.py)

@@ -8,11 +8,11 @@ base=build/base-$VERSION_CODENAME.tar
 if [ ! -e "$base" ]; then
     components=main
     [ "$ID" != ubuntu ] || components=main,universe
-    root=$(mktemp -d)
+    mkdir -p build
+    root=$(mktemp -d -p build) # /tmp may be in memory, and without device files
     trap 'rm -rf "$root"' EXIT
     debootstrap --variant=minbase --components=$components --include=python3-pip,python3-venv,nftables \
         "$VERSION_CODENAME" "$root" >&2
-    mkdir -p build
     tar -C "$root" --exclude=./var/cache --exclude=./var/lib/apt --exclude=./usr/share/doc --exclude=./usr/share/locale \
         -cf "$base.new" .
     mv "$base.new" "$base"

@@ -26,7 +26,7 @@ install_programs() {
     has modprobe || missing="$missing kmod"
     has cpio || missing="$missing cpio"
     # shellcheck disable=SC2086 # one argument for each package
-    [ -z "$missing" ] || { say "installing$missing"; update; apt_install $missing; }
+    [ -z "$missing" ] || { say "installing$missing"; apt_install $missing; }
 }
 
 unpack() {
@@ -35,7 +35,7 @@ unpack() {
     rm -rf "$new"
     mkdir -p "$new"
     download="apt-get download -qq -o APT::Sandbox::User=root $package"
-    (cd "$new" && { $download 2>/dev/null || { update; $download; }; })
+    (cd "$new" && $download)
     deb=$(echo "$new"/*.deb)
     set -f # these are patterns for tar
     # shellcheck disable=SC2046,SC2086 # one argument for each
@@ -65,12 +65,15 @@ make_initramfs() {
 
 [ "$(uname -m)" = x86_64 ] || skip "the kernel to test on is emulated for x86_64, and this machine is $(uname -m)"
 has apt-cache || skip "the kernel to test on is Debian's package $meta, and there is no apt here"
-[ -n "$(kernel_package)" ] || update
-package=$(kernel_package)
+choose() {
+    package=$(kernel_package)
+    release=${package#linux-image-}
+    tree=build/kernel/$release
+}
+choose
+[ -n "$package" ] && [ -d "$tree" ] || { update; choose; } # what old lists name may be gone from the archive
 [ -n "$package" ] || skip "the kernel to test on is Debian's package $meta, which apt does not find here"
 install_programs
-release=${package#linux-image-}
-tree=build/kernel/$release
 [ -d "$tree" ] || unpack
 make_initramfs
 echo "$PWD/$tree" >&3

@@ -6,9 +6,11 @@ parent only holds the lock that keeps a second weft off this host, since two wou
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -35,6 +37,7 @@ _BOOT_FAILED = 3
 """gunicorn's exit status for a worker that could not start: it does not try again (gunicorn arbiter.py)."""
 _SAID = (f"exited with code {_BOOT_FAILED}.", "Shutting down: Master", "Worker failed to boot.")
 """Ends of what gunicorn then says, when the worker has already said why."""
+_PR_SET_PDEATHSIG = 1
 _SPECS = (Path("/etc/docker/plugins"), Path("/usr/lib/docker/plugins"))
 _SOCKET_PATH_BYTES = 107
 """The most that fits into a sockaddr_un (unix(7))."""
@@ -76,6 +79,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "control_socket_disable": True,
             "graceful_timeout": 5,
             "loglevel": "warning",
+            "post_fork": lambda _server, _worker: _die_with_parent(),
             "worker_exit": lambda _server, _worker: self._stop(),
         }
         for name, value in options.items():
@@ -116,6 +120,11 @@ def serve(settings: Settings, manager: Manager, *, check: Callable[[], None], bu
         _give_up(error)
     finally:
         lock.close()
+
+
+def _die_with_parent() -> None:
+    """A worker that hangs would go on holding the socket and the lock, and weft could not be started again."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _give_up(error: WeftError) -> NoReturn:

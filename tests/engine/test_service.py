@@ -23,7 +23,7 @@ from tests.engine.traffic import pings
 pytestmark = pytest.mark.skipif(not Path(systemd.PROGRAM).exists(), reason="systemd is not installed: run lab/setup.sh")
 
 SUBNET = "10.77.0.0/24"
-PATIENCE = 10
+PATIENCE = 20
 """Seconds without a sign of life, less than the minute of the unit."""
 DOCKER = """
 [Service]
@@ -61,6 +61,7 @@ class Service:
         folders = {"DATA": str(self.host.data), "LABS": self.lab.plan.data_root}
         self.host.run("sh", "-ec", VAR_LIB, env=folders)
         furnish(self.host, wheels)
+        self.host.run("sh", "-ec", "umount /run/docker; rmdir /run/docker")  # a machine's /run is empty at boot
         self.host.configure_engine()
         unit = (PROJECT / "deploy/weft.service").read_text()
         units = {"weft.service": unit, "weft.service.d/lab.conf": self._drop_in(), "docker.service": DOCKER}

@@ -50,7 +50,7 @@ def test_attached_containers_reach_each_other_by_name(cluster: Cluster) -> None:
     assert "mtu 1400" in cluster.h2.docker("exec", "web2", "ip", "link", "show", "eth0")
     for host, name in ((cluster.h1, "web1"), (cluster.h2, "web2")):
         host.docker("rm", "-f", name)
-    eventually(lambda: not addresses(cluster), "the leader gives the addresses of both nodes back")
+    eventually(lambda: not addresses(cluster), "the leader gives the addresses of both nodes back", timeout=60)
 
 
 def test_replicas_of_a_service_reach_each_other_by_name(cluster: Cluster) -> None:
@@ -64,7 +64,7 @@ def test_replicas_of_a_service_reach_each_other_by_name(cluster: Cluster) -> Non
     for address in addresses(cluster):
         assert reaches(cluster.h1, tasks(cluster.h1)[0], address)
     cluster.h1.docker("service", "rm", "web")
-    eventually(lambda: not addresses(cluster), "the leader gives their addresses back", timeout=30)
+    eventually(lambda: not addresses(cluster), "the leader gives their addresses back", timeout=60)
 
 
 def tasks(host: Host) -> list[str]:
@@ -80,15 +80,16 @@ def test_another_leader_goes_on(cluster: Cluster) -> None:
     """It asks weft for all that Swarm has again."""
     first = cluster.run(cluster.h2, "web2", "app")
     cluster.h1.docker("node", "demote", "h1")
-    eventually(lambda: "true" in cluster.h2.docker("info", "--format", "{{.Swarm.ControlAvailable}}"), "a leader")
-    eventually(lambda: bool(cluster.h2.docker("node", "ls", "-q", check=False)), "that answers", timeout=30)
+    leads = ("info", "--format", "{{.Swarm.ControlAvailable}}")
+    eventually(lambda: "true" in cluster.h2.docker(*leads), "a leader", timeout=60)
+    eventually(lambda: bool(cluster.h2.docker("node", "ls", "-q", check=False)), "that answers", timeout=60)
     second = cluster.run(cluster.h2, "web3", "app")
     assert addresses(cluster) == {first, second}
     assert reaches(cluster.h2, "web3", "web2")
     cluster.h2.docker("rm", "-f", "web2", "web3")
-    eventually(lambda: not addresses(cluster), "and takes back what the other gave")
+    eventually(lambda: not addresses(cluster), "and takes back what the other gave", timeout=60)
 
 
 def test_a_removed_network_leaves_nothing(cluster: Cluster) -> None:
     cluster.h2.docker("network", "rm", "app")
-    eventually(lambda: not cluster.keys("ipam/") and not cluster.keys("topology/networks/"), "all is free")
+    eventually(lambda: not cluster.keys("ipam/") and not cluster.keys("topology/networks/"), "all is free", timeout=60)
