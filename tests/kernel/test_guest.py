@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from pyroute2 import WireGuard
 
 from lab.kernel import GUEST
 from tests.netns.world import Container, Host, World
 from weft.dataplane import FLOOD_MAC, Fdb, pack_address
+
+pytestmark = pytest.mark.kernel
 
 T = TypeVar("T")
 

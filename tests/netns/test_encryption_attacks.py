@@ -94,6 +94,7 @@ add rule inet mine everything accept
 ATTACKS = [to_the_underlay, to_the_wireguard_address, in_the_name_of_a_peer, in_fragments]
 
 
+@pytest.mark.kernel
 def test_nothing_is_injected(two: Mesh, pair: list[Container]) -> None:
     victim = two.hosts[1]
     with tap(pair[1]) as inside:
@@ -107,6 +108,7 @@ def test_nothing_is_injected(two: Mesh, pair: list[Container]) -> None:
             assert inside.count(mark) == 5
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("attack", [to_the_underlay, in_fragments])
 def test_the_same_reaches_a_plain_network(two: Mesh, attack: Attack) -> None:
     """So the attacks above are attacks."""
@@ -149,7 +151,7 @@ HARM = [link_down, address_gone, device_deleted, peers_removed, firewall_flushed
 
 
 @pytest.mark.parametrize("harm", HARM)
-@pytest.mark.parametrize("repairing", [True, False])
+@pytest.mark.parametrize("repairing", [True, pytest.param(False, marks=pytest.mark.kernel)])
 def test_nothing_leaves_in_plain(
     two: Mesh, pair: list[Container], harm: Callable[[SecuredHost], None], repairing: bool
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_plain_network_beside_it_is_seen_on_the_wire(two: Mesh, pair: list[Con
         assert wire.count(mark) >= 5
 
 
+@pytest.mark.kernel
 def test_another_way_out_shuts_the_network(two: Mesh, pair: list[Container]) -> None:
     """Somebody gives the device's namespace a second link: the tunnels go, attaching is refused, and why is said."""
     sender = two.hosts[0]

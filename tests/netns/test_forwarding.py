@@ -63,6 +63,7 @@ def pair(world: World, request: pytest.FixtureRequest) -> tuple[Member, Member]:
     return members
 
 
+@pytest.mark.kernel
 def test_containers_reach_each_other_without_a_question_on_the_underlay(pair: tuple[Member, Member]) -> None:
     one, two = pair
     with one.host.capture() as capture:
@@ -93,6 +94,7 @@ def test_forwarding_goes_on_without_us(pair: tuple[Member, Member]) -> None:
     assert two.container.pings("fd00::1")
 
 
+@pytest.mark.kernel
 def test_broadcast_and_multicast_reach_the_other_host(pair: tuple[Member, Member]) -> None:
     one, two = pair
     assert one.container.pings("10.0.0.2")

@@ -34,6 +34,7 @@ def links(host: Host) -> tuple[Bridge, Vxlan, Port]:
     return made
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("underlay", ["192.0.2.1/24", "2001:db8::1/64"])
 def test_links_are_made_as_wanted(world: World, underlay: str) -> None:
     host = world.host(underlay)
@@ -45,6 +46,7 @@ def test_links_are_made_as_wanted(world: World, underlay: str) -> None:
     assert not host.plan(*wanted)
 
 
+@pytest.mark.kernel
 def test_bridge_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None:
     seen = host.dp.link("br7")
     data = seen["linkinfo"]["info_data"]
@@ -72,6 +74,7 @@ def test_a_bridge_with_the_resolvers_address(host: Host) -> None:
     assert "inet " not in host.dp.run("ip", "addr", "show", "dev", "br7")
 
 
+@pytest.mark.kernel
 def test_vxlan_device_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None:
     seen = host.dp.link("vx7")
     data, port_data = seen["linkinfo"]["info_data"], seen["linkinfo"]["info_slave_data"]
@@ -82,6 +85,7 @@ def test_vxlan_device_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None
     assert (port_data["learning"], port_data["neigh_suppress"]) == (False, True)
 
 
+@pytest.mark.kernel
 def test_vxlan_socket_is_in_the_host_and_the_device_is_not(host: Host, links: tuple[Link, ...]) -> None:
     assert f":{UDP_PORT}" in host.run("ss", "-lun")
     assert f":{UDP_PORT}" not in host.dp.run("ss", "-lun")
@@ -228,6 +232,7 @@ def test_taken_name_of_the_other_end_is_refused(host: Host, links: tuple[Link, .
     assert not host.plan(*links)
 
 
+@pytest.mark.kernel
 @pytest.mark.xfail(KERNEL < (6, 15), reason="looks for the name where the request comes from, not where the link goes")
 def test_vxlan_device_named_like_a_link_of_the_host_is_made(host: Host) -> None:
     host.ip("link add vx7 type bridge")
@@ -274,6 +279,7 @@ def test_links_are_found_by_name(host: Host, links: tuple[Link, ...]) -> None:
     assert host.kernel.observe_links(["br7", "wp2"]).keys() == {"br7"}
 
 
+@pytest.mark.kernel
 def test_kernel_that_can_is_approved_without_a_trace(host: Host, links: tuple[Link, ...]) -> None:
     host.kernel.check()
     assert not host.plan(*links)

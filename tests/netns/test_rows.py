@@ -56,6 +56,7 @@ def network(host: Host) -> Host:
     return host
 
 
+@pytest.mark.kernel
 def test_fresh_devices_have_no_rows(network: Host) -> None:
     """Their own MACs and their multicast addresses are there, but not ours to see."""
     assert network.dp.fdb("br7")
@@ -64,6 +65,7 @@ def test_fresh_devices_have_no_rows(network: Host) -> None:
     assert not network.observe(*DEVICES)
 
 
+@pytest.mark.kernel
 def test_rows_are_put_and_observed(network: Host) -> None:
     rows: set[Row] = {
         flood("192.0.2.2"),
@@ -78,6 +80,7 @@ def test_rows_are_put_and_observed(network: Host) -> None:
     assert not plan_rows(rows, network.observe(*DEVICES))
 
 
+@pytest.mark.kernel
 def test_rows_as_bridge_and_ip_see_them(network: Host) -> None:
     network.put(fdb(MAC, "192.0.2.2"), station(MAC), neighbour("10.0.0.2", MAC), neighbour("fd00::2", MAC))
     network.put(flood("192.0.2.2"), flood("192.0.2.3"))
@@ -107,6 +110,7 @@ def test_vteps_may_be_ipv6(world: World) -> None:
     assert host.observe(*DEVICES) == rows - {fdb(MAC, "2001:db8::2")} | {fdb(MAC, "2001:db8::3")}
 
 
+@pytest.mark.kernel
 def test_row_with_new_content_replaces_the_old_one(network: Host) -> None:
     network.put(fdb(MAC, "192.0.2.2"), station(MAC), neighbour("10.0.0.2", MAC))
     network.put(fdb(MAC, "192.0.2.3"), station(MAC), neighbour("10.0.0.2", OTHER_MAC))
@@ -127,6 +131,7 @@ def test_deleting_and_putting_twice_is_done(network: Host) -> None:
         assert not network.observe(*DEVICES)
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("command", "row"),
     [
@@ -151,6 +156,7 @@ def test_foreign_row_is_seen_and_removed(network: Host, command: str, row: Row) 
     assert network.observe(*DEVICES) == wanted
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     "command",
     [
@@ -197,6 +203,7 @@ def test_entry_with_a_nexthop_group_is_seen_and_removed(network: Host) -> None:
     assert network.observe("vx7") == {fdb(MAC, "192.0.2.2")}
 
 
+@pytest.mark.kernel
 def test_learned_rows_are_not_seen(network: Host) -> None:
     network.dp.bridge(f"fdb add {MAC} dev vx7 master dynamic")
     network.dp.bridge(f"fdb add {OTHER_MAC} dev vx7 dst 192.0.2.9 self dynamic")

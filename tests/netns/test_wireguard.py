@@ -82,6 +82,7 @@ def received(sock: socket.socket, expected: int) -> int:
     return len(seen)
 
 
+@pytest.mark.kernel
 def test_no_packet_is_lost_when_keys_change(two: Mesh) -> None:
     """Both ways, every 20 ms, over ten changes on one host; afterwards nobody has an old key."""
     first, second = two.containers(SECRET)
@@ -146,12 +147,14 @@ def settled(host: Host, wanted: Tunnel) -> bool:
     return seen is not None and not plan_tunnel(wanted, seen)
 
 
+@pytest.mark.kernel
 def test_a_tunnel_is_made_as_wanted(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     wanted, key = tunnel
     assert settled(host, wanted)
     assert not apply(host, wanted, key)
 
 
+@pytest.mark.kernel
 def test_its_device_is_alone_and_its_socket_is_the_hosts(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     assert host.wg.links() == {host.wireguard}
     assert host.wireguard not in host.links()
@@ -177,6 +180,7 @@ def test_drift_is_seen_and_repaired(host: Host, tunnel: tuple[Tunnel, PrivateKey
     assert settled(host, tunnel[0])
 
 
+@pytest.mark.kernel
 def test_peers_follow(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     """One moves, one has a new key at its old address, one comes, one goes."""
     wanted, key = tunnel
@@ -194,6 +198,7 @@ def test_peers_follow(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     assert settled(host, wanted)
 
 
+@pytest.mark.kernel
 def test_a_running_device_is_found_again(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     """As after weft's restart: the same device, not another."""
     index = host.wg.link(host.wireguard)["ifindex"]

@@ -16,11 +16,6 @@ from lab.process import LabError
 ENDS = 'echo weft: the guest\\\'s script ended with 3 >"$0"'
 
 
-@pytest.mark.parametrize("path", kernel.LEFT_OUT)
-def test_what_is_left_out_exists(path: str) -> None:
-    assert (PROJECT / path).is_file()
-
-
 def test_exit_code_is_read_from_the_console() -> None:
     assert kernel.ending("[ 1.0] boot\r\nweft: the guest's script ended with 5\r\n[ 2.0] Power down") == 5
 
