@@ -27,7 +27,7 @@ from lab.process import LabError
 from lab.terminal import Terminal
 
 TESTS = ("tests/kernel", "tests/netns")
-GUEST = "WEFT_GUEST"
+GUEST = "LAB_GUEST"
 """Set in the guest, to the release of the kernel that it should run."""
 _NO_KERNEL = 77
 """What lab/kernel.sh ends with if there is none for this machine."""

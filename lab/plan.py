@@ -11,7 +11,7 @@ from pathlib import Path
 from lab.process import LabError
 
 PROJECT = Path(__file__).resolve().parent.parent
-LABS = os.environ.get("WEFT_LABS", "weft-lab")
+LABS = os.environ.get("LAB_FOLDER", "weft-lab")
 """The folder of all labs in /run and /var/lib, and their cgroup. With another name, two checkouts can test at once."""
 RUNTIME = Path("/run", LABS)
 # The distribution's Docker comes before one that happens to be first in the caller's PATH.

@@ -53,5 +53,5 @@ def test_script_is_one_that_sh_understands(tmp_path: Path) -> None:
     shown = subprocess.run(["sh", "-ec", f"{settings}\npwd; env"], env=environment, capture_output=True, text=True)
     lines = shown.stdout.splitlines()
     assert lines[0] == str(PROJECT)
-    assert {"WEFT_GUEST=6.1.0", "COLUMNS=99", "NO_SKIP=1"} <= set(lines)
+    assert {"LAB_GUEST=6.1.0", "COLUMNS=99", "NO_SKIP=1"} <= set(lines)
     assert "SECRET" not in shown.stdout
