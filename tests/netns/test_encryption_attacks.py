@@ -108,8 +108,7 @@ def test_nothing_is_injected(two: Mesh, pair: list[Container]) -> None:
             assert inside.count(mark) == 5
 
 
-@pytest.mark.kernel
-@pytest.mark.parametrize("attack", [to_the_underlay, in_fragments])
+@pytest.mark.parametrize("attack", [to_the_underlay, pytest.param(in_fragments, marks=pytest.mark.kernel)])
 def test_the_same_reaches_a_plain_network(two: Mesh, attack: Attack) -> None:
     """So the attacks above are attacks."""
     first, second = two.containers(PLAIN)
@@ -147,11 +146,17 @@ def firewall_flushed(host: SecuredHost) -> None:
     host.host.run("nft", "flush ruleset")
 
 
-HARM = [link_down, address_gone, device_deleted, peers_removed, firewall_flushed]
+HARM = [
+    pytest.param(link_down, marks=pytest.mark.kernel),
+    address_gone,
+    device_deleted,
+    peers_removed,
+    firewall_flushed,
+]
 
 
 @pytest.mark.parametrize("harm", HARM)
-@pytest.mark.parametrize("repairing", [True, pytest.param(False, marks=pytest.mark.kernel)])
+@pytest.mark.parametrize("repairing", [True, False])
 def test_nothing_leaves_in_plain(
     two: Mesh, pair: list[Container], harm: Callable[[SecuredHost], None], repairing: bool
 ) -> None:
@@ -184,7 +189,6 @@ def test_a_plain_network_beside_it_is_seen_on_the_wire(two: Mesh, pair: list[Con
         assert wire.count(mark) >= 5
 
 
-@pytest.mark.kernel
 def test_another_way_out_shuts_the_network(two: Mesh, pair: list[Container]) -> None:
     """Somebody gives the device's namespace a second link: the tunnels go, attaching is refused, and why is said."""
     sender = two.hosts[0]

@@ -154,7 +154,6 @@ def test_a_tunnel_is_made_as_wanted(host: Host, tunnel: tuple[Tunnel, PrivateKey
     assert not apply(host, wanted, key)
 
 
-@pytest.mark.kernel
 def test_its_device_is_alone_and_its_socket_is_the_hosts(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     assert host.wg.links() == {host.wireguard}
     assert host.wireguard not in host.links()
@@ -198,7 +197,6 @@ def test_peers_follow(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     assert settled(host, wanted)
 
 
-@pytest.mark.kernel
 def test_a_running_device_is_found_again(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     """As after weft's restart: the same device, not another."""
     index = host.wg.link(host.wireguard)["ifindex"]
