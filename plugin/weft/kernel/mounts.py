@@ -11,9 +11,6 @@ import os
 import re
 from pathlib import Path
 
-_INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-"""PROC_PID_INIT_INO (linux/proc_ns.h)."""
-
 
 def outlives_us(path: Path) -> bool:
     """Whether a mount at `path` would."""
@@ -33,10 +30,12 @@ def is_shared(path: Path, mountinfo: str) -> bool:
 
 
 def _in_hosts_namespace() -> bool:
-    """Process 1 is the host's, and not a container's."""
+    """Process 1 of the host is neither weft nor its parent; that of a container may be.
+
+    A container with an init of its own (`docker run --init`) looks like a host: so does a system container, which is one.
+    """
     try:
-        if os.stat("/proc/self/ns/pid").st_ino != _INITIAL_PID_NAMESPACE:
-            return False
-        return os.stat("/proc/1/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
+        same = os.stat("/proc/1/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
     except OSError:
         return False
+    return same and 1 not in (os.getpid(), os.getppid())
