@@ -427,9 +427,10 @@ class Agent:
         return names & used
 
     def _perform(self, steps: list[Step]) -> None:
+        replaced = {step.link.name for step in steps if isinstance(step, Create)}
         for step in steps:
             with self._attachments.step_lock:
-                if self._is_a_handlers(step):
+                if self._is_a_handlers(step, replaced):
                     continue
                 log.info("%s", step)
                 try:
@@ -437,11 +438,14 @@ class Agent:
                 except KernelError as error:
                     self._failures.append(error)
 
-    def _is_a_handlers(self, step: Step) -> bool:
-        """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
+    def _is_a_handlers(self, step: Step, replaced: set[str]) -> bool:
+        """True if a handler, since the plan was made, has begun to need what goes or has made what is missing.
+
+        What it needs is the right device: one that is `replaced` may be a plain one of an encrypted network.
+        """
         match step:
             case Remove(name):
-                return name in self._pinned_names() - self._shut()
+                return name in self._pinned_names() - self._shut() - replaced
             case Create(link):
                 return self._kernel.has_links([link.name])
         return False

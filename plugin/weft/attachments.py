@@ -125,6 +125,7 @@ class Attachments:
 
     def _ensure_devices(self, network: Network) -> None:
         names = device_names(network.vni)
-        if not self._kernel.has_links(names):
+        # That an encrypted network's device is there says nothing: its socket may be where a plain one's is.
+        if network.encrypted or not self._kernel.has_links(names):
             for step in plan_links(self.links(network), self._kernel.observe_links(names)):
                 self._kernel.perform(step)

@@ -195,6 +195,36 @@ def test_the_first_encrypted_network_makes_all_and_publishes_it(host: Hosts, sto
     assert tunnel == Vxlan(tunnel.name, network.vni, record.wg_address, 4789, 1390, f"br{network.vni}", encrypted=True)
 
 
+def left_over(one: FakeHost, network: Network) -> None:
+    """A plain network of the same VNI was there before, and its devices still are."""
+    plain = one.attachments.links(replace(network, encrypted=False))
+    one.kernel.links.update((link.name, link) for link in plain)
+
+
+def is_encrypted(one: FakeHost, network: Network) -> bool:
+    tunnel = one.kernel.links[f"vx{network.vni}"]
+    return isinstance(tunnel, Vxlan) and tunnel.encrypted
+
+
+def test_a_container_is_not_attached_to_a_plain_device_that_was_left_over(host: Hosts) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR, encrypted=True)
+    left_over(one, network)
+    one.run("n1", "e1", CIDR)
+    assert is_encrypted(one, network)
+
+
+def test_a_plain_device_is_replaced_although_a_handler_needs_one(host: Hosts) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR, encrypted=True)
+    one.run("n1", "e1", CIDR)
+    left_over(one, network)
+    one.agent.load(one.store.list("topology/").entries)
+    assert one.attachments.pinned()
+    one.agent.resync()
+    assert is_encrypted(one, network)
+
+
 def has_device(host: FakeHost) -> bool:
     return host.kernel.tunnel is not None
 
