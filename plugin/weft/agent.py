@@ -331,7 +331,12 @@ class Agent:
         due = batch.resync or batch.tunnel or now >= min(self._next_resync, self._next_tunnel)
         if self._encryption is None or not (due or batch.touched.hosts or batch.touched.networks):
             return False
-        changed = self._encryption.sync()
+        try:
+            changed = self._encryption.sync()
+        except Exception:  # plain networks do not need it
+            log.exception("encryption met a bug; trying again in %.0f s", _RETRY_MOST)
+            self._next_tunnel = now + _RETRY_MOST
+            return False
         self._next_tunnel = now + _TUNNEL_RETRY_SECONDS if self._encryption.problem else inf
         return changed
 

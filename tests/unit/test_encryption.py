@@ -18,7 +18,7 @@ from tests.unit.test_agent import eventually
 from weft import topology
 from weft.cluster import Cluster
 from weft.config import from_environment
-from weft.dataplane import FLOOD_MAC, Fdb, Peer, Tunnel, TunnelEvent, Vxlan, pack_address
+from weft.dataplane import FLOOD_MAC, Bridge, Fdb, Peer, Tunnel, TunnelEvent, Vxlan, pack_address
 from weft.errors import ConfigError, Conflict, InvalidRequest, KernelError, StoreError, Unreadable
 from weft.hosts import TunnelAddressInUse
 from weft.keys import KeyFile, PrivateKey
@@ -405,6 +405,20 @@ def test_a_device_that_is_gone_is_made_again_and_the_tunnels_stay(two: tuple[Fak
     eventually(lambda: keys(one) == {other.me.host.wg_key})
     assert one.kernel.links == links
     assert one.encryption.describe() == "active (kernel)"
+
+
+def test_a_bug_on_wireguards_side_does_not_keep_plain_networks_from_following(
+    two: tuple[FakeHost, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = two
+
+    def bug() -> None:
+        raise ValueError("a message that nobody expected")
+
+    monkeypatch.setattr(one.kernel, "observe_tunnel", bug)
+    one.kernel.links["stray"] = Bridge("stray", 1500)
+    one.agent.refresh()
+    eventually(lambda: "stray" not in one.kernel.links)
 
 
 def test_no_peer_goes_before_the_store_is_read(two: tuple[FakeHost, FakeHost]) -> None:
