@@ -21,7 +21,7 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -41,6 +41,7 @@ from weft.dataplane import (
     Row,
     RowEvent,
     TunnelEvent,
+    Vxlan,
     device_names,
     vni_of,
     vxlan_name,
@@ -49,7 +50,7 @@ from weft.encryption import Encryption
 from weft.errors import KernelError, WeftError
 from weft.identity import LocalHost
 from weft.model import TOPOLOGY
-from weft.reconcile import Create, Kernel, Remove, RowPlan, Step, plan_links, plan_rows
+from weft.reconcile import Create, Kernel, ObservedLink, Remove, RowPlan, Step, plan_links, plan_rows
 from weft.store import Changes, Entry, Snapshot, Store, Watch
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,8 @@ class Agent:
         self._kept: set[str] = set()
         """Ports that are in use but not in the store, and were reported."""
         self._retry_seconds = _RETRY_SECONDS
+        self._held: set[str] = set()
+        """Tunnel devices that stay encrypted against the store's word, and were reported."""
         self._next_resync = monotonic()
         self._next_tunnel = inf
         """When to try again to make encrypted networks work."""
@@ -407,8 +410,11 @@ class Agent:
         steps = plan_links(possible, observed)
         pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
         used = pruned if not self.cluster.loaded else self._used(pruned) if pruned else set()
-        used -= self._shut()
-        self._perform([step for step in steps if not (isinstance(step, Remove) and step.name in used)])
+        held = self._held_back(steps, observed)
+        used = (used | held) - self._shut()
+        steps = [step for step in steps if not (isinstance(step, Remove) and step.name in used)]
+        steps = [step for step in steps if not (isinstance(step, Create) and step.link.name in held)]
+        self._perform(steps)
         made = (step.link.name for step in steps if isinstance(step, Create))
         return set(filter(None, map(vni_of, made)))
 
@@ -423,13 +429,40 @@ class Agent:
 
         The store may be another than it was, or restored from a backup. A veth cannot be given back: it is kept.
         """
-        links = self._kernel.observe_links().items()
-        ports = [seen.link for name, seen in links if seen.carrier and topology.is_port_name(name)]
-        used = {name for p in ports if isinstance(p, Port) for name in (p.name, p.bridge, f"vx{p.bridge[2:]}")}
+        used = {name for p in self._used_ports() for name in (p.name, p.bridge, f"vx{p.bridge[2:]}")}
         if new := {name for name in names & used if topology.is_port_name(name)} - self._kept:
             self._kept |= new
             log.error("%s: in use by a container, but not in the store; kept", ", ".join(sorted(new)))
         return names & used
+
+    def _held_back(self, steps: Iterable[Step], observed: Mapping[str, ObservedLink]) -> set[str]:
+        """Encrypted tunnel devices that must not become plain ones, although the store says so.
+
+        A running container uses the network that the store does not know (see `_used`): it would be heard by others.
+        """
+        creations = (step.link for step in steps if isinstance(step, Create))
+        plain = {link.name: link for link in creations if isinstance(link, Vxlan) and not link.encrypted}
+        possible = plain.keys() & (self._held | set(filter(None, map(_encrypted, observed.values()))))
+        if not possible:
+            return set()
+        ports, known = self._used_ports(), self._wanted_links()  # in this order, as in `_sync_links`
+        strangers = {port.bridge: port.name for port in ports if port.name not in known}
+        held = {name for name in possible if plain[name].bridge in strangers}
+        for link in (plain[name] for name in sorted(held - self._held)):
+            log.error(
+                "%s is a plain one in the store, but a container that is not in there uses it encrypted (%s): it has "
+                "no way to other hosts; stop its containers here, and make the network anew with -o encrypted",
+                self.cluster.networks[link.vni].title,
+                strangers[link.bridge],
+            )
+        self._held = (self._held - possible) | held
+        return held
+
+    def _used_ports(self) -> list[Port]:
+        """Those of running containers."""
+        links = self._kernel.observe_links().items()
+        ports = [seen.link for name, seen in links if seen.carrier and topology.is_port_name(name)]
+        return [port for port in ports if isinstance(port, Port)]
 
     def _perform(self, steps: list[Step]) -> None:
         replaced = {step.link.name for step in steps if isinstance(step, Create)}
@@ -510,3 +543,8 @@ class Agent:
         if plan:
             self._kernel.write_rows(plan)
             log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
+
+
+def _encrypted(seen: ObservedLink) -> str:
+    """The name of an encrypted network's tunnel device; "" if it is none."""
+    return seen.link.name if isinstance(seen.link, Vxlan) and seen.link.encrypted else ""

@@ -25,7 +25,7 @@ from weft.keys import KeyFile, PrivateKey
 from weft.model import Endpoint, Host, Network, Pool
 from weft.options import parse_options
 from weft.reconcile import ObservedTunnel, TunnelPlan, plan_tunnel
-from weft.store import Entry, Put
+from weft.store import Delete, Entry, Put
 from weft.store.sqlite import SqliteStore
 
 Hosts = Callable[..., FakeHost]
@@ -405,6 +405,39 @@ def test_a_device_that_is_gone_is_made_again_and_the_tunnels_stay(two: tuple[Fak
     eventually(lambda: keys(one) == {other.me.host.wg_key})
     assert one.kernel.links == links
     assert one.encryption.describe() == "active (kernel)"
+
+
+def restore_as_plain(one: FakeHost) -> Network:
+    """The store becomes that of a time when the network was a plain one, with another container of this host."""
+    network = next(iter(one.cluster.networks.values()))
+    now = one.cluster.local_endpoints(network.vni, one.me.id)
+    plain, before = replace(network, encrypted=False), replace(now[0], id="before")
+    one.store.transact([], [Delete(now[0].key), Put(plain.key, plain.encode()), Put(before.key, before.encode())])
+    eventually(lambda: before.id in one.cluster.endpoints[network.vni])
+    return network
+
+
+def compare(one: FakeHost) -> None:
+    one.agent.refresh()
+    assert one.agent.responds(5)
+
+
+def test_a_restored_store_makes_no_running_container_speak_plain(
+    two: tuple[FakeHost, FakeHost], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _ = two
+    one.kernel.carrier = {name for name in one.kernel.links if name.startswith("wp")}
+    network = restore_as_plain(one)
+    for _ in range(2):
+        compare(one)
+        assert is_encrypted(one, network)
+    assert caplog.text.count("uses it encrypted (wp") == 1
+    one.kernel._remove(f"vx{network.vni}")
+    compare(one)
+    assert f"vx{network.vni}" not in one.kernel.links
+    one.kernel.carrier.clear()
+    compare(one)
+    assert not is_encrypted(one, network)
 
 
 def test_a_bug_on_wireguards_side_does_not_keep_plain_networks_from_following(
