@@ -8,9 +8,10 @@ Properties that never differ between links of a kind are in tables, which serve 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from weft.dataplane import Bridge, Port, Vxlan
 from weft.kernel.netlink import ADDRESS, IFLA_IFNAME, IFLA_MTU, LINK, Rtnetlink, attributes, messages, number, text
@@ -30,8 +31,8 @@ VXLAN = (Fixed("vxlan_learning", 7, 0),)
 VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("neigh_suppress", 32, 1))
 ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)
 """1 is none: the link makes no IPv6 address by itself."""
-NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
-"""The same as pyroute2 wants it in IFLA_AF_SPEC."""
+_NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
+_IPV6_MIN_MTU = 1280
 
 _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
@@ -58,6 +59,15 @@ def kind_of(reader: Rtnetlink, name: str) -> str:
     """What kind of link that is, in the kernel's words; "" if it does not exist."""
     reply = reader.link(name=name)
     return (_Link(reply, 0).kind or "?") if reply else ""
+
+
+def no_ipv6_address(mtu: int) -> dict[str, Any]:
+    """The settings for pyroute2 that keep a link of this MTU from making IPv6 addresses.
+
+    None if it cannot anyway, since the kernel has no IPv6 or the MTU is too small for it: then they would be refused.
+    """
+    possible = mtu >= _IPV6_MIN_MTU and os.path.exists("/proc/sys/net/ipv6")
+    return {"IFLA_AF_SPEC": _NO_IPV6_ADDRESS} if possible else {}
 
 
 def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int = -1) -> dict[str, ObservedLink]:

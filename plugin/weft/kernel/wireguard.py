@@ -26,7 +26,7 @@ from weft.errors import KernelError
 from weft.kernel.connection import Connection
 from weft.kernel.namespace import NamespaceThread
 from weft.kernel.netlink import Rtnetlink
-from weft.kernel.observe import NO_IPV6_ADDRESS, kind_of, observe_links
+from weft.kernel.observe import kind_of, no_ipv6_address, observe_links
 from weft.kernel.userspace import Userspace
 from weft.keys import PrivateKey
 from weft.model import WIREGUARD_POOL
@@ -186,7 +186,9 @@ class WireGuard:
             route.addr("del", index=index, address=address, prefixlen=int(prefix))
         if wanted not in self._addresses_by(route, index):
             route.addr("add", index=index, address=tunnel.address, prefixlen=WIREGUARD_POOL.prefixlen)
-        route.link("set", index=index, mtu=tunnel.mtu, IFLA_AF_SPEC=NO_IPV6_ADDRESS)
+        route.link("set", index=index, mtu=tunnel.mtu)
+        if settings := no_ipv6_address(tunnel.mtu):  # after an MTU for which there was no IPv6
+            route.link("set", index=index, **settings)
         route.link("set", index=index, state="up")
 
     def _addresses(self) -> list[str]:
