@@ -369,7 +369,7 @@ class Agent:
             self._sync_links({name for vni in remade for name in self._names(vni)})
         anew = fresh | moved | remade
         self._sync_rows(anew)
-        shut = set(filter(None, map(vni_of, self._shut())))
+        shut = set(filter(None, map(vni_of, self._shut({}))))
         for vni in touched.endpoints.keys() & self._wanted.keys() - anew - shut:
             self._apply_delta(vni, touched)
 
@@ -411,18 +411,21 @@ class Agent:
         pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
         used = pruned if not self.cluster.loaded else self._used(pruned) if pruned else set()
         held = self._held_back(steps, observed)
-        used = (used | held) - self._shut()
+        shut = self._shut(observed)
+        used = (used | held) - shut
         steps = [step for step in steps if not (isinstance(step, Remove) and step.name in used)]
         steps = [step for step in steps if not (isinstance(step, Create) and step.link.name in held)]
-        self._perform(steps)
+        replaced = {step.link.name for step in steps if isinstance(step, Create)}
+        self._perform(steps, replaced | shut)
         made = (step.link.name for step in steps if isinstance(step, Create))
         return set(filter(None, map(vni_of, made)))
 
-    def _shut(self) -> set[str]:
+    def _shut(self, observed: Mapping[str, ObservedLink]) -> set[str]:
         """Tunnel devices that must not be there: those of encrypted networks while that cannot be relied on."""
         if self._encryption is None or not self._encryption.breached:
             return set()
-        return {vxlan_name(vni) for vni, network in self.cluster.networks.items() if network.encrypted}
+        known = {vxlan_name(vni) for vni, network in self.cluster.networks.items() if network.encrypted}
+        return known.union(filter(None, map(_encrypted, observed.values())))  # the store may have lost some
 
     def _used(self, names: set[str]) -> set[str]:
         """Those of these links that a running container uses, although the store does not know it.
@@ -464,11 +467,11 @@ class Agent:
         ports = [seen.link for name, seen in links if seen.carrier and topology.is_port_name(name)]
         return [port for port in ports if isinstance(port, Port)]
 
-    def _perform(self, steps: list[Step]) -> None:
-        replaced = {step.link.name for step in steps if isinstance(step, Create)}
+    def _perform(self, steps: list[Step], wrong: set[str]) -> None:
+        """:param wrong: links that no handler needs as they are."""
         for step in steps:
             with self._attachments.step_lock:
-                if self._is_a_handlers(step, replaced):
+                if self._is_a_handlers(step, wrong):
                     continue
                 log.info("%s", step)
                 try:
@@ -476,14 +479,11 @@ class Agent:
                 except KernelError as error:
                     self._failures.append(error)
 
-    def _is_a_handlers(self, step: Step, replaced: set[str]) -> bool:
-        """True if a handler, since the plan was made, has begun to need what goes or has made what is missing.
-
-        What it needs is the right device: one that is `replaced` may be a plain one of an encrypted network.
-        """
+    def _is_a_handlers(self, step: Step, wrong: set[str]) -> bool:
+        """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
         match step:
             case Remove(name):
-                return name in self._pinned_names() - self._shut() - replaced
+                return name in self._pinned_names() - wrong
             case Create(link):
                 return self._kernel.has_links([link.name])
         return False

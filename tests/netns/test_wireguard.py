@@ -222,6 +222,20 @@ def test_another_link_in_its_namespace_is_told(host: Host, tunnel: tuple[Tunnel,
     assert host.kernel.intruders() == ["other0", "other1"]
 
 
+def test_nothing_passes_for_the_kernels_own_or_for_the_device_by_its_name(
+    host: Host, tunnel: tuple[Tunnel, PrivateKey]
+) -> None:
+    name = next(name for name in ("sit0", "ip_vti0", "erspan0") if name not in host.wg.links())
+    host.wg.ip(f"link add {name} type veth peer name other1")
+    assert host.kernel.intruders() == sorted(("other1", name))
+    assert host.kernel.has_tunnel("100.64.0.1")
+    host.wg.ip(f"link del {host.wireguard}")
+    host.wg.ip(f"link add {host.wireguard} type bridge")
+    host.wg.ip(f"addr add 100.64.0.1/10 dev {host.wireguard}")
+    host.wg.ip(f"link set {host.wireguard} up")
+    assert not host.kernel.has_tunnel("100.64.0.1")
+
+
 def test_a_port_in_use_is_named(host: Host) -> None:
     key = PrivateKey.generate()
     with host.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:

@@ -22,10 +22,10 @@ from weft.dataplane import FLOOD_MAC, Bridge, Fdb, Peer, Tunnel, TunnelEvent, Vx
 from weft.errors import ConfigError, Conflict, InvalidRequest, KernelError, StoreError, Unreadable
 from weft.hosts import TunnelAddressInUse
 from weft.keys import KeyFile, PrivateKey
-from weft.model import Endpoint, Host, Network, Pool
+from weft.model import ENDPOINTS, NETWORKS, Endpoint, Host, Network, Pool
 from weft.options import parse_options
 from weft.reconcile import ObservedTunnel, TunnelPlan, plan_tunnel
-from weft.store import Delete, Entry, Put
+from weft.store import Delete, DeleteAll, Entry, Put
 from weft.store.sqlite import SqliteStore
 
 Hosts = Callable[..., FakeHost]
@@ -394,6 +394,19 @@ def test_another_link_beside_the_device_takes_the_tunnels_away(two: tuple[FakeHo
     eventually(lambda: vxlan in one.kernel.links)
     one.run("n1", "late", CIDR)
     assert one.encryption.describe() == "active (kernel)"
+
+
+def test_a_tunnel_that_the_store_has_lost_is_taken_away_as_well(two: tuple[FakeHost, FakeHost]) -> None:
+    one, _ = two
+    one.kernel.carrier = {name for name in one.kernel.links if name.startswith("wp")}
+    vxlan = next(name for name in one.kernel.links if name.startswith("vx"))
+    one.store.transact([], [DeleteAll(NETWORKS), DeleteAll(ENDPOINTS)])
+    eventually(lambda: not one.cluster.networks)
+    compare(one)
+    assert vxlan in one.kernel.links
+    one.kernel.beside = ["eth7"]
+    compare(one)
+    assert vxlan not in one.kernel.links
 
 
 def test_a_device_that_is_gone_is_made_again_and_the_tunnels_stay(two: tuple[FakeHost, FakeHost]) -> None:

@@ -51,8 +51,20 @@ _IFA_LOCAL = 2
 _IFF_UP = 1
 _IFF_LOWER_UP = 1 << 16
 
-_NOT_OURS = {"lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
-"""What the kernel puts into each namespace by itself, and nobody can remove."""
+_LOOPBACK = 1
+"""The index of lo in each namespace."""
+_FALLBACK = {
+    "tunl0": "ipip",
+    "gre0": "gre",
+    "gretap0": "gretap",
+    "erspan0": "erspan",
+    "ip_vti0": "vti",
+    "ip6_vti0": "vti6",
+    "sit0": "sit",
+    "ip6tnl0": "ip6tnl",
+    "ip6gre0": "ip6gre",
+}
+"""Kinds, by name, of what the kernel puts into each namespace by itself, and nobody can remove."""
 
 
 def kind_of(reader: Rtnetlink, name: str) -> str:
@@ -90,9 +102,7 @@ def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int
             known[index] = device.name if device else ""
         return known[index]
 
-    seen = (
-        link.observed(name_of, addresses.get(link.index, ()), tunnel) for link in links if link.name not in _NOT_OURS
-    )
+    seen = (link.observed(name_of, addresses.get(link.index, ()), tunnel) for link in links if not link.is_the_kernels)
     return {one.link.name: one for one in seen}
 
 
@@ -118,6 +128,12 @@ class _Link:
         self.name = text(chunk, self._at[IFLA_IFNAME])
         self._info = self._nested(self._at, _IFLA_LINKINFO)
         self.kind = text(chunk, self._info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in self._info else ""
+
+    @property
+    def is_the_kernels(self) -> bool:
+        """It is in each namespace, and what it sends stays there. Anything may be called like that."""
+        fallback = self.kind and _FALLBACK.get(self.name) == self.kind and _IFLA_LINK_NETNSID not in self._at
+        return self.index == _LOOPBACK or bool(fallback)
 
     def observed(
         self, name_of: Callable[[int], str], addresses: tuple[tuple[str, str], ...], tunnel: int | None

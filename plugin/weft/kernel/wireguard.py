@@ -129,7 +129,9 @@ class WireGuard:
     def has_tunnel(self, address: str) -> bool:
         link = observe_links(self._reader, [self._name]).get(self._name)
         wanted = f"{address}/{WIREGUARD_POOL.prefixlen}"
-        return link is not None and "down" not in link.faults and wanted in self._addresses()
+        if link is None or self._implementation() is None:
+            return False
+        return "down" not in link.faults and wanted in self._addresses()
 
     def configure_tunnel(self, tunnel: Tunnel, private: PrivateKey) -> None:
         implementation = self._implementation()
