@@ -286,10 +286,13 @@ class Agent:
 
     def _work(self, batch: _Batch) -> None:
         self._unpin_seen()
+        batch.resync |= monotonic() >= self._next_resync
         try:
+            if batch.resync:
+                self._refresh_mtu()
             if self._sync_encryption(batch):
                 batch.resync = True
-            if batch.resync or monotonic() >= self._next_resync:
+            if batch.resync:
                 self.resync()
             else:
                 self._follow_changes(batch)
@@ -314,10 +317,6 @@ class Agent:
     def resync(self) -> None:
         """Compare everything with the kernel and correct it."""
         began = monotonic()
-        try:
-            self._attachments.refresh_mtu()
-        except KernelError as error:
-            self._failures.append(error)
         active = self._active()
         for vni in self._wanted.keys() - active:
             del self._wanted[vni]
@@ -328,11 +327,18 @@ class Agent:
         pause = max(self._resync_seconds * random.uniform(0.8, 1.2), _DUTY * (monotonic() - began))
         self._next_resync = monotonic() + pause
 
+    def _refresh_mtu(self) -> None:
+        try:
+            self._attachments.refresh_mtu()
+        except KernelError as error:
+            self._failures.append(error)
+
     def _sync_encryption(self, batch: _Batch) -> bool:
         """WireGuard comes before what relies on it. True if the devices of encrypted networks have to be other ones."""
         now = monotonic()
-        due = batch.resync or batch.tunnel or now >= min(self._next_resync, self._next_tunnel)
-        if self._encryption is None or not (due or batch.touched.hosts or batch.touched.networks):
+        due = batch.resync or batch.tunnel or now >= self._next_tunnel
+        first = batch.touched.networks and not self._me.host.wg_key  # one of them may be our first encrypted one
+        if self._encryption is None or not (due or batch.touched.hosts or first):
             return False
         try:
             changed = self._encryption.sync()

@@ -57,6 +57,8 @@ class Attachments:
     def refresh_mtu(self) -> int:
         """Read the underlay's MTU again."""
         self._underlay_mtu = self._kernel.underlay_mtu(self._me.host.underlay)
+        if self._encryption:
+            self._encryption.underlay_mtu = self._underlay_mtu
         return self._underlay_mtu
 
     def mtu(self, network: Network) -> int:

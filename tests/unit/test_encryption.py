@@ -467,6 +467,39 @@ def test_a_bug_on_wireguards_side_does_not_keep_plain_networks_from_following(
     eventually(lambda: "stray" not in one.kernel.links)
 
 
+def test_networks_that_come_and_go_cost_encryption_nothing(
+    two: tuple[FakeHost, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    compare(one)
+    asked: list[str] = []
+    for name in ("observe_tunnel", "underlay_mtu"):
+        monkeypatch.setattr(one.kernel, name, lambda *_, name=name: asked.append(name))
+    network = other.create_network("p2", "10.2.0.0/24")
+    eventually(lambda: network.vni in one.cluster.networks)
+    assert one.agent.responds(5)
+    assert not asked
+
+
+def test_a_host_that_joins_does_not_have_the_underlay_looked_at(
+    two: tuple[FakeHost, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = two
+    compare(one)
+    monkeypatch.setattr(one.kernel, "underlay_mtu", lambda _: pytest.fail("it was"))
+    third = secured(3)
+    one.store.transact([], [Put(third.key, third.encode())])
+    eventually(lambda: third.wg_key in keys(one))
+
+
+def test_the_device_follows_the_underlays_mtu(two: tuple[FakeHost, FakeHost]) -> None:
+    one, _ = two
+    one.kernel.mtu = 9000
+    compare(one)
+    assert one.kernel.tunnel
+    assert one.kernel.tunnel.mtu == 8940
+
+
 def test_no_peer_goes_before_the_store_is_read(two: tuple[FakeHost, FakeHost]) -> None:
     """As after a restart with the store away: the device may know newer keys than the snapshot on disk."""
     one, other = two
