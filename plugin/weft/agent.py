@@ -21,7 +21,7 @@ import logging
 import queue
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -41,6 +41,7 @@ from weft.dataplane import (
     Row,
     RowEvent,
     TunnelEvent,
+    Vxlan,
     device_names,
     vni_of,
     vxlan_name,
@@ -49,7 +50,7 @@ from weft.encryption import Encryption
 from weft.errors import KernelError, WeftError
 from weft.identity import LocalHost
 from weft.model import TOPOLOGY
-from weft.reconcile import Create, Kernel, Remove, RowPlan, Step, plan_links, plan_rows
+from weft.reconcile import Create, Kernel, ObservedLink, Remove, RowPlan, Step, plan_links, plan_rows
 from weft.store import Changes, Entry, Snapshot, Store, Watch
 
 log = logging.getLogger(__name__)
@@ -163,6 +164,8 @@ class Agent:
         self._kept: set[str] = set()
         """Ports that are in use but not in the store, and were reported."""
         self._retry_seconds = _RETRY_SECONDS
+        self._held: set[str] = set()
+        """Tunnel devices that stay encrypted against the store's word, and were reported."""
         self._next_resync = monotonic()
         self._next_tunnel = inf
         """When to try again to make encrypted networks work."""
@@ -283,10 +286,13 @@ class Agent:
 
     def _work(self, batch: _Batch) -> None:
         self._unpin_seen()
+        batch.resync |= monotonic() >= self._next_resync
         try:
+            if batch.resync:
+                self._refresh_mtu()
             if self._sync_encryption(batch):
                 batch.resync = True
-            if batch.resync or monotonic() >= self._next_resync:
+            if batch.resync:
                 self.resync()
             else:
                 self._follow_changes(batch)
@@ -311,10 +317,6 @@ class Agent:
     def resync(self) -> None:
         """Compare everything with the kernel and correct it."""
         began = monotonic()
-        try:
-            self._attachments.refresh_mtu()
-        except KernelError as error:
-            self._failures.append(error)
         active = self._active()
         for vni in self._wanted.keys() - active:
             del self._wanted[vni]
@@ -325,13 +327,25 @@ class Agent:
         pause = max(self._resync_seconds * random.uniform(0.8, 1.2), _DUTY * (monotonic() - began))
         self._next_resync = monotonic() + pause
 
+    def _refresh_mtu(self) -> None:
+        try:
+            self._attachments.refresh_mtu()
+        except KernelError as error:
+            self._failures.append(error)
+
     def _sync_encryption(self, batch: _Batch) -> bool:
         """WireGuard comes before what relies on it. True if the devices of encrypted networks have to be other ones."""
         now = monotonic()
-        due = batch.resync or batch.tunnel or now >= min(self._next_resync, self._next_tunnel)
-        if self._encryption is None or not (due or batch.touched.hosts or batch.touched.networks):
+        due = batch.resync or batch.tunnel or now >= self._next_tunnel
+        first = batch.touched.networks and not self._me.host.wg_key  # one of them may be our first encrypted one
+        if self._encryption is None or not (due or batch.touched.hosts or first):
             return False
-        changed = self._encryption.sync()
+        try:
+            changed = self._encryption.sync()
+        except Exception:  # plain networks do not need it
+            log.exception("encryption met a bug; trying again in %.0f s", _RETRY_MOST)
+            self._next_tunnel = now + _RETRY_MOST
+            return False
         self._next_tunnel = now + _TUNNEL_RETRY_SECONDS if self._encryption.problem else inf
         return changed
 
@@ -361,7 +375,7 @@ class Agent:
             self._sync_links({name for vni in remade for name in self._names(vni)})
         anew = fresh | moved | remade
         self._sync_rows(anew)
-        shut = set(filter(None, map(vni_of, self._shut())))
+        shut = set(filter(None, map(vni_of, self._shut({}))))
         for vni in touched.endpoints.keys() & self._wanted.keys() - anew - shut:
             self._apply_delta(vni, touched)
 
@@ -402,34 +416,68 @@ class Agent:
         steps = plan_links(possible, observed)
         pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
         used = pruned if not self.cluster.loaded else self._used(pruned) if pruned else set()
-        used -= self._shut()
-        self._perform([step for step in steps if not (isinstance(step, Remove) and step.name in used)])
+        held = self._held_back(steps, observed)
+        shut = self._shut(observed)
+        used = (used | held) - shut
+        steps = [step for step in steps if not (isinstance(step, Remove) and step.name in used)]
+        steps = [step for step in steps if not (isinstance(step, Create) and step.link.name in held)]
+        replaced = {step.link.name for step in steps if isinstance(step, Create)}
+        self._perform(steps, replaced | shut)
         made = (step.link.name for step in steps if isinstance(step, Create))
         return set(filter(None, map(vni_of, made)))
 
-    def _shut(self) -> set[str]:
+    def _shut(self, observed: Mapping[str, ObservedLink]) -> set[str]:
         """Tunnel devices that must not be there: those of encrypted networks while that cannot be relied on."""
         if self._encryption is None or not self._encryption.breached:
             return set()
-        return {vxlan_name(vni) for vni, network in self.cluster.networks.items() if network.encrypted}
+        known = {vxlan_name(vni) for vni, network in self.cluster.networks.items() if network.encrypted}
+        return known.union(filter(None, map(_encrypted, observed.values())))  # the store may have lost some
 
     def _used(self, names: set[str]) -> set[str]:
         """Those of these links that a running container uses, although the store does not know it.
 
         The store may be another than it was, or restored from a backup. A veth cannot be given back: it is kept.
         """
-        links = self._kernel.observe_links().items()
-        ports = [seen.link for name, seen in links if seen.carrier and topology.is_port_name(name)]
-        used = {name for p in ports if isinstance(p, Port) for name in (p.name, p.bridge, f"vx{p.bridge[2:]}")}
+        used = {name for p in self._used_ports() for name in (p.name, p.bridge, f"vx{p.bridge[2:]}")}
         if new := {name for name in names & used if topology.is_port_name(name)} - self._kept:
             self._kept |= new
             log.error("%s: in use by a container, but not in the store; kept", ", ".join(sorted(new)))
         return names & used
 
-    def _perform(self, steps: list[Step]) -> None:
+    def _held_back(self, steps: Iterable[Step], observed: Mapping[str, ObservedLink]) -> set[str]:
+        """Encrypted tunnel devices that must not become plain ones, although the store says so.
+
+        A running container uses the network that the store does not know (see `_used`): it would be heard by others.
+        """
+        creations = (step.link for step in steps if isinstance(step, Create))
+        plain = {link.name: link for link in creations if isinstance(link, Vxlan) and not link.encrypted}
+        possible = plain.keys() & (self._held | set(filter(None, map(_encrypted, observed.values()))))
+        if not possible:
+            return set()
+        ports, known = self._used_ports(), self._wanted_links()  # in this order, as in `_sync_links`
+        strangers = {port.bridge: port.name for port in ports if port.name not in known}
+        held = {name for name in possible if plain[name].bridge in strangers}
+        for link in (plain[name] for name in sorted(held - self._held)):
+            log.error(
+                "%s is a plain one in the store, but a container that is not in there uses it encrypted (%s): it has "
+                "no way to other hosts; stop its containers here, and make the network anew with -o encrypted",
+                self.cluster.networks[link.vni].title,
+                strangers[link.bridge],
+            )
+        self._held = (self._held - possible) | held
+        return held
+
+    def _used_ports(self) -> list[Port]:
+        """Those of running containers."""
+        links = self._kernel.observe_links().items()
+        ports = [seen.link for name, seen in links if seen.carrier and topology.is_port_name(name)]
+        return [port for port in ports if isinstance(port, Port)]
+
+    def _perform(self, steps: list[Step], wrong: set[str]) -> None:
+        """:param wrong: links that no handler needs as they are."""
         for step in steps:
             with self._attachments.step_lock:
-                if self._is_a_handlers(step):
+                if self._is_a_handlers(step, wrong):
                     continue
                 log.info("%s", step)
                 try:
@@ -437,11 +485,11 @@ class Agent:
                 except KernelError as error:
                     self._failures.append(error)
 
-    def _is_a_handlers(self, step: Step) -> bool:
+    def _is_a_handlers(self, step: Step, wrong: set[str]) -> bool:
         """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
         match step:
             case Remove(name):
-                return name in self._pinned_names() - self._shut()
+                return name in self._pinned_names() - wrong
             case Create(link):
                 return self._kernel.has_links([link.name])
         return False
@@ -501,3 +549,8 @@ class Agent:
         if plan:
             self._kernel.write_rows(plan)
             log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
+
+
+def _encrypted(seen: ObservedLink) -> str:
+    """The name of an encrypted network's tunnel device; "" if it is none."""
+    return seen.link.name if isinstance(seen.link, Vxlan) and seen.link.encrypted else ""

@@ -57,6 +57,8 @@ class Attachments:
     def refresh_mtu(self) -> int:
         """Read the underlay's MTU again."""
         self._underlay_mtu = self._kernel.underlay_mtu(self._me.host.underlay)
+        if self._encryption:
+            self._encryption.underlay_mtu = self._underlay_mtu
         return self._underlay_mtu
 
     def mtu(self, network: Network) -> int:
@@ -125,6 +127,7 @@ class Attachments:
 
     def _ensure_devices(self, network: Network) -> None:
         names = device_names(network.vni)
-        if not self._kernel.has_links(names):
+        # That an encrypted network's device is there says nothing: its socket may be where a plain one's is.
+        if network.encrypted or not self._kernel.has_links(names):
             for step in plan_links(self.links(network), self._kernel.observe_links(names)):
                 self._kernel.perform(step)

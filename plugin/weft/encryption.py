@@ -71,6 +71,8 @@ class Encryption:
         """`kernel` or `wireguard-go`, once the device is there."""
         self.breached = False
         """True if packets may have another way than through the device."""
+        self.underlay_mtu = 0
+        """As `Attachments.refresh_mtu` has read it; 0: not yet."""
         self._kernel = kernel
         self._cluster = cluster
         self._me = me
@@ -177,7 +179,7 @@ class Encryption:
 
     def _configure(self, key: PrivateKey, address: str) -> None:
         me = replace(self._me.host, wg_key=key.public, wg_address=address)
-        mtu = self._kernel.underlay_mtu(me.underlay) - topology.wireguard_overhead(me.underlay)
+        mtu = (self.underlay_mtu or self._kernel.underlay_mtu(me.underlay)) - topology.wireguard_overhead(me.underlay)
         seen = self._kernel.observe_tunnel()
         if seen is None:
             raise KernelError("find the WireGuard device", 0, "it is gone again")

@@ -19,10 +19,11 @@ import pytest
 
 from tests.netns.secured import PLAIN, PORT, SECRET, WG_PORT, Mesh, SecuredHost, tap, udp_fragments, vxlan
 from tests.netns.world import Container, World, wait_for
+from weft.dataplane import Vxlan
 from weft.errors import WeftError
 from weft.keys import PrivateKey
-from weft.model import Host
-from weft.store import Put
+from weft.model import ENDPOINTS, Endpoint, Host
+from weft.store import Delete, DeleteAll, Put
 
 UNDERLAYS = ("192.0.2.1/24", "192.0.2.2/24", "192.0.2.66/24")
 
@@ -215,8 +216,33 @@ def test_a_tunnel_device_in_the_wrong_namespace_is_made_anew(two: Mesh, pair: li
     sender.host.ip(f"link add {vxlan_device}")
     sender.start()
     assert wait_for(lambda: pair[0].ping("10.7.1.3", 0.5), 15)
-    seen = sender.host.kernel.observe_links(["vx7001"])["vx7001"].link
-    assert getattr(seen, "encrypted", False)
+    assert is_encrypted(sender)
+
+
+def is_encrypted(host: SecuredHost) -> bool:
+    link = host.host.kernel.observe_links(["vx7001"])["vx7001"].link
+    return isinstance(link, Vxlan) and link.encrypted
+
+
+def test_a_container_is_not_attached_to_a_plain_device_that_was_left_over(two: Mesh) -> None:
+    """Of a plain network of the same VNI that the store has lost: a container uses it, so its devices are kept."""
+    for one in two.hosts:
+        one.run(two.world, replace(SECRET, encrypted=False), f"10.7.1.9{one.me.host.name[-1]}")
+    two.store.transact([], [Delete(SECRET.key), DeleteAll(ENDPOINTS)])
+    for one in two.hosts:
+        assert wait_for(lambda one=one: not one.cluster.networks and one.agent.responds(5))  # type: ignore[misc]
+        assert not is_encrypted(one)
+        one.attachments.check(encrypted=True)
+        one.attachments.attach(SECRET, Endpoint("early", SECRET.vni, "02:42:0a:07:01:63", ("10.7.1.99",), one.me.id))
+        assert is_encrypted(one)
+    mark = fresh_mark()
+    with tap(two.hosts[0].host) as wire:
+        first, second = two.containers(SECRET)
+        with tap(second) as inside:
+            assert first.pings("10.7.1.3")
+            say(first, "10.7.1.3", mark)
+            assert inside.count(mark) == 5
+        assert wire.count(mark) == 0
 
 
 # Peers

@@ -154,6 +154,13 @@ def test_a_tunnel_is_made_as_wanted(host: Host, tunnel: tuple[Tunnel, PrivateKey
     assert not apply(host, wanted, key)
 
 
+def test_an_mtu_too_small_for_ipv6_is_given_and_taken_back(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
+    wanted, key = tunnel
+    for mtu in (1200, 1440):
+        apply(host, replace(wanted, mtu=mtu), key)
+        assert settled(host, replace(wanted, mtu=mtu))
+
+
 def test_its_device_is_alone_and_its_socket_is_the_hosts(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     assert host.wg.links() == {host.wireguard}
     assert host.wireguard not in host.links()
@@ -216,6 +223,20 @@ def test_a_deleted_device_is_made_again(host: Host, tunnel: tuple[Tunnel, Privat
 def test_another_link_in_its_namespace_is_told(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     host.wg.ip("link add other0 type veth peer name other1")
     assert host.kernel.intruders() == ["other0", "other1"]
+
+
+def test_nothing_passes_for_the_kernels_own_or_for_the_device_by_its_name(
+    host: Host, tunnel: tuple[Tunnel, PrivateKey]
+) -> None:
+    name = next(name for name in ("sit0", "ip_vti0", "erspan0") if name not in host.wg.links())
+    host.wg.ip(f"link add {name} type veth peer name other1")
+    assert host.kernel.intruders() == sorted(("other1", name))
+    assert host.kernel.has_tunnel("100.64.0.1")
+    host.wg.ip(f"link del {host.wireguard}")
+    host.wg.ip(f"link add {host.wireguard} type bridge")
+    host.wg.ip(f"addr add 100.64.0.1/10 dev {host.wireguard}")
+    host.wg.ip(f"link set {host.wireguard} up")
+    assert not host.kernel.has_tunnel("100.64.0.1")
 
 
 def test_a_port_in_use_is_named(host: Host) -> None:

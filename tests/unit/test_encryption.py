@@ -18,14 +18,14 @@ from tests.unit.test_agent import eventually
 from weft import topology
 from weft.cluster import Cluster
 from weft.config import from_environment
-from weft.dataplane import FLOOD_MAC, Fdb, Peer, Tunnel, TunnelEvent, Vxlan, pack_address
+from weft.dataplane import FLOOD_MAC, Bridge, Fdb, Peer, Tunnel, TunnelEvent, Vxlan, pack_address
 from weft.errors import ConfigError, Conflict, InvalidRequest, KernelError, StoreError, Unreadable
 from weft.hosts import TunnelAddressInUse
 from weft.keys import KeyFile, PrivateKey
-from weft.model import Endpoint, Host, Network, Pool
+from weft.model import ENDPOINTS, NETWORKS, Endpoint, Host, Network, Pool
 from weft.options import parse_options
 from weft.reconcile import ObservedTunnel, TunnelPlan, plan_tunnel
-from weft.store import Entry, Put
+from weft.store import Delete, DeleteAll, Entry, Put
 from weft.store.sqlite import SqliteStore
 
 Hosts = Callable[..., FakeHost]
@@ -193,6 +193,36 @@ def test_the_first_encrypted_network_makes_all_and_publishes_it(host: Hosts, sto
     one.run("n2", "e1", CIDR)
     tunnel = one.kernel.links[f"vx{network.vni}"]
     assert tunnel == Vxlan(tunnel.name, network.vni, record.wg_address, 4789, 1390, f"br{network.vni}", encrypted=True)
+
+
+def left_over(one: FakeHost, network: Network) -> None:
+    """A plain network of the same VNI was there before, and its devices still are."""
+    plain = one.attachments.links(replace(network, encrypted=False))
+    one.kernel.links.update((link.name, link) for link in plain)
+
+
+def is_encrypted(one: FakeHost, network: Network) -> bool:
+    tunnel = one.kernel.links[f"vx{network.vni}"]
+    return isinstance(tunnel, Vxlan) and tunnel.encrypted
+
+
+def test_a_container_is_not_attached_to_a_plain_device_that_was_left_over(host: Hosts) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR, encrypted=True)
+    left_over(one, network)
+    one.run("n1", "e1", CIDR)
+    assert is_encrypted(one, network)
+
+
+def test_a_plain_device_is_replaced_although_a_handler_needs_one(host: Hosts) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR, encrypted=True)
+    one.run("n1", "e1", CIDR)
+    left_over(one, network)
+    one.agent.load(one.store.list("topology/").entries)
+    assert one.attachments.pinned()
+    one.agent.resync()
+    assert is_encrypted(one, network)
 
 
 def has_device(host: FakeHost) -> bool:
@@ -366,6 +396,19 @@ def test_another_link_beside_the_device_takes_the_tunnels_away(two: tuple[FakeHo
     assert one.encryption.describe() == "active (kernel)"
 
 
+def test_a_tunnel_that_the_store_has_lost_is_taken_away_as_well(two: tuple[FakeHost, FakeHost]) -> None:
+    one, _ = two
+    one.kernel.carrier = {name for name in one.kernel.links if name.startswith("wp")}
+    vxlan = next(name for name in one.kernel.links if name.startswith("vx"))
+    one.store.transact([], [DeleteAll(NETWORKS), DeleteAll(ENDPOINTS)])
+    eventually(lambda: not one.cluster.networks)
+    compare(one)
+    assert vxlan in one.kernel.links
+    one.kernel.beside = ["eth7"]
+    compare(one)
+    assert vxlan not in one.kernel.links
+
+
 def test_a_device_that_is_gone_is_made_again_and_the_tunnels_stay(two: tuple[FakeHost, FakeHost]) -> None:
     one, other = two
     links = dict(one.kernel.links)
@@ -375,6 +418,86 @@ def test_a_device_that_is_gone_is_made_again_and_the_tunnels_stay(two: tuple[Fak
     eventually(lambda: keys(one) == {other.me.host.wg_key})
     assert one.kernel.links == links
     assert one.encryption.describe() == "active (kernel)"
+
+
+def restore_as_plain(one: FakeHost) -> Network:
+    """The store becomes that of a time when the network was a plain one, with another container of this host."""
+    network = next(iter(one.cluster.networks.values()))
+    now = one.cluster.local_endpoints(network.vni, one.me.id)
+    plain, before = replace(network, encrypted=False), replace(now[0], id="before")
+    one.store.transact([], [Delete(now[0].key), Put(plain.key, plain.encode()), Put(before.key, before.encode())])
+    eventually(lambda: before.id in one.cluster.endpoints[network.vni])
+    return network
+
+
+def compare(one: FakeHost) -> None:
+    one.agent.refresh()
+    assert one.agent.responds(5)
+
+
+def test_a_restored_store_makes_no_running_container_speak_plain(
+    two: tuple[FakeHost, FakeHost], caplog: pytest.LogCaptureFixture
+) -> None:
+    one, _ = two
+    one.kernel.carrier = {name for name in one.kernel.links if name.startswith("wp")}
+    network = restore_as_plain(one)
+    for _ in range(2):
+        compare(one)
+        assert is_encrypted(one, network)
+    assert caplog.text.count("uses it encrypted (wp") == 1
+    one.kernel._remove(f"vx{network.vni}")
+    compare(one)
+    assert f"vx{network.vni}" not in one.kernel.links
+    one.kernel.carrier.clear()
+    compare(one)
+    assert not is_encrypted(one, network)
+
+
+def test_a_bug_on_wireguards_side_does_not_keep_plain_networks_from_following(
+    two: tuple[FakeHost, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = two
+
+    def bug() -> None:
+        raise ValueError("a message that nobody expected")
+
+    monkeypatch.setattr(one.kernel, "observe_tunnel", bug)
+    one.kernel.links["stray"] = Bridge("stray", 1500)
+    one.agent.refresh()
+    eventually(lambda: "stray" not in one.kernel.links)
+
+
+def test_networks_that_come_and_go_cost_encryption_nothing(
+    two: tuple[FakeHost, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    compare(one)
+    asked: list[str] = []
+    for name in ("observe_tunnel", "underlay_mtu"):
+        monkeypatch.setattr(one.kernel, name, lambda *_, name=name: asked.append(name))
+    network = other.create_network("p2", "10.2.0.0/24")
+    eventually(lambda: network.vni in one.cluster.networks)
+    assert one.agent.responds(5)
+    assert not asked
+
+
+def test_a_host_that_joins_does_not_have_the_underlay_looked_at(
+    two: tuple[FakeHost, FakeHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = two
+    compare(one)
+    monkeypatch.setattr(one.kernel, "underlay_mtu", lambda _: pytest.fail("it was"))
+    third = secured(3)
+    one.store.transact([], [Put(third.key, third.encode())])
+    eventually(lambda: third.wg_key in keys(one))
+
+
+def test_the_device_follows_the_underlays_mtu(two: tuple[FakeHost, FakeHost]) -> None:
+    one, _ = two
+    one.kernel.mtu = 9000
+    compare(one)
+    assert one.kernel.tunnel
+    assert one.kernel.tunnel.mtu == 8940
 
 
 def test_no_peer_goes_before_the_store_is_read(two: tuple[FakeHost, FakeHost]) -> None:

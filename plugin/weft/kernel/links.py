@@ -37,8 +37,6 @@ from weft.kernel.netlink import Find
 from weft.model import VNI_MAX
 from weft.reconcile import Create, Remove, Step, Update, describe
 
-_IPV6_MIN_MTU = 1280
-
 
 def _settings(table: Iterable[observe.Fixed]) -> dict[str, int]:
     return {fixed.name: fixed.value for fixed in table}
@@ -145,9 +143,7 @@ class Links:
     def _configure(self, what: str, link: Link) -> None:
         """Everything that can be changed in place, then up."""
         index = self._index(what, link.name)
-        settings: dict[str, Any] = {"mtu": link.mtu}
-        if link.mtu >= _IPV6_MIN_MTU and os.path.exists("/proc/sys/net/ipv6"):
-            settings["IFLA_AF_SPEC"] = observe.NO_IPV6_ADDRESS
+        settings: dict[str, Any] = {"mtu": link.mtu, **observe.no_ipv6_address(link.mtu)}
         if not isinstance(link, Bridge):
             settings["master"] = self._index(what, link.bridge)
 

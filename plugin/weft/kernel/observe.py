@@ -8,9 +8,10 @@ Properties that never differ between links of a kind are in tables, which serve 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from socket import AF_INET, AF_INET6, inet_ntop
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from weft.dataplane import Bridge, Port, Vxlan
 from weft.kernel.netlink import ADDRESS, IFLA_IFNAME, IFLA_MTU, LINK, Rtnetlink, attributes, messages, number, text
@@ -30,8 +31,8 @@ VXLAN = (Fixed("vxlan_learning", 7, 0),)
 VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("neigh_suppress", 32, 1))
 ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)
 """1 is none: the link makes no IPv6 address by itself."""
-NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
-"""The same as pyroute2 wants it in IFLA_AF_SPEC."""
+_NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
+_IPV6_MIN_MTU = 1280
 
 _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
@@ -50,14 +51,35 @@ _IFA_LOCAL = 2
 _IFF_UP = 1
 _IFF_LOWER_UP = 1 << 16
 
-_NOT_OURS = {"lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0"}
-"""What the kernel puts into each namespace by itself, and nobody can remove."""
+_LOOPBACK = 1
+"""The index of lo in each namespace."""
+_FALLBACK = {
+    "tunl0": "ipip",
+    "gre0": "gre",
+    "gretap0": "gretap",
+    "erspan0": "erspan",
+    "ip_vti0": "vti",
+    "ip6_vti0": "vti6",
+    "sit0": "sit",
+    "ip6tnl0": "ip6tnl",
+    "ip6gre0": "ip6gre",
+}
+"""Kinds, by name, of what the kernel puts into each namespace by itself, and nobody can remove."""
 
 
 def kind_of(reader: Rtnetlink, name: str) -> str:
     """What kind of link that is, in the kernel's words; "" if it does not exist."""
     reply = reader.link(name=name)
     return (_Link(reply, 0).kind or "?") if reply else ""
+
+
+def no_ipv6_address(mtu: int) -> dict[str, Any]:
+    """The settings for pyroute2 that keep a link of this MTU from making IPv6 addresses.
+
+    None if it cannot anyway, since the kernel has no IPv6 or the MTU is too small for it: then they would be refused.
+    """
+    possible = mtu >= _IPV6_MIN_MTU and os.path.exists("/proc/sys/net/ipv6")
+    return {"IFLA_AF_SPEC": _NO_IPV6_ADDRESS} if possible else {}
 
 
 def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int = -1) -> dict[str, ObservedLink]:
@@ -80,9 +102,7 @@ def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int
             known[index] = device.name if device else ""
         return known[index]
 
-    seen = (
-        link.observed(name_of, addresses.get(link.index, ()), tunnel) for link in links if link.name not in _NOT_OURS
-    )
+    seen = (link.observed(name_of, addresses.get(link.index, ()), tunnel) for link in links if not link.is_the_kernels)
     return {one.link.name: one for one in seen}
 
 
@@ -108,6 +128,12 @@ class _Link:
         self.name = text(chunk, self._at[IFLA_IFNAME])
         self._info = self._nested(self._at, _IFLA_LINKINFO)
         self.kind = text(chunk, self._info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in self._info else ""
+
+    @property
+    def is_the_kernels(self) -> bool:
+        """It is in each namespace, and what it sends stays there. Anything may be called like that."""
+        fallback = self.kind and _FALLBACK.get(self.name) == self.kind and _IFLA_LINK_NETNSID not in self._at
+        return self.index == _LOOPBACK or bool(fallback)
 
     def observed(
         self, name_of: Callable[[int], str], addresses: tuple[tuple[str, str], ...], tunnel: int | None

@@ -26,7 +26,7 @@ from weft.errors import KernelError
 from weft.kernel.connection import Connection
 from weft.kernel.namespace import NamespaceThread
 from weft.kernel.netlink import Rtnetlink
-from weft.kernel.observe import NO_IPV6_ADDRESS, kind_of, observe_links
+from weft.kernel.observe import kind_of, no_ipv6_address, observe_links
 from weft.kernel.userspace import Userspace
 from weft.keys import PrivateKey
 from weft.model import WIREGUARD_POOL
@@ -129,7 +129,9 @@ class WireGuard:
     def has_tunnel(self, address: str) -> bool:
         link = observe_links(self._reader, [self._name]).get(self._name)
         wanted = f"{address}/{WIREGUARD_POOL.prefixlen}"
-        return link is not None and "down" not in link.faults and wanted in self._addresses()
+        if link is None or self._implementation() is None:
+            return False
+        return "down" not in link.faults and wanted in self._addresses()
 
     def configure_tunnel(self, tunnel: Tunnel, private: PrivateKey) -> None:
         implementation = self._implementation()
@@ -186,7 +188,9 @@ class WireGuard:
             route.addr("del", index=index, address=address, prefixlen=int(prefix))
         if wanted not in self._addresses_by(route, index):
             route.addr("add", index=index, address=tunnel.address, prefixlen=WIREGUARD_POOL.prefixlen)
-        route.link("set", index=index, mtu=tunnel.mtu, IFLA_AF_SPEC=NO_IPV6_ADDRESS)
+        route.link("set", index=index, mtu=tunnel.mtu)
+        if settings := no_ipv6_address(tunnel.mtu):  # after an MTU for which there was no IPv6
+            route.link("set", index=index, **settings)
         route.link("set", index=index, state="up")
 
     def _addresses(self) -> list[str]:
