@@ -9,9 +9,11 @@ which cannot be shown to be one is refused. The proof is where the sockets are, 
 - somebody put another link beside the device: packets might leave by that. Then the networks' tunnel devices are
   taken away, until the link is gone.
 
-A new key is given to the device first and published then. Sessions under the old one go on meanwhile, and the peers
-that learn of the new one begin the next (`Tunnels.write_peers`); told before us, they would offer us handshakes that we
-cannot answer.
+A new key is given to the device first and published then; told before us, the peers would offer us handshakes that we
+cannot answer. Until they have learned of it and begun the next session (`Tunnels.write_peers`), for a round trip of the
+store or so, the device receives under the old sessions but keeps what it should send: up to 128 packets for each peer
+(MAX_STAGED_PACKETS in the kernel's drivers/net/wireguard/messages.h). If the new key cannot be published, the old one,
+which the file holds until then, is taken back, for the others know no other.
 """
 
 from __future__ import annotations
@@ -84,6 +86,11 @@ class Encryption:
         self._lock = threading.RLock()
         self._random = random.Random()
 
+    @property
+    def unsettled(self) -> bool:
+        """True if `sync` has something to mend yet."""
+        return bool(self.problem) and self._wanted()
+
     def require(self) -> None:
         """Make all that an encrypted network needs, or raise why there can be none."""
         with self._lock:
@@ -109,10 +116,19 @@ class Encryption:
             if not self._me.host.wg_key:
                 raise ConfigError("this host has had no encrypted network yet, hence no key")
             self._publish()  # the others must be able to learn of it
-            self._keys.write(PrivateKey.generate())
             self._establish()
-            log.warning("the WireGuard key of this host was replaced; the new one is %s", self._me.host.wg_key)
-            return self._me.host.wg_key
+            key, address = PrivateKey.generate(), self._me.host.wg_address
+            try:
+                self._configure(key, address)
+                self._me.encrypt(key.public, address, self._port)
+                self._publish()
+                self._keys.write(key)
+            except WeftError:
+                with suppress(WeftError):  # it is noted
+                    self._establish()
+                raise
+            log.warning("the WireGuard key of this host was replaced; the new one is %s", key.public)
+            return key.public
 
     def observe(self) -> ObservedTunnel | None:
         """The device as it is, for people."""

@@ -337,6 +337,36 @@ def test_a_key_is_not_changed_while_nobody_can_be_told(two: tuple[FakeHost, Fake
     assert one.kernel.tunnel.key == before
 
 
+@pytest.mark.parametrize("fails", ["store", "disk"])
+def test_a_key_that_cannot_be_published_or_kept_is_taken_back(two: tuple[FakeHost, FakeHost], fails: str) -> None:
+    """The others know the old one only, so under the new one nothing could be sent."""
+    one, other = two
+    before, calls = one.me.host.wg_key, []
+
+    def publish() -> None:
+        calls.append(one.me.host.wg_key)
+        if fails == "store" and len(calls) > 1:
+            raise StoreError("away")
+        one.publish()
+
+    def full(key: PrivateKey) -> None:
+        raise ConfigError("no space left")
+
+    one.encryption._publish = publish
+    if fails == "disk":
+        one.encryption._keys.write = full  # type: ignore[method-assign]
+    with pytest.raises(StoreError if fails == "store" else ConfigError):
+        one.encryption.rotate()
+    assert calls[1] != before
+    assert one.kernel.tunnel
+    kept = one.encryption._keys.read()
+    assert kept
+    assert one.kernel.tunnel.key == one.me.host.wg_key == kept.public == before
+    assert one.encryption.describe() == "active (kernel)"
+    assert Host.read(one.store.get(one.me.host.key)).wg_key == before  # type: ignore[arg-type]
+    eventually(lambda: keys(other) == {before})
+
+
 def test_an_old_key_is_changed_by_itself(two: tuple[FakeHost, FakeHost], tmp_path: Path) -> None:
     one, other = two
     before = one.me.host.wg_key
