@@ -332,7 +332,7 @@ class Agent:
         if self._encryption is None or not (due or batch.touched.hosts or batch.touched.networks):
             return False
         changed = self._encryption.sync()
-        self._next_tunnel = now + _TUNNEL_RETRY_SECONDS if self._encryption.problem else inf
+        self._next_tunnel = now + _TUNNEL_RETRY_SECONDS if self._encryption.unsettled else inf
         return changed
 
     def _active(self) -> set[int]:

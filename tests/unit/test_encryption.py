@@ -9,6 +9,7 @@ import stat
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -208,6 +209,26 @@ def test_without_wireguard_nothing_is_left(host: Hosts, store: SqliteStore) -> N
     assert not one.me.host.can_encrypt
     assert one.encryption.describe().startswith("refused: create WireGuard device")
     one.create_network("n1", CIDR)
+
+
+def test_only_who_has_an_encrypted_network_goes_on_trying(host: Hosts) -> None:
+    """Not a host without WireGuard, on which the mirror has tried to make another host's."""
+    one = host(1)
+    one.kernel.wireguard = False
+    with pytest.raises(KernelError):
+        one.create_network("n1", CIDR, encrypted=True)
+    one.agent.start()
+    try:
+        eventually(lambda: one.cluster.loaded and one.agent.responds(1))
+        assert one.encryption.problem
+        assert one.agent._next_tunnel == inf
+        one.kernel.wireguard = True
+        one.create_network("n1", CIDR, encrypted=True)
+        one.kernel.tunnel, one.kernel.wireguard = None, False
+        one.agent._triggers.put(TunnelEvent())
+        eventually(lambda: one.agent._next_tunnel != inf)
+    finally:
+        one.agent.stop()
 
 
 def test_joining_with_another_encryption_is_refused(host: Hosts) -> None:
