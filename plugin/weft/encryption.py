@@ -32,7 +32,7 @@ from weft.errors import ConfigError, Exhausted, KernelError, WeftError
 from weft.hosts import TunnelAddressInUse
 from weft.identity import LocalHost
 from weft.keys import KeyFile, PrivateKey
-from weft.model import WIREGUARD_POOL
+from weft.model import WIREGUARD_POOL, Host
 from weft.reconcile import ObservedTunnel, Tunnels, plan_tunnel
 
 log = logging.getLogger(__name__)
@@ -85,6 +85,14 @@ class Encryption:
         """`breached`, and this host's address, at the last `sync`: a handler may have found out first."""
         self._lock = threading.RLock()
         self._random = random.Random()
+
+    def resume(self, record: Host) -> None:
+        """Be, after a start, what this host's record says. Its key is the file's: a record may be an older one."""
+        key = record.wg_key
+        with suppress(WeftError):  # whoever needs the key will say it
+            if key and (kept := self._keys.read()):
+                key = kept.public
+        self._me.encrypt(key, record.wg_address, record.wg_port)
 
     @property
     def unsettled(self) -> bool:

@@ -441,6 +441,22 @@ def test_no_peer_goes_before_the_store_is_read(two: tuple[FakeHost, FakeHost]) -
     assert keys(one) == {other.me.host.wg_key, KEYS[2], KEYS[4]}
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_after_a_start_the_key_is_that_of_the_file(
+    two: tuple[FakeHost, FakeHost], tmp_path: Path, damaged: bool
+) -> None:
+    """The record may be from before the last change of the key."""
+    one, _ = two
+    before = one.me.host
+    now = one.encryption.rotate()
+    if damaged:
+        (tmp_path / "1.key").write_text("?")
+    one.encryption.resume(before)
+    assert one.me.host == replace(before, wg_key=before.wg_key if damaged else now)
+    one.encryption.resume(one.record)
+    assert one.me.host == one.record
+
+
 def test_secrets_are_in_no_log(
     two: tuple[FakeHost, FakeHost], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
