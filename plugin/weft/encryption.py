@@ -29,7 +29,7 @@ from weft import topology
 from weft.cluster import Cluster
 from weft.dataplane import Tunnel
 from weft.errors import ConfigError, Exhausted, KernelError, WeftError
-from weft.hosts import TunnelAddressInUse
+from weft.hosts import TunnelInUse, TunnelKeyInUse
 from weft.identity import LocalHost
 from weft.keys import KeyFile, PrivateKey
 from weft.model import WIREGUARD_POOL, Host
@@ -51,7 +51,7 @@ class Encryption:
     :param keys: where this host's private key is.
     :param port: UDP port of WireGuard.
     :param refusal: why this host's settings forbid encrypted networks; "" if they do not.
-    :param publish: registers this host's record with the others now; `TunnelAddressInUse` if one has the address.
+    :param publish: registers this host's record with the others now; `TunnelInUse` if one has the address or the key.
     :param rotation: seconds after which the key is replaced; 0: never.
     """
 
@@ -163,8 +163,8 @@ class Encryption:
         try:
             self._refuse_intruders()
             self._kernel.ensure_tunnel()
-            key = self._key()
             for _ in range(_ATTEMPTS):
+                key = self._key()
                 address = self._me.host.wg_address if self._me.host.can_encrypt else self._free_address()
                 self._configure(key, address)
                 if self._announce(key, address):
@@ -222,7 +222,7 @@ class Encryption:
             log.log(*(_SLOW if self.backend != "kernel" else (logging.INFO, "encrypted networks go through WireGuard")))
 
     def _announce(self, key: PrivateKey, address: str) -> bool:
-        """Let the others know; False if another host has the address."""
+        """Let the others know; False if another host has the address, or the key, and it takes another."""
         before = self._me.host
         self._me.encrypt(key.public, address, self._port)
         if self._me.host == before:
@@ -230,12 +230,15 @@ class Encryption:
         try:
             self._publish()
         except WeftError as error:
-            if before.can_encrypt and not isinstance(error, TunnelAddressInUse):
+            if before.can_encrypt and not isinstance(error, TunnelInUse):
                 log.warning("the WireGuard key is not published yet: %s", error)  # every beat tries again
                 return True
             self._me.encrypt("", "", 0)
-            if not isinstance(error, TunnelAddressInUse):
+            if not isinstance(error, TunnelInUse):
                 raise
+            if isinstance(error, TunnelKeyInUse):
+                log.warning("%s; this host makes a new one", error)
+                self._keys.write(PrivateKey.generate())
             return False
         return True
 
