@@ -111,7 +111,7 @@ class Encryption:
     def sync(self) -> bool:
         """Correct what is otherwise than it should be; True if encrypted networks' links have to follow."""
         with self._lock:
-            if self._wanted():
+            if self._wanted() and not self._refusal:
                 with suppress(WeftError):  # it is noted
                     self._establish()
                     self._rotate_if_due()
@@ -121,6 +121,8 @@ class Encryption:
     def rotate(self) -> str:
         """Replace this host's key; return the new public one. The old one is nowhere when the others have followed."""
         with self._lock:
+            if self._refusal:
+                raise ConfigError(self._refusal)
             if not self._me.host.wg_key:
                 raise ConfigError("this host has had no encrypted network yet, hence no key")
             self._publish()  # the others must be able to learn of it

@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import stat
+import traceback
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import inf
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -22,6 +24,8 @@ from weft.config import from_environment
 from weft.dataplane import FLOOD_MAC, Fdb, Peer, Tunnel, TunnelEvent, Vxlan, pack_address
 from weft.errors import ConfigError, Conflict, InvalidRequest, KernelError, StoreError, Unreadable
 from weft.hosts import TunnelAddressInUse
+from weft.kernel.namespace import NamespaceThread
+from weft.kernel.userspace import Userspace
 from weft.keys import KeyFile, PrivateKey
 from weft.model import Endpoint, Host, Network, Pool
 from weft.options import parse_options
@@ -293,6 +297,21 @@ def test_a_store_without_tls_is_refused_unless_allowed(host: Hosts, scheme: str,
         assert one.create_network("n1", CIDR, encrypted=True)
 
 
+def test_peers_are_not_taken_from_a_store_without_tls_either(two: tuple[FakeHost, FakeHost]) -> None:
+    """As after a change of the setting, with the device still there."""
+    one, other = two
+    one.agent.stop()
+    known, key = keys(one), one.me.host.wg_key
+    one.encryption._refusal = "no TLS"
+    one.cluster.load([Entry(host.key, host.encode(), 1) for host in (one.me.host, other.me.host, secured(3))])
+    one.encryption.sync()
+    assert keys(one) == known
+    assert one.encryption.describe() == "refused: no TLS"
+    with pytest.raises(ConfigError, match="no TLS"):
+        one.encryption.rotate()
+    assert one.me.host.wg_key == key
+
+
 # Keeping it
 
 
@@ -464,6 +483,18 @@ def test_secrets_are_in_no_log(
     two[0].encryption.rotate()
     for path in tmp_path.glob("*.key"):
         assert path.read_text() not in caplog.text
+
+
+@pytest.mark.parametrize("answer", ["private_key={}\n\n", "private_key={}\nerrno=\n\n", "errno=0\nprivate_key={}\n\n"])
+def test_an_answer_of_wireguard_go_that_is_not_understood_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    device = Userspace(cast(NamespaceThread, None), "weft-wg")
+    monkeypatch.setattr(device, "_ask", lambda _: answer.format(ALICE))
+    with pytest.raises(KernelError, match="names no errno") as caught:
+        device.read()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert ALICE not in shown
 
 
 # Options
