@@ -24,12 +24,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from time import monotonic
 
 from weft import topology
 from weft.cluster import Cluster
 from weft.dataplane import Tunnel
 from weft.errors import ConfigError, Exhausted, KernelError, WeftError
-from weft.hosts import TunnelInUse, TunnelKeyInUse
+from weft.hosts import LEASE_SECONDS, TunnelInUse, TunnelKeyInUse
 from weft.identity import LocalHost
 from weft.keys import KeyFile, PrivateKey
 from weft.model import WIREGUARD_POOL, Host
@@ -38,6 +39,8 @@ from weft.reconcile import ObservedTunnel, Tunnels, plan_tunnel
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 50
+_LOST_SECONDS = LEASE_SECONDS + 5
+"""In which a host that lives has registered again in a store that was lost."""
 _SLOW = (
     logging.WARNING,
     "encrypted networks go through wireguard-go, since this kernel has no WireGuard: they are slow, with about a "
@@ -97,7 +100,7 @@ class Encryption:
     @property
     def unsettled(self) -> bool:
         """True if `sync` has something to mend yet."""
-        return bool(self.problem) and self._wanted()
+        return bool(self.problem or self._lost_keys()) and self._wanted()
 
     def require(self) -> None:
         """Make all that an encrypted network needs, or raise why there can be none."""
@@ -211,6 +214,9 @@ class Encryption:
         if not self._cluster.loaded:  # what is there may be newer than what was last known
             present = {peer.address for peer in seen.tunnel.peers}
             peers = seen.tunnel.peers | {peer for peer in peers if peer.address not in present}
+        elif lost := self._lost_keys():
+            taken = {value for peer in peers for value in (peer.key, peer.address)}
+            peers |= {peer for peer in seen.tunnel.peers if peer.key in lost and taken.isdisjoint(peer[:2])}
         wanted = Tunnel(key.public, address, self._port, mtu, peers)
         plan = plan_tunnel(wanted, seen)
         if plan.reasons:
@@ -222,6 +228,11 @@ class Encryption:
         if self.backend != seen.backend:
             self.backend = seen.backend
             log.log(*(_SLOW if self.backend != "kernel" else (logging.INFO, "encrypted networks go through WireGuard")))
+
+    def _lost_keys(self) -> set[str]:
+        """Those of hosts that the store has just lost: their sessions outlast that, as all of the data plane does."""
+        since = monotonic() - _LOST_SECONDS
+        return {host.wg_key for host, lost in list(self._cluster.lost.values()) if lost > since}
 
     def _announce(self, key: PrivateKey, address: str) -> bool:
         """Let the others know; False if another host has the address, or the key, and it takes another."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import stat
+import time
 import traceback
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from weft.keys import KeyFile, PrivateKey
 from weft.model import Endpoint, Host, Network, Pool
 from weft.options import parse_options
 from weft.reconcile import ObservedTunnel, TunnelPlan, plan_tunnel
-from weft.store import Entry, Put
+from weft.store import Delete, Entry, Put, Snapshot
 from weft.store.sqlite import SqliteStore
 
 Hosts = Callable[..., FakeHost]
@@ -458,6 +459,28 @@ def test_no_peer_goes_before_the_store_is_read(two: tuple[FakeHost, FakeHost]) -
     one.kernel.tunnel = replace(one.kernel.tunnel, peers=one.kernel.tunnel.peers | {known})
     one.encryption.sync()
     assert keys(one) == {other.me.host.wg_key, KEYS[2], KEYS[4]}
+
+
+def test_peers_outlast_a_loss_of_the_store(two: tuple[FakeHost, FakeHost], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the others have registered again, or are surely gone. Who is forgotten is no peer from then on."""
+    one, other = two
+    now = time.monotonic()
+    monkeypatch.setattr("weft.cluster.monotonic", lambda: now)
+    monkeypatch.setattr("weft.encryption.monotonic", lambda: now)
+    known = keys(one)
+    for _ in range(2):  # a second snapshot makes it last no longer
+        one.agent._triggers.put(Snapshot((), 1))
+        assert one.agent.responds(5)
+        assert keys(one) == known
+        assert one.agent._next_tunnel != inf
+        now += 10
+    eventually(lambda: not keys(one))
+    eventually(lambda: one.agent._next_tunnel == inf)
+    one.agent._triggers.put(Snapshot((), 1))
+    other.publish()
+    eventually(lambda: keys(one) == known)
+    other.store.transact([], [Delete(other.me.host.key)])
+    eventually(lambda: not keys(one))
 
 
 @pytest.mark.parametrize("damaged", [False, True])
