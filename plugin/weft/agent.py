@@ -346,7 +346,7 @@ class Agent:
             log.exception("encryption met a bug; trying again in %.0f s", _RETRY_MOST)
             self._next_tunnel = now + _RETRY_MOST
             return False
-        self._next_tunnel = now + _TUNNEL_RETRY_SECONDS if self._encryption.problem else inf
+        self._next_tunnel = now + _TUNNEL_RETRY_SECONDS if self._encryption.unsettled else inf
         return changed
 
     def _active(self) -> set[int]:

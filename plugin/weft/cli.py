@@ -89,7 +89,7 @@ def add_commands(commands: Any) -> None:
     inspect = _add(network, "inspect", _inspect_network, _show_network, "all about one network, as this host sees it")
     inspect.add_argument("network", help="name or VNI")
     _add(commands, "peers", _list_peers, _show_peers, "the other hosts, as WireGuard on this host sees them")
-    _add(commands, "rotate-key", _rotate_key, _show_key, "replace this host's WireGuard key; no packet is lost")
+    _add(commands, "rotate-key", _rotate_key, _show_key, "replace this host's WireGuard key; packets wait a moment")
     gc = _add(commands, "gc", _collect, _show_due, "collect now what Docker, or the cluster, does not have any more")
     gc.add_argument("--dry-run", action="store_true", help="only show what is to be collected, why and when")
 

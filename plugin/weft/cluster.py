@@ -9,6 +9,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from time import monotonic
 
 from weft.errors import StoreError
 from weft.model import (
@@ -61,6 +62,8 @@ class Cluster:
         """True from the store's first snapshot on; before, it is what was last known of the store."""
         self.version = 0
         self.hosts: dict[str, Host] = {}
+        self.lost: dict[str, tuple[Host, float]] = {}
+        """Hosts that the snapshot lacks although nobody was seen to delete them, as they were; and since when."""
         self.alive: set[str] = set()
         self.networks: dict[int, Network] = {}
         self.members: dict[int, dict[str, Member]] = {}
@@ -79,6 +82,8 @@ class Cluster:
         fresh = Cluster()
         fresh.apply((entry.key, entry.value) for entry in entries)
         fresh.version, fresh.loaded = self.version + 1, certain
+        known = {**{host.id: (host, monotonic()) for host in self.hosts.values()}, **self.lost}
+        fresh.lost = {host: one for host, one in known.items() if host not in fresh.hosts}
         vars(self).update(vars(fresh))
 
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
@@ -201,6 +206,7 @@ class Cluster:
         host_id = key.removeprefix(HOSTS)
         new = Host.read(Entry(key, value, 0)) if value is not None else None
         old = self.hosts.pop(host_id, None)
+        self.lost.pop(host_id, None)
         if new is not None:
             self.hosts[host_id] = new
         if (old and old.reached) != (new and new.reached):

@@ -9,9 +9,11 @@ which cannot be shown to be one is refused. The proof is where the sockets are, 
 - somebody put another link beside the device: packets might leave by that. Then the networks' tunnel devices are
   taken away, until the link is gone.
 
-A new key is given to the device first and published then. Sessions under the old one go on meanwhile, and the peers
-that learn of the new one begin the next (`Tunnels.write_peers`); told before us, they would offer us handshakes that we
-cannot answer.
+A new key is given to the device first and published then; told before us, the peers would offer us handshakes that we
+cannot answer. Until they have learned of it and begun the next session (`Tunnels.write_peers`), for a round trip of the
+store or so, the device receives under the old sessions but keeps what it should send: up to 128 packets for each peer
+(MAX_STAGED_PACKETS in the kernel's drivers/net/wireguard/messages.h). If the new key cannot be published, the old one,
+which the file holds until then, is taken back, for the others know no other.
 """
 
 from __future__ import annotations
@@ -22,20 +24,23 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from time import monotonic
 
 from weft import topology
 from weft.cluster import Cluster
 from weft.dataplane import Tunnel
 from weft.errors import ConfigError, Exhausted, KernelError, WeftError
-from weft.hosts import TunnelAddressInUse
+from weft.hosts import LEASE_SECONDS, TunnelInUse, TunnelKeyInUse
 from weft.identity import LocalHost
 from weft.keys import KeyFile, PrivateKey
-from weft.model import WIREGUARD_POOL
+from weft.model import WIREGUARD_POOL, Host
 from weft.reconcile import ObservedTunnel, Tunnels, plan_tunnel
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 50
+_LOST_SECONDS = LEASE_SECONDS + 5
+"""In which a host that lives has registered again in a store that was lost."""
 _SLOW = (
     logging.WARNING,
     "encrypted networks go through wireguard-go, since this kernel has no WireGuard: they are slow, with about a "
@@ -49,7 +54,7 @@ class Encryption:
     :param keys: where this host's private key is.
     :param port: UDP port of WireGuard.
     :param refusal: why this host's settings forbid encrypted networks; "" if they do not.
-    :param publish: registers this host's record with the others now; `TunnelAddressInUse` if one has the address.
+    :param publish: registers this host's record with the others now; `TunnelInUse` if one has the address or the key.
     :param rotation: seconds after which the key is replaced; 0: never.
     """
 
@@ -86,6 +91,19 @@ class Encryption:
         self._lock = threading.RLock()
         self._random = random.Random()
 
+    def resume(self, record: Host) -> None:
+        """Be, after a start, what this host's record says. Its key is the file's: a record may be an older one."""
+        key = record.wg_key
+        with suppress(WeftError):  # whoever needs the key will say it
+            if key and (kept := self._keys.read()):
+                key = kept.public
+        self._me.encrypt(key, record.wg_address, record.wg_port)
+
+    @property
+    def unsettled(self) -> bool:
+        """True if `sync` has something to mend yet."""
+        return bool(self.problem or self._lost_keys()) and self._wanted()
+
     def require(self) -> None:
         """Make all that an encrypted network needs, or raise why there can be none."""
         with self._lock:
@@ -98,7 +116,7 @@ class Encryption:
     def sync(self) -> bool:
         """Correct what is otherwise than it should be; True if encrypted networks' links have to follow."""
         with self._lock:
-            if self._wanted():
+            if self._wanted() and not self._refusal:
                 with suppress(WeftError):  # it is noted
                     self._establish()
                     self._rotate_if_due()
@@ -108,13 +126,24 @@ class Encryption:
     def rotate(self) -> str:
         """Replace this host's key; return the new public one. The old one is nowhere when the others have followed."""
         with self._lock:
+            if self._refusal:
+                raise ConfigError(self._refusal)
             if not self._me.host.wg_key:
                 raise ConfigError("this host has had no encrypted network yet, hence no key")
             self._publish()  # the others must be able to learn of it
-            self._keys.write(PrivateKey.generate())
             self._establish()
-            log.warning("the WireGuard key of this host was replaced; the new one is %s", self._me.host.wg_key)
-            return self._me.host.wg_key
+            key, address = PrivateKey.generate(), self._me.host.wg_address
+            try:
+                self._configure(key, address)
+                self._me.encrypt(key.public, address, self._port)
+                self._publish()
+                self._keys.write(key)
+            except WeftError:
+                with suppress(WeftError):  # it is noted
+                    self._establish()
+                raise
+            log.warning("the WireGuard key of this host was replaced; the new one is %s", key.public)
+            return key.public
 
     def observe(self) -> ObservedTunnel | None:
         """The device as it is, for people."""
@@ -141,8 +170,8 @@ class Encryption:
         try:
             self._refuse_intruders()
             self._kernel.ensure_tunnel()
-            key = self._key()
             for _ in range(_ATTEMPTS):
+                key = self._key()
                 address = self._me.host.wg_address if self._me.host.can_encrypt else self._free_address()
                 self._configure(key, address)
                 if self._announce(key, address):
@@ -187,6 +216,9 @@ class Encryption:
         if not self._cluster.loaded:  # what is there may be newer than what was last known
             present = {peer.address for peer in seen.tunnel.peers}
             peers = seen.tunnel.peers | {peer for peer in peers if peer.address not in present}
+        elif lost := self._lost_keys():
+            taken = {value for peer in peers for value in (peer.key, peer.address)}
+            peers |= {peer for peer in seen.tunnel.peers if peer.key in lost and taken.isdisjoint(peer[:2])}
         wanted = Tunnel(key.public, address, self._port, mtu, peers)
         plan = plan_tunnel(wanted, seen)
         if plan.reasons:
@@ -199,8 +231,13 @@ class Encryption:
             self.backend = seen.backend
             log.log(*(_SLOW if self.backend != "kernel" else (logging.INFO, "encrypted networks go through WireGuard")))
 
+    def _lost_keys(self) -> set[str]:
+        """Those of hosts that the store has just lost: their sessions outlast that, as all of the data plane does."""
+        since = monotonic() - _LOST_SECONDS
+        return {host.wg_key for host, lost in list(self._cluster.lost.values()) if lost > since}
+
     def _announce(self, key: PrivateKey, address: str) -> bool:
-        """Let the others know; False if another host has the address."""
+        """Let the others know; False if another host has the address, or the key, and it takes another."""
         before = self._me.host
         self._me.encrypt(key.public, address, self._port)
         if self._me.host == before:
@@ -208,12 +245,15 @@ class Encryption:
         try:
             self._publish()
         except WeftError as error:
-            if before.can_encrypt and not isinstance(error, TunnelAddressInUse):
+            if before.can_encrypt and not isinstance(error, TunnelInUse):
                 log.warning("the WireGuard key is not published yet: %s", error)  # every beat tries again
                 return True
             self._me.encrypt("", "", 0)
-            if not isinstance(error, TunnelAddressInUse):
+            if not isinstance(error, TunnelInUse):
                 raise
+            if isinstance(error, TunnelKeyInUse):
+                log.warning("%s; this host makes a new one", error)
+                self._keys.write(PrivateKey.generate())
             return False
         return True
 

@@ -44,8 +44,16 @@ class AddressInUse(Conflict):
     """Another host has this host's underlay address in its record."""
 
 
-class TunnelAddressInUse(Conflict):
-    """Another host has this host's WireGuard address in its record."""
+class TunnelInUse(Conflict):
+    """Another host has in its record what has to be this host's alone in WireGuard."""
+
+
+class TunnelAddressInUse(TunnelInUse):
+    """Its address."""
+
+
+class TunnelKeyInUse(TunnelInUse):
+    """Its key, as a copy of its state folder has it. No host takes either of the two as a peer."""
 
 
 class IdInUse(Conflict):
@@ -67,7 +75,7 @@ class Hosts:
         return [host for _, host in readable(Host.read, self._store.list(HOSTS).entries)]
 
     def register(self, me: Host, instance: str) -> None:
-        """Give a sign of life and publish the record; `Conflict` names the host that has its id, name or address.
+        """Give a sign of life and publish the record; `Conflict` names the host that has its id, name, address or key.
 
         `ConfigError` if the store belongs to another version of weft.
 
@@ -103,7 +111,8 @@ class Hosts:
                 return
         raise IdInUse(
             f"the id of this host, {me.id[:12]}, is in use by {other.title if other else 'another machine'}: if this "
-            "machine was made from a copy of that one, delete the file host-id in its state folder (WEFT_STATE)"
+            "machine was made from a copy of that one, delete the files host-id and wireguard.key in its state folder "
+            "(WEFT_STATE)"
         )
 
     def find(self, name_or_id: str) -> Host:
@@ -172,6 +181,11 @@ def _refuse_double(me: Host, hosts: Sequence[Host]) -> None:
             )
         if other.id != me.id and me.wg_address and other.wg_address == me.wg_address:
             raise TunnelAddressInUse(f"the WireGuard address {me.wg_address} of this host is {other.title}'s")
+        if other.id != me.id and me.wg_key and other.wg_key == me.wg_key:
+            raise TunnelKeyInUse(
+                f"the WireGuard key of this host is {other.title}'s as well: one machine was made from a copy of the "
+                "other"
+            )
         if other.id != me.id and other.name == me.name:
             raise Conflict(
                 f"the name {me.name} of this host is {other.title}'s: choose another (WEFT_HOSTNAME); if that host is "

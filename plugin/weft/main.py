@@ -29,7 +29,7 @@ from weft.config import Settings
 from weft.driver import Driver
 from weft.encryption import Encryption
 from weft.engine import DockerEngine
-from weft.errors import KernelError, WeftError
+from weft.errors import KernelError, StoreError, WeftError
 from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
@@ -98,6 +98,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     restored = snapshot.load()
     cluster = Cluster()
     cluster.load(restored or patient.list(HOSTS).entries, certain=False)
+    _update(cluster, store, identity)
     kernel = LinuxKernel(settings.run)
     kernel.open()
 
@@ -109,8 +110,6 @@ def build(settings: Settings, manager: Manager) -> Weft:
     before = cluster.hosts.get(identity)
     underlay = locate(before.underlay if before else "")
     me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
-    if before:
-        me.encrypt(before.wg_key, before.wg_address, before.wg_port)
     encryption = Encryption(
         kernel,
         cluster,
@@ -121,6 +120,8 @@ def build(settings: Settings, manager: Manager) -> Weft:
         publish=lambda: presence.publish(),
         rotation=settings.key_rotation,
     )
+    if before:
+        encryption.resume(before)
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
     attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns, encryption=encryption)
     driver = Driver(store, me.host, ipam, attachments, cluster, name=settings.driver, mirror=settings.mirrors)
@@ -179,6 +180,13 @@ def build(settings: Settings, manager: Manager) -> Weft:
         }
     )
     return Weft(app, [store, patient], kernel, agent, presence, sweeper, names)
+
+
+def _update(cluster: Cluster, store: Store, identity: str) -> None:
+    """This host's own record is newer in the store, if that answers, than in what was last known."""
+    with suppress(StoreError):
+        if entry := store.get(HOSTS + identity):
+            cluster.apply([(entry.key, entry.value)])
 
 
 def _sweeper(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from time import monotonic
 
 from weft.cluster import Cluster, Touched
 from weft.driver import Driver
@@ -28,7 +29,8 @@ from weft.sweeper import Outcome
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 2.0
-"""Until what could not be done is tried again, if nothing happens that may help."""
+"""Until what could not be done is tried again, if nothing happens that may help: twice as long after each time."""
+_RETRY_MOST = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,16 @@ class _Planner:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A step that could not be done: why, and when it is tried again, by the monotonic clock."""
+
+    step: Step
+    why: str
+    pause: float
+    due: float
+
+
 class Mirror:
     """Carries out the plan of one host; see `sweeper.Sweep`.
 
@@ -189,9 +201,12 @@ class Mirror:
         self._engine = engine
         self._enabled = enabled
         self._failing: dict[str, str] = {}
+        self._refused: dict[int, _Refused] = {}
+        self._present: set[str] = set()
+        """Ids of the engine's networks at the last sweep: one that went may have been in the way."""
 
     def forget(self) -> None:
-        pass
+        self._refused.clear()
 
     def concerns(self, touched: Touched | None) -> bool:
         """True if a change of the cluster may ask for something here. (None: everything was read anew.)"""
@@ -205,13 +220,29 @@ class Mirror:
 
     def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         planned = plan(self._cluster, self._me, inventory.networks, driver=self._driver.name, mirror=self._enabled)
-        self._failing = {f"VNI {vni}": text for vni, text in planned.conflicts.items()}
-        for step in planned.steps:
-            try:
-                self._perform(step)
-            except WeftError as error:
-                self._failing[f"VNI {step.vni}"] = str(error)
-        return Outcome(_RETRY_SECONDS if self._failing else None, self._failing)
+        present = {found.id for found in inventory.networks}
+        refused = self._refused if present == self._present else {}
+        self._present = present
+        tried = (self._try(step, refused.get(step.vni)) for step in planned.steps)
+        self._refused = {one.step.vni: one for one in tried if one}
+        failing = {**planned.conflicts, **{vni: one.why for vni, one in self._refused.items()}}
+        self._failing = {f"VNI {vni}": text for vni, text in failing.items()}
+        due = [one.due - monotonic() for one in self._refused.values()]
+        if planned.conflicts:
+            due.append(_RETRY_SECONDS)
+        return Outcome(max(0.0, min(due)) if due else None, self._failing)
+
+    def _try(self, step: Step, before: _Refused | None) -> _Refused | None:
+        """Perform a step, unless it was refused just now: it may never succeed here, as without WireGuard."""
+        again = before if before and before.step == step else None
+        if again and monotonic() < again.due:
+            return again
+        try:
+            self._perform(step)
+        except WeftError as error:
+            pause = min(again.pause * 2, _RETRY_MOST) if again else _RETRY_SECONDS
+            return _Refused(step, str(error), pause, monotonic() + pause)
+        return None
 
     def _perform(self, step: Step) -> None:
         match step:

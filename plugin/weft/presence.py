@@ -15,7 +15,7 @@ from time import monotonic
 
 from weft.cluster import Cluster
 from weft.errors import ConfigError, Conflict, KernelError, StoreError, WeftError
-from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse, TunnelAddressInUse
+from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse, TunnelInUse
 from weft.identity import LocalHost
 from weft.model import Host
 from weft.snapshot import SnapshotFile
@@ -94,8 +94,8 @@ class Presence:
         while not self._registered.is_set():
             try:
                 self._register()
-            except TunnelAddressInUse:
-                log.warning("this host takes another WireGuard address: its own was given to another host meanwhile")
+            except TunnelInUse as error:
+                log.warning("%s; this host takes another", error)
             except IdInUse:
                 # A sign of life of ourselves before a reboot, at another address, goes by itself.
                 if self._stopping.wait(_RETRY_SECONDS) or monotonic() - self._began > LEASE_SECONDS + 2:
@@ -181,8 +181,8 @@ class Presence:
     def _register(self) -> None:
         try:
             self._hosts.register(self._me.host, self._instance)
-        except TunnelAddressInUse:
-            self._me.encrypt("", "", 0)  # the store was lost, and it was given to another host: take another
+        except TunnelInUse:
+            self._me.encrypt("", "", 0)  # the store was lost, or the machine was copied: take another
             self._moved()
             raise
         except Conflict as error:

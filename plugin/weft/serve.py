@@ -79,7 +79,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "control_socket_disable": True,
             "graceful_timeout": 5,
             "loglevel": "warning",
-            "post_fork": lambda _server, _worker: _die_with_parent(),
+            "post_fork": lambda server, _worker: _die_with_parent(server.pid),
             "worker_exit": lambda _server, _worker: self._stop(),
         }
         for name, value in options.items():
@@ -122,9 +122,11 @@ def serve(settings: Settings, manager: Manager, *, check: Callable[[], None], bu
         lock.close()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """A worker that hangs would go on holding the socket and the lock, and weft could not be started again."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _give_up(error: WeftError) -> NoReturn:

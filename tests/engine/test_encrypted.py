@@ -124,6 +124,21 @@ def test_no_packet_is_lost_when_keys_change(cluster: Cluster, secret: tuple[str,
     assert len(set(keys)) == 10
 
 
+def test_weft_goes_on_with_a_snapshot_from_before_it_had_a_key(cluster: Cluster, secret: tuple[str, str]) -> None:
+    """As after a first encrypted network, or a change of the key, of which the disk knows nothing yet."""
+    before = peer(cluster.h2, "h1")
+    file = cluster.h1.data / "weft/snapshot.json"
+    with pings(cluster.h2, "web2", secret[0]) as count:
+        cluster.h1.kill_weft()
+        file.write_text(re.sub(r'\\"wg_key\\":\\"[^"]+\\",\\"wg_address\\":\\"[^"]+\\",', "", file.read_text()))
+        assert "wg_address" not in file.read_text()
+        cluster.h1.start_weft()
+        cluster.run(cluster.h1, "later", "secret")
+    now = peer(cluster.h2, "h1")
+    assert (now["key"], now["address"]) == (before["key"], before["address"])
+    assert count.lost == 0
+
+
 def peer(host: Host, name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(one for one in ask(host, "peers") if one["host"] == name)
     return found

@@ -77,7 +77,7 @@ def test_a_clone_is_refused_and_its_original_goes_on(made: MakeHost) -> None:
     refused = clone.run_to_end()
     assert refused.returncode == 3
     assert "is in use by host h1" in refused.stderr
-    assert "delete the file host-id" in refused.stderr
+    assert "delete the files host-id and wireguard.key" in refused.stderr
     assert states(one) == {"h1": (True, 0)}
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.netns.secured import PLAIN, SECRET, WG_PORT, Mesh
 from tests.netns.world import Container, Host, World, wait_for
 from weft.dataplane import Peer, Tunnel
-from weft.errors import KernelError
+from weft.errors import KernelError, StoreError
 from weft.kernel import userspace
 from weft.keys import PrivateKey
 from weft.reconcile import TunnelPlan, plan_tunnel
@@ -102,6 +102,34 @@ def test_no_packet_is_lost_when_keys_change(two: Mesh) -> None:
     seen = owner.host.kernel.observe_tunnel()
     assert seen
     assert [key.public for key in [owner.keys.read()] if key] == [seen.tunnel.key] == [changed[-1]]
+
+
+def test_a_key_that_cannot_be_published_cuts_nothing_off(two: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store fails in the middle of a change, and stays away: this host goes on under its old key."""
+    first, second = two.containers(SECRET)
+    assert first.pings("10.7.1.3")
+    owner = two.hosts[0]
+    before = owner.me.host.wg_key
+    answers = iter([owner.publish])
+
+    def publish() -> None:
+        try:
+            next(answers)()
+        except StopIteration:
+            raise StoreError("away") from None
+
+    monkeypatch.setattr(owner.encryption, "_publish", publish)
+    with flow(first, second, "10.7.1.3") as there, flow(second, first, "10.7.1.2") as back:
+        with pytest.raises(StoreError):
+            owner.encryption.rotate()
+        sent = there.sent
+        assert wait_for(lambda: there.sent > sent + 5)
+        for one in (there, back):
+            one.end()
+            assert one.received() == one.sent
+    seen = owner.host.kernel.observe_tunnel()
+    assert seen
+    assert [key.public for key in [owner.keys.read()] if key] == [seen.tunnel.key] == [owner.me.host.wg_key] == [before]
 
 
 def known_keys(host: Host) -> set[str]:

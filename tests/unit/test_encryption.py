@@ -6,10 +6,14 @@ import json
 import logging
 import os
 import stat
+import time
+import traceback
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import inf
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -21,11 +25,13 @@ from weft.config import from_environment
 from weft.dataplane import FLOOD_MAC, Bridge, Fdb, Peer, Tunnel, TunnelEvent, Vxlan, pack_address
 from weft.errors import ConfigError, Conflict, InvalidRequest, KernelError, StoreError, Unreadable
 from weft.hosts import TunnelAddressInUse
+from weft.kernel.namespace import NamespaceThread
+from weft.kernel.userspace import Userspace
 from weft.keys import KeyFile, PrivateKey
 from weft.model import ENDPOINTS, NETWORKS, Endpoint, Host, Network, Pool
 from weft.options import parse_options
 from weft.reconcile import ObservedTunnel, TunnelPlan, plan_tunnel
-from weft.store import Delete, DeleteAll, Entry, Put
+from weft.store import Delete, DeleteAll, Entry, Put, Snapshot
 from weft.store.sqlite import SqliteStore
 
 Hosts = Callable[..., FakeHost]
@@ -240,6 +246,26 @@ def test_without_wireguard_nothing_is_left(host: Hosts, store: SqliteStore) -> N
     one.create_network("n1", CIDR)
 
 
+def test_only_who_has_an_encrypted_network_goes_on_trying(host: Hosts) -> None:
+    """Not a host without WireGuard, on which the mirror has tried to make another host's."""
+    one = host(1)
+    one.kernel.wireguard = False
+    with pytest.raises(KernelError):
+        one.create_network("n1", CIDR, encrypted=True)
+    one.agent.start()
+    try:
+        eventually(lambda: one.cluster.loaded and one.agent.responds(1))
+        assert one.encryption.problem
+        assert one.agent._next_tunnel == inf
+        one.kernel.wireguard = True
+        one.create_network("n1", CIDR, encrypted=True)
+        one.kernel.tunnel, one.kernel.wireguard = None, False
+        one.agent._triggers.put(TunnelEvent())
+        eventually(lambda: one.agent._next_tunnel != inf)
+    finally:
+        one.agent.stop()
+
+
 def test_joining_with_another_encryption_is_refused(host: Hosts) -> None:
     host(1).create_network("n1", CIDR, encrypted=True)
     with pytest.raises(Conflict, match="it is encrypted"):
@@ -300,6 +326,21 @@ def test_a_store_without_tls_is_refused_unless_allowed(host: Hosts, scheme: str,
         assert one.kernel.tunnel is None
     else:
         assert one.create_network("n1", CIDR, encrypted=True)
+
+
+def test_peers_are_not_taken_from_a_store_without_tls_either(two: tuple[FakeHost, FakeHost]) -> None:
+    """As after a change of the setting, with the device still there."""
+    one, other = two
+    one.agent.stop()
+    known, key = keys(one), one.me.host.wg_key
+    one.encryption._refusal = "no TLS"
+    one.cluster.load([Entry(host.key, host.encode(), 1) for host in (one.me.host, other.me.host, secured(3))])
+    one.encryption.sync()
+    assert keys(one) == known
+    assert one.encryption.describe() == "refused: no TLS"
+    with pytest.raises(ConfigError, match="no TLS"):
+        one.encryption.rotate()
+    assert one.me.host.wg_key == key
 
 
 # Keeping it
@@ -365,6 +406,36 @@ def test_a_key_is_not_changed_while_nobody_can_be_told(two: tuple[FakeHost, Fake
     one.encryption.sync()
     assert one.encryption.describe() == "active (kernel)"
     assert one.kernel.tunnel.key == before
+
+
+@pytest.mark.parametrize("fails", ["store", "disk"])
+def test_a_key_that_cannot_be_published_or_kept_is_taken_back(two: tuple[FakeHost, FakeHost], fails: str) -> None:
+    """The others know the old one only, so under the new one nothing could be sent."""
+    one, other = two
+    before, calls = one.me.host.wg_key, []
+
+    def publish() -> None:
+        calls.append(one.me.host.wg_key)
+        if fails == "store" and len(calls) > 1:
+            raise StoreError("away")
+        one.publish()
+
+    def full(key: PrivateKey) -> None:
+        raise ConfigError("no space left")
+
+    one.encryption._publish = publish
+    if fails == "disk":
+        one.encryption._keys.write = full  # type: ignore[method-assign]
+    with pytest.raises(StoreError if fails == "store" else ConfigError):
+        one.encryption.rotate()
+    assert calls[1] != before
+    assert one.kernel.tunnel
+    kept = one.encryption._keys.read()
+    assert kept
+    assert one.kernel.tunnel.key == one.me.host.wg_key == kept.public == before
+    assert one.encryption.describe() == "active (kernel)"
+    assert Host.read(one.store.get(one.me.host.key)).wg_key == before  # type: ignore[arg-type]
+    eventually(lambda: keys(other) == {before})
 
 
 def test_an_old_key_is_changed_by_itself(two: tuple[FakeHost, FakeHost], tmp_path: Path) -> None:
@@ -513,6 +584,44 @@ def test_no_peer_goes_before_the_store_is_read(two: tuple[FakeHost, FakeHost]) -
     assert keys(one) == {other.me.host.wg_key, KEYS[2], KEYS[4]}
 
 
+def test_peers_outlast_a_loss_of_the_store(two: tuple[FakeHost, FakeHost], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the others have registered again, or are surely gone. Who is forgotten is no peer from then on."""
+    one, other = two
+    now = time.monotonic()
+    monkeypatch.setattr("weft.cluster.monotonic", lambda: now)
+    monkeypatch.setattr("weft.encryption.monotonic", lambda: now)
+    known = keys(one)
+    for _ in range(2):  # a second snapshot makes it last no longer
+        one.agent._triggers.put(Snapshot((), 1))
+        assert one.agent.responds(5)
+        assert keys(one) == known
+        assert one.agent._next_tunnel != inf
+        now += 10
+    eventually(lambda: not keys(one))
+    eventually(lambda: one.agent._next_tunnel == inf)
+    one.agent._triggers.put(Snapshot((), 1))
+    other.publish()
+    eventually(lambda: keys(one) == known)
+    other.store.transact([], [Delete(other.me.host.key)])
+    eventually(lambda: not keys(one))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_after_a_start_the_key_is_that_of_the_file(
+    two: tuple[FakeHost, FakeHost], tmp_path: Path, damaged: bool
+) -> None:
+    """The record may be from before the last change of the key."""
+    one, _ = two
+    before = one.me.host
+    now = one.encryption.rotate()
+    if damaged:
+        (tmp_path / "1.key").write_text("?")
+    one.encryption.resume(before)
+    assert one.me.host == replace(before, wg_key=before.wg_key if damaged else now)
+    one.encryption.resume(one.record)
+    assert one.me.host == one.record
+
+
 def test_secrets_are_in_no_log(
     two: tuple[FakeHost, FakeHost], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -520,6 +629,18 @@ def test_secrets_are_in_no_log(
     two[0].encryption.rotate()
     for path in tmp_path.glob("*.key"):
         assert path.read_text() not in caplog.text
+
+
+@pytest.mark.parametrize("answer", ["private_key={}\n\n", "private_key={}\nerrno=\n\n", "errno=0\nprivate_key={}\n\n"])
+def test_an_answer_of_wireguard_go_that_is_not_understood_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    device = Userspace(cast(NamespaceThread, None), "weft-wg")
+    monkeypatch.setattr(device, "_ask", lambda _: answer.format(ALICE))
+    with pytest.raises(KernelError, match="names no errno") as caught:
+        device.read()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert ALICE not in shown
 
 
 # Options

@@ -61,7 +61,9 @@ def test_registering_is_done_once_and_followed_by_changes(two: tuple[FakeHost, F
 def test_an_id_that_lives_elsewhere_is_refused_by_name(two: tuple[FakeHost, FakeHost]) -> None:
     first, _ = two
     clone = replace(first.record, name="clone", underlay="192.168.78.77")
-    with pytest.raises(IdInUse, match=r"is in use by host h1 .*192\.168\.78\.1.*delete the file host-id"):
+    with pytest.raises(
+        IdInUse, match=r"is in use by host h1 .*192\.168\.78\.1.*delete the files host-id and wireguard.key in"
+    ):
         hosts_of(first).register(clone, "other boot")
     assert hosts_of(first).find("h1") == first.record
 

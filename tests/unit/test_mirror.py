@@ -352,8 +352,9 @@ def test_a_network_that_is_wanted_again_while_it_is_removed_here_is_not_retired(
 
 
 def test_a_create_that_docker_gives_up_after_the_driver_does_not_retire_the_network(
-    pair: Pair, store: SqliteStore
+    pair: Pair, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("weft.mirror._RETRY_SECONDS", 0.0)
     one, two = pair
 
     def create_and_give_up(network_id: str, network: Network) -> None:
@@ -371,6 +372,67 @@ def test_a_create_that_docker_gives_up_after_the_driver_does_not_retire_the_netw
     two.engine._create = working
     two.sweep()
     assert two.networks() == {"app": {CIDR}}
+
+
+class Clock:
+    """Time that a test lets pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("weft.mirror.monotonic", lambda: self.now)
+
+
+def test_what_an_engine_can_never_make_is_tried_less_and_less(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as an encrypted network on a host without WireGuard: each time costs the engine and the store something."""
+    clock, (one, two) = Clock(monkeypatch), pair
+    two.host.kernel.wireguard = False
+    network = one.create("n1", "app", options={"encrypted": ""})
+    one.sweep()
+    tries: list[float] = []
+
+    def create(network_id: str, network: Network) -> None:
+        tries.append(clock.now)
+        two.host.mirror_network(network_id, network)
+
+    two.engine._create = create
+    while clock.now < 1600:
+        two.look()
+        clock.now += two.sweeper.sweep()
+    assert tries == [1000, 1002, 1006, 1014, 1030, 1062, 1126, 1246, 1366, 1486]
+    assert "install wireguard-go" in two.sweeper.conflicts[f"VNI {network.vni}"]
+    two.host.kernel.wireguard = True
+    clock.now = 1606
+    two.sweep()
+    assert two.networks() == {"app": {CIDR}}
+    assert not two.sweeper.conflicts
+
+
+@pytest.mark.parametrize("helps", ["the network is another", "one of the engine's is gone", "the engine was away"])
+def test_what_was_refused_is_tried_at_once_when_something_may_help(
+    pair: Pair, store: SqliteStore, monkeypatch: pytest.MonkeyPatch, helps: str
+) -> None:
+    Clock(monkeypatch)
+    one, two = pair
+    two.engine.add("b1", "rival", driver="bridge")
+    two.host.kernel.wireguard = False
+    network = one.create("n1", "app", options={"encrypted": ""})
+    one.sweep()
+    two.sweep()
+    two.host.kernel.wireguard = True
+    two.sweep()
+    assert "app" not in two.networks()
+    match helps:
+        case "the network is another":
+            published = replace(one.host.driver.find_network("app"), generation=1)
+            store.transact([], [Put(published.key, published.encode())])
+        case "one of the engine's is gone":
+            two.engine.present.pop("b1")
+        case _:
+            two.mirror.forget()
+    two.sweep()
+    assert two.networks()["app"] == {CIDR}
+    two.engine.present.pop("b1", None)
+    assert network.encrypted
 
 
 class ClosedGate(OpenGate):

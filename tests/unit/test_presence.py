@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from tests.unit.test_agent import eventually
 from weft.adoption import Adoption
 from weft.errors import ConfigError, KernelError, StoreError
 from weft.hosts import Hosts, IdInUse
-from weft.keys import PrivateKey
+from weft.keys import KeyFile, PrivateKey
+from weft.model import Host
 from weft.presence import Presence
 from weft.restarts import Restarts
 from weft.snapshot import SnapshotFile
@@ -309,3 +311,36 @@ def test_a_wireguard_address_that_another_host_got_meanwhile_is_given_up(
         assert first.me.host.wg_address == taken
     finally:
         again.presence.stop()
+
+
+@pytest.mark.parametrize("first_to_encrypt", ["the copy", "both"])
+def test_a_copied_machine_makes_a_key_of_its_own(
+    world: Callable[..., World], tmp_path: Path, first_to_encrypt: str
+) -> None:
+    """Its owner has deleted the id only. With one key on two hosts, nobody would take either of them as a peer."""
+    first, second = world(1), world(2)
+    for each in (first, second):
+        each.one.encryption._publish = each.presence.publish
+    first.one.encryption.require()
+    key = first.one.me.host.wg_key
+    shutil.copy(tmp_path / "1.key", tmp_path / "2.key")
+    if first_to_encrypt == "both":  # by an earlier weft
+        second.one.me.encrypt(key, "100.64.0.9", 51820)
+        second.one.publish()
+        second.one.store.transact([], [Delete(second.one.record.key)])
+        second.one.cluster.load([])
+        again = World(second.one, tmp_path / "again")
+        again.presence.start(restored=False)
+        again.presence.stop()
+        assert not second.one.me.host.wg_key
+    second.one.encryption.require()
+    record = second.one.store.get(second.one.record.key)
+    assert record
+    assert Host.read(record) == second.one.me.host
+    assert second.one.me.host.can_encrypt
+    assert second.one.me.host.wg_key != key == first.one.me.host.wg_key
+    assert second.one.kernel.tunnel
+    assert second.one.kernel.tunnel.key == second.one.me.host.wg_key
+    kept = KeyFile(tmp_path / "2.key").read()
+    assert kept
+    assert kept.public == second.one.me.host.wg_key

@@ -135,9 +135,11 @@ class Userspace:
             answer = self._ask(request)
         except OSError as error:
             raise KernelError(what, error.errno or 0, "wireguard-go does not answer") from error
-        body, _, errno = answer.rstrip("\n").rpartition("errno=")
+        body, named, errno = answer.rstrip("\n").rpartition("errno=")
+        if not named or not errno.removeprefix("-").isdecimal():  # no word of it: there may be the private key in it
+            raise KernelError(what, 0, "wireguard-go's answer names no errno")
         if errno != "0":
-            raise KernelError(what, abs(int(errno or 0)), "wireguard-go refused it")
+            raise KernelError(what, abs(int(errno)), "wireguard-go refused it")
         return body
 
     def _ask(self, request: str) -> str:
