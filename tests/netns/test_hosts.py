@@ -130,7 +130,7 @@ def test_who_is_alive_is_forgotten_by_force_only(made: MakeHost) -> None:
 
 
 def test_a_silent_host_is_collected_after_the_grace(made: MakeHost) -> None:
-    one, two = made(1, host_grace="1").start(), made(2).start()
+    one, two = made(1, host_grace="6").start(), made(2).start()
     endpoint = two.endpoint(two.network())
     two.stop()
     # Its lease first.

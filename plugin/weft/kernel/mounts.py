@@ -32,7 +32,8 @@ def is_shared(path: Path, mountinfo: str) -> bool:
 def _in_hosts_namespace() -> bool:
     """Process 1 of the host is neither weft nor its parent; that of a container may be.
 
-    A container with an init of its own (`docker run --init`) looks like a host: so does a system container, which is one.
+    A container with an init of its own (`docker run --init`) looks like a host: a system container, which is one, has
+    that too.
     """
     try:
         same = os.stat("/proc/1/ns/mnt").st_ino == os.stat("/proc/self/ns/mnt").st_ino
