@@ -182,11 +182,10 @@ def test_a_tunnel_is_made_as_wanted(host: Host, tunnel: tuple[Tunnel, PrivateKey
     assert not apply(host, wanted, key)
 
 
-def test_an_mtu_too_small_for_ipv6_is_given_and_taken_back(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
-    wanted, key = tunnel
-    for mtu in (1200, 1440):
-        apply(host, replace(wanted, mtu=mtu), key)
-        assert settled(host, replace(wanted, mtu=mtu))
+def test_an_mtu_may_be_too_small_for_ipv6(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
+    wanted, key = replace(tunnel[0], mtu=1200), tunnel[1]
+    apply(host, wanted, key)
+    assert settled(host, wanted)
 
 
 def test_its_device_is_alone_and_its_socket_is_the_hosts(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:

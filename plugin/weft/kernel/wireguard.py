@@ -188,9 +188,7 @@ class WireGuard:
             route.addr("del", index=index, address=address, prefixlen=int(prefix))
         if wanted not in self._addresses_by(route, index):
             route.addr("add", index=index, address=tunnel.address, prefixlen=WIREGUARD_POOL.prefixlen)
-        route.link("set", index=index, mtu=tunnel.mtu)
-        if settings := no_ipv6_address(tunnel.mtu):  # after an MTU for which there was no IPv6
-            route.link("set", index=index, **settings)
+        route.link("set", index=index, mtu=tunnel.mtu, **no_ipv6_address(tunnel.mtu))
         route.link("set", index=index, state="up")
 
     def _addresses(self) -> list[str]:
