@@ -118,7 +118,7 @@ def test_no_packet_is_lost_when_keys_change(cluster: Cluster, secret: tuple[str,
         for _ in range(10):
             keys.append(ask(cluster.h1, "rotate-key", "POST")["key"])
             eventually(
-                lambda: peer(cluster.h2, "h1")["endpoint"] and peer(cluster.h2, "h1")["key"] == keys[-1], "new key"
+                lambda: peer(cluster.h2, "h1")["handshake"] and peer(cluster.h2, "h1")["key"] == keys[-1], "new key"
             )
     assert (there.lost, back.lost) == (0, 0)
     assert len(set(keys)) == 10

@@ -93,6 +93,7 @@ def test_no_packet_is_lost_when_keys_change(two: Mesh) -> None:
         for _ in range(ROTATIONS):
             changed.append(owner.encryption.rotate())
             assert wait_for(lambda: known_keys(peer.host) == {changed[-1]}, 30)
+            assert wait_for(lambda: shaken(peer.host, changed[-1]), 30)
             before = there.sent  # the next change comes while packets flow under the new key
             assert wait_for(lambda before=before: there.sent > before + 5)  # type: ignore[misc]
         for one in (there, back):
@@ -135,6 +136,12 @@ def test_a_key_that_cannot_be_published_cuts_nothing_off(two: Mesh, monkeypatch:
 def known_keys(host: Host) -> set[str]:
     seen = host.kernel.observe_tunnel()
     return {peer.key for peer in seen.tunnel.peers} if seen else set()
+
+
+def shaken(host: Host, key: str) -> bool:
+    """Whether there was a handshake with the owner of the key."""
+    seen = host.kernel.observe_tunnel()
+    return bool(seen and key in seen.contacts and seen.contacts[key].handshake)
 
 
 def test_the_key_is_in_one_file_for_root_alone(two: Mesh, tmp_path: Path) -> None:
