@@ -12,6 +12,7 @@ The other is `userspace.py`. All the rest, that is addresses, MTU and state of t
 from __future__ import annotations
 
 import socket
+import time
 from base64 import b64encode
 from collections.abc import Iterable
 from contextlib import suppress
@@ -35,6 +36,9 @@ from weft.reconcile import Contact, ObservedTunnel, TunnelPlan
 DEVICE = "weft-wg"
 _DISCARD = 9
 """A port where nobody listens (RFC 863)."""
+_OWN_HANDSHAKE_SECONDS = 0.1
+"""A host that has changed its key begins a handshake with its next packet. If ours crossed with it, both would fail,
+and be repeated after five seconds only: so it was with one change of the key in ten."""
 _INSTALL = (
     "this kernel has no WireGuard (Linux 5.6 and newer do: modprobe wireguard), and wireguard-go, which does without, "
     "is not installed (Debian and Ubuntu: apt install wireguard-go)"
@@ -153,7 +157,9 @@ class WireGuard:
         if implementation is None:
             raise self._gone()
         implementation.write(plan.put, plan.delete)
-        self._thread.run(partial(_greet, [peer.address for peer in plan.put]))
+        if plan.put:
+            time.sleep(_OWN_HANDSHAKE_SECONDS)
+            self._thread.run(partial(_greet, [peer.address for peer in plan.put]))
 
     def _implementation(self) -> _Implementation | None:
         kind = kind_of(self._reader, self._name)
