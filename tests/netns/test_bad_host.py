@@ -68,7 +68,14 @@ def test_after_kill_9_it_starts_over_the_socket_that_was_left(plugin: Plugin, ho
     left = plugin.socket.stat().st_ino
     crash(plugin, how_many)
     plugin.spawn()
-    wait_until(lambda: plugin.socket.exists() and plugin.socket.stat().st_ino != left, "a new socket", timeout=15)
+
+    def renewed() -> bool:
+        try:
+            return plugin.socket.stat().st_ino != left
+        except FileNotFoundError:  # between the old one's removal and the new one's listening
+            return False
+
+    wait_until(renewed, "a new socket", timeout=15)
     wait_until(plugin.answers, "the answer of the new one", timeout=15)
     assert plugin.join(endpoint) in plugin.links()
     assert plugin.endpoint(network).address != endpoint.address
