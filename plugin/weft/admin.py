@@ -7,6 +7,7 @@
     POST /weft/gc               collect what is due; the answer is what was
     GET  /weft/networks         the networks of the cluster; with ?name=NAME-or-VNI the one that is meant
     GET  /weft/peers            the other hosts as WireGuard sees them
+    GET  /weft/links            the ways between the hosts, each direction, as `links.ProbeLink` says
     POST /weft/rotate-key       replace this host's WireGuard key
 
 A refusal is status 409 with the message under `Err`.
@@ -28,6 +29,7 @@ from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost
 from weft.model import SCHEMA, Host, Network
+from weft.probes import Probes
 from weft.reconcile import Contact, ObservedTunnel
 from weft.wire import Body
 
@@ -35,7 +37,13 @@ PREFIX = "/weft"
 
 
 def create_admin(
-    hosts: Hosts, cluster: Cluster, garbage: Garbage, driver: Driver, me: LocalHost, encryption: Encryption
+    hosts: Hosts,
+    cluster: Cluster,
+    garbage: Garbage,
+    driver: Driver,
+    me: LocalHost,
+    encryption: Encryption,
+    probes: Probes,
 ) -> Blueprint:
     admin = Blueprint("admin", __name__, url_prefix=PREFIX)
 
@@ -75,6 +83,10 @@ def create_admin(
         tunnel = encryption.observe()
         others = sorted(hosts.all(), key=lambda host: host.name)
         return jsonify([_peer(host, tunnel) for host in others if host.id != me.id])
+
+    @admin.get("/links")
+    def list_links() -> Response:
+        return jsonify([link.to_json() for link in probes.links()])
 
     @admin.post("/rotate-key")
     def rotate_key() -> Response:

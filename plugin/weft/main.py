@@ -40,6 +40,7 @@ from weft.mirror import Mirror
 from weft.model import HOSTS, SCHEMA_KEY, Host
 from weft.nameservice import NameService
 from weft.presence import Presence
+from weft.probes import Probes
 from weft.restarts import Restarts
 from weft.sandboxes import ResolverRoutes
 from weft.serve import serve
@@ -148,6 +149,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         moved=agent.refresh,
         grace=settings.host_grace,
     )
+    probes = Probes(patient, cluster, me)
     sweeper = collector = names = None
     if settings.docker != "off":
         collector = Collector(patient, me.host, cluster, driver, ipam, grace=settings.gc_grace)
@@ -171,7 +173,8 @@ def build(settings: Settings, manager: Manager) -> Weft:
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     routes = ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes")
     app = create_app(driver, ipam, presence, routes, scope=settings.scope)
-    app.register_blueprint(create_admin(hosts, cluster, Garbage(presence, sweeper, collector), driver, me, encryption))
+    garbage = Garbage(presence, sweeper, collector)
+    app.register_blueprint(create_admin(hosts, cluster, garbage, driver, me, encryption, probes))
     manager.watch(
         {
             "the driver's socket": lambda: cli.answers(settings.socket),

@@ -12,7 +12,7 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory", "findings"},
-    {"keys"},
+    {"keys", "links"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
     {
         "attachments",
@@ -25,6 +25,7 @@ LAYERS = [
         "mirror",
         "hosts",
         "presence",
+        "probes",
         "garbage",
         "restarts",
         "containers",
