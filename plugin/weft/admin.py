@@ -9,42 +9,61 @@
     GET  /weft/peers            the other hosts as WireGuard sees them
     GET  /weft/links            the ways between the hosts, each direction, as `links.ProbeLink` says
     POST /weft/rotate-key       replace this host's WireGuard key
+    GET  /weft/status           how this host's weft is (`status.Status.view`)
+    GET  /weft/endpoints        the endpoints of the cluster (`status.endpoint_views`)
+    GET  /weft/plan             what would be changed in the kernel now: [{"kind", "change"}]
+    GET  /weft/events           the last events; with ?after=ID those after it, with &wait=SECONDS (10 at most) waiting
+                                for the next if there is none yet
 
 A refusal is status 409 with the message under `Err`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from weft import __version__, topology
+from weft import __version__
+from weft.agent import Agent
 from weft.cluster import Cluster
 from weft.driver import Driver
 from weft.encryption import Encryption
 from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost
-from weft.model import SCHEMA, Host, Network
+from weft.journal import Journal
+from weft.model import SCHEMA, Host
 from weft.probes import Probes
 from weft.reconcile import Contact, ObservedTunnel
+from weft.status import Status, endpoint_views, host_view, network_view
 from weft.wire import Body
 
 PREFIX = "/weft"
+_PLAN_SECONDS = 20.0
+_WAIT_SECONDS = 10.0
 
 
-def create_admin(
-    hosts: Hosts,
-    cluster: Cluster,
-    garbage: Garbage,
-    driver: Driver,
-    me: LocalHost,
-    encryption: Encryption,
-    probes: Probes,
-) -> Blueprint:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Of the daemon, as far as people ask for them."""
+
+    hosts: Hosts
+    cluster: Cluster
+    garbage: Garbage
+    driver: Driver
+    me: LocalHost
+    encryption: Encryption
+    agent: Agent
+    status: Status
+    journal: Journal
+    probes: Probes
+
+
+def create_admin(parts: Parts) -> Blueprint:
+    hosts, cluster, garbage, driver = parts.hosts, parts.cluster, parts.garbage, parts.driver
+    me, encryption, probes = parts.me, parts.encryption, parts.probes
     admin = Blueprint("admin", __name__, url_prefix=PREFIX)
 
     @admin.get("/version")
@@ -53,13 +72,13 @@ def create_admin(
 
     @admin.get("/hosts")
     def list_hosts() -> Response:
-        return jsonify([_host(host, cluster) for host in sorted(hosts.all(), key=lambda host: host.name)])
+        return jsonify([host_view(host, cluster) for host in sorted(hosts.all(), key=lambda host: host.name)])
 
     @admin.post("/hosts/forget")
     def forget() -> Response:
         body = Body.parse(request.get_data())
         host = hosts.find(body.required("host"))
-        forgotten = _host(host, cluster)
+        forgotten = host_view(host, cluster)
         hosts.forget(host, force=body.flag("force"))
         return jsonify(forgotten)
 
@@ -74,9 +93,9 @@ def create_admin(
     @admin.get("/networks")
     def list_networks() -> Response:
         if name := request.args.get("name"):
-            return jsonify(_network(driver.find_network(name), cluster, me, encryption))
+            return jsonify(network_view(driver.find_network(name), cluster, me, encryption))
         networks = sorted(cluster.networks.values(), key=lambda network: (network.name, network.vni))
-        return jsonify([_network(network, cluster, me, encryption) for network in networks])
+        return jsonify([network_view(network, cluster, me, encryption) for network in networks])
 
     @admin.get("/peers")
     def list_peers() -> Response:
@@ -92,39 +111,26 @@ def create_admin(
     def rotate_key() -> Response:
         return jsonify({"key": encryption.rotate()})
 
+    @admin.get("/status")
+    def status() -> Response:
+        return jsonify(parts.status.view())
+
+    @admin.get("/endpoints")
+    def list_endpoints() -> Response:
+        return jsonify(endpoint_views(cluster))
+
+    @admin.get("/plan")
+    def plan() -> Response:
+        found = parts.agent.preview(_PLAN_SECONDS)
+        return jsonify([{"kind": kind, "change": change} for kind, change in found])
+
+    @admin.get("/events")
+    def events() -> Response:
+        after = request.args.get("after", 0, type=int)
+        wait = request.args.get("wait", 0.0, type=float)
+        return jsonify([asdict(one) for one in parts.journal.after(after, wait=min(wait, _WAIT_SECONDS))])
+
     return admin
-
-
-def _network(network: Network, cluster: Cluster, me: LocalHost, encryption: Encryption) -> dict[str, Any]:
-    endpoints = list(cluster.endpoints.get(network.vni, {}).values())
-    return {
-        "name": network.name,
-        "vni": network.vni,
-        "subnets": [pool.cidr for pool in network.pools],
-        "mtu": network.mtu,
-        "internal": network.internal,
-        "creator": network.creator,
-        "retired": network.retired,
-        "encrypted": encryption.describe() if network.encrypted else "no",
-        "endpoints": len(endpoints),
-        "hosts": sorted({_name(cluster, endpoint.host) for endpoint in endpoints}),
-        "unencryptable": sorted(_unencryptable(network, cluster, me)),
-    }
-
-
-def _unencryptable(network: Network, cluster: Cluster, me: LocalHost) -> Iterator[str]:
-    """Hosts with endpoints of an encrypted network that nothing can be sent to."""
-    if network.encrypted:
-        keys = {peer.key for peer in topology.peers(cluster, me.host)}
-        for one in cluster.hosts_of(network.vni) - {me.id}:
-            host = cluster.hosts.get(one)
-            if host is None or host.wg_key not in keys:
-                yield _name(cluster, one)
-
-
-def _name(cluster: Cluster, host_id: str) -> str:
-    host = cluster.hosts.get(host_id)
-    return host.name if host else host_id[:12]
 
 
 def _peer(host: Host, tunnel: ObservedTunnel | None) -> dict[str, Any]:
@@ -146,15 +152,3 @@ def _peer(host: Host, tunnel: ObservedTunnel | None) -> dict[str, Any]:
 
 def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
-
-
-def _host(host: Host, cluster: Cluster) -> dict[str, Any]:
-    endpoints = (cluster.local_endpoints(vni, host.id) for vni in cluster.local_networks(host.id))
-    return {
-        "id": host.id,
-        "name": host.name,
-        "underlay": host.underlay,
-        "version": host.version,
-        "alive": host.id in cluster.alive,
-        "endpoints": sum(map(len, endpoints)),
-    }

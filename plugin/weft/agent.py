@@ -22,10 +22,11 @@ import queue
 import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
-from time import monotonic
+from time import monotonic, time
 from typing import Protocol
 
 from weft import topology
@@ -50,7 +51,18 @@ from weft.encryption import Encryption
 from weft.errors import KernelError, WeftError
 from weft.identity import LocalHost
 from weft.model import TOPOLOGY
-from weft.reconcile import Create, Kernel, ObservedLink, Remove, RowPlan, Step, plan_links, plan_rows
+from weft.reconcile import (
+    Create,
+    Kernel,
+    ObservedLink,
+    Plan,
+    Remove,
+    RowPlan,
+    Step,
+    TunnelPlan,
+    plan_links,
+    plan_rows,
+)
 from weft.store import Changes, Entry, Snapshot, Store, Watch
 
 log = logging.getLogger(__name__)
@@ -74,13 +86,14 @@ class _Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ping:
-    """Somebody wants to know whether the loop goes round."""
+class _Question:
+    """Asked by another thread, and answered by the loop when its work is done."""
 
-    answered: threading.Event
+    ask: Callable[[], Plan | None]
+    answer: Future[Plan | None]
 
 
-Trigger = Snapshot | Changes | KernelEvent | _Ping | _Stop
+Trigger = Snapshot | Changes | KernelEvent | _Question | _Stop
 
 
 @dataclass(slots=True)
@@ -95,7 +108,13 @@ class _Batch:
     links: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
     rows: dict[Row, bool] = field(default_factory=dict)
-    pings: list[_Ping] = field(default_factory=list)
+    questions: list[_Question] = field(default_factory=list)
+
+    @property
+    def follows(self) -> bool:
+        """True if the store asks for it; otherwise what there is to do is drift."""
+        touched = self.touched
+        return self.loaded or bool(touched.networks or touched.hosts or touched.endpoints)
 
 
 @dataclass(slots=True)
@@ -145,6 +164,14 @@ class Agent:
         self.cluster = cluster
         self.listeners: list[Callable[[Touched | None], None]] = []
         """Called after each batch from the store, quickly and never raising; with None after a snapshot."""
+        self.problem = ""
+        """What of the last work failed; "" if nothing did."""
+        self.resynced: float | None = None
+        """When everything was last compared, in Unix time."""
+        self.seconds = 0.0
+        """How long that took."""
+        self.repaired = 0
+        """Links and rows that were otherwise than they should be although nothing had changed."""
         self._store = store
         self._kernel = kernel
         self._me = me
@@ -161,6 +188,8 @@ class Agent:
         self._wanted: dict[int, _Wanted] = {}
         """By the VNI of each network that has devices here."""
         self._failures: list[KernelError] = []
+        self._done = 0
+        """Steps done and rows written."""
         self._kept: set[str] = set()
         """Ports that are in use but not in the store, and were reported."""
         self._retry_seconds = _RETRY_SECONDS
@@ -181,9 +210,31 @@ class Agent:
 
     def responds(self, seconds: float) -> bool:
         """Whether the loop goes round within so many seconds. Any thread may call."""
-        ping = _Ping(threading.Event())
-        self._triggers.put(ping)
-        return ping.answered.wait(seconds)
+        try:
+            self._ask(lambda: None).result(seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def preview(self, seconds: float) -> Plan:
+        """See `plan`, of the running loop; `KernelError` if that does not come round in time. Any thread may call."""
+        try:
+            plan = self._ask(self.plan).result(seconds)
+        except TimeoutError as error:
+            raise KernelError("plan", 0, f"the agent has been busy for {seconds:.0f} s: see weft's log") from error
+        return plan or Plan()
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many links and rows there should be."""
+        wanted = list(self._wanted.items())
+        ports = sum(len(self.cluster.local_endpoints(vni, self._me.id)) for vni, _ in wanted)
+        return 2 * len(wanted) + ports, sum(len(rows.rows) for _, rows in wanted)
+
+    def _ask(self, ask: Callable[[], Plan | None]) -> Future[Plan | None]:
+        question = _Question(ask, Future())
+        self._triggers.put(question)
+        return question.answer
 
     def start(self, *, restored: bool = False) -> None:
         """:param restored: the mirror holds what was last known, to begin with, since the store may be away."""
@@ -256,8 +307,8 @@ class Agent:
                         batch.tunnel = True
                     case Overflow():
                         batch.resync = True
-                    case _Ping():
-                        batch.pings.append(trigger)
+                    case _Question():
+                        batch.questions.append(trigger)
                     case _Stop():
                         batch.stop = True
                 trigger = self._triggers.get_nowait()
@@ -281,11 +332,12 @@ class Agent:
                 for listener in self.listeners:
                     listener(None if batch.loaded else batch.touched)
                 self._work(batch)
-            for ping in batch.pings:
-                ping.answered.set()
+            for question in batch.questions:
+                _answer(question)
 
     def _work(self, batch: _Batch) -> None:
         self._unpin_seen()
+        before, attaching = self._done, bool(self._attachments.pinned())
         batch.resync |= monotonic() >= self._next_resync
         try:
             if batch.resync:
@@ -302,12 +354,15 @@ class Agent:
         except Exception:
             log.exception("the agent met a bug; trying again in %.0f s", _RETRY_MOST)
             self._next_resync = monotonic() + _RETRY_MOST
+        if not (batch.follows or attaching):
+            self.repaired += self._done - before
         self._retry_failures()
 
     def _retry_failures(self) -> None:
         """One broken network does not keep the others from being served: failures come up when all is done."""
         if not self._failures:
             return
+        self.problem = "; ".join(map(str, self._failures))
         for error in self._failures:
             log.error("%s; trying again in %.0f s", error, self._retry_seconds)
         self._failures.clear()
@@ -323,9 +378,30 @@ class Agent:
         self._sync_links(None)
         self._sync_rows(active)
         if not self._failures:
-            self._retry_seconds = _RETRY_SECONDS
-        pause = max(self._resync_seconds * random.uniform(0.8, 1.2), _DUTY * (monotonic() - began))
+            self._retry_seconds, self.problem = _RETRY_SECONDS, ""
+        self.resynced, self.seconds = time(), monotonic() - began
+        pause = max(self._resync_seconds * random.uniform(0.8, 1.2), _DUTY * self.seconds)
         self._next_resync = monotonic() + pause
+
+    def plan(self) -> Plan:
+        """What a full comparison would do now, but for devices that stay a while after their last container."""
+        self._attachments.refresh_mtu()
+        steps, _ = self._plan_links(None)
+        wanted, observed = set[Row](), set[Row]()
+        for vni in self._wanted.keys() | self._active():
+            wanted |= topology.network_rows(self.cluster, vni, self._me.host)
+            if self._kernel.has_links(device_names(vni)):
+                observed |= self._kernel.observe_rows(device_names(vni))
+        rows = plan_rows(self._adopted(wanted, observed), observed)
+        return Plan(tuple(steps), rows, self._encryption.plan() if self._encryption else TunnelPlan())
+
+    def _adopted(self, wanted: set[Row], observed: set[Row]) -> set[Row]:
+        """The rows that shall be there: before the store's first snapshot, what is there may be newer than what was
+        last known."""
+        if self.cluster.loaded:
+            return wanted
+        present = {row.key for row in observed}
+        return observed | {row for row in wanted if row.key not in present}
 
     def _refresh_mtu(self) -> None:
         try:
@@ -408,6 +484,13 @@ class Agent:
         """Correct the links of these names (None: all); return the VNIs of which a device had to be made."""
         if names is not None and not names:
             return set()
+        steps, wrong = self._plan_links(names)
+        self._perform(steps, wrong)
+        made = (step.link.name for step in steps if isinstance(step, Create))
+        return set(filter(None, map(vni_of, made)))
+
+    def _plan_links(self, names: set[str] | None) -> tuple[list[Step], set[str]]:
+        """What corrects the links of these names, and those that no handler needs as they are."""
         observed = self._kernel.observe_links(names)
         # Read after the kernel: a port made meanwhile is pinned, hence wanted.
         wanted = {n: link for n, link in self._wanted_links().items() if names is None or n in names}
@@ -421,10 +504,7 @@ class Agent:
         used = (used | held) - shut
         steps = [step for step in steps if not (isinstance(step, Remove) and step.name in used)]
         steps = [step for step in steps if not (isinstance(step, Create) and step.link.name in held)]
-        replaced = {step.link.name for step in steps if isinstance(step, Create)}
-        self._perform(steps, replaced | shut)
-        made = (step.link.name for step in steps if isinstance(step, Create))
-        return set(filter(None, map(vni_of, made)))
+        return steps, shut.union(step.link.name for step in steps if isinstance(step, Create))
 
     def _shut(self, observed: Mapping[str, ObservedLink]) -> set[str]:
         """Tunnel devices that must not be there: those of encrypted networks while that cannot be relied on."""
@@ -482,8 +562,13 @@ class Agent:
                 log.info("%s", step)
                 try:
                     self._kernel.perform(step)
+                    self._done += not self._lingers(step)
                 except KernelError as error:
                     self._failures.append(error)
+
+    def _lingers(self, step: Step) -> bool:
+        """True if a device goes because its last container did: that is no drift."""
+        return isinstance(step, Remove) and vni_of(step.name) in self.cluster.networks
 
     def _is_a_handlers(self, step: Step, wrong: set[str]) -> bool:
         """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
@@ -511,10 +596,7 @@ class Agent:
         observed = self._kernel.observe_rows([name for vni in ready for name in device_names(vni)])
         rows = [self._wanted[vni].rows for vni in ready]
         wanted = rows[0] if len(rows) == 1 else set[Row]().union(*rows)
-        if not self.cluster.loaded:  # what is there may be newer than what was last known
-            present = {row.key for row in observed}
-            wanted = observed | {row for row in wanted if row.key not in present}
-        self._write(plan_rows(wanted, observed))
+        self._write(plan_rows(self._adopted(wanted, observed), observed))
 
     def _apply_delta(self, vni: int, touched: Touched) -> None:
         """Follow what changed on one network, without looking at the rest of it."""
@@ -548,7 +630,15 @@ class Agent:
     def _write(self, plan: RowPlan) -> None:
         if plan:
             self._kernel.write_rows(plan)
+            self._done += len(plan)
             log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
+
+
+def _answer(question: _Question) -> None:
+    try:
+        question.answer.set_result(question.ask())
+    except Exception as error:
+        question.answer.set_exception(error)
 
 
 def _encrypted(seen: ObservedLink) -> str:

@@ -34,7 +34,7 @@ from weft.hosts import LEASE_SECONDS, TunnelInUse, TunnelKeyInUse
 from weft.identity import LocalHost
 from weft.keys import KeyFile, PrivateKey
 from weft.model import WIREGUARD_POOL, Host
-from weft.reconcile import ObservedTunnel, Tunnels, plan_tunnel
+from weft.reconcile import ObservedTunnel, TunnelPlan, Tunnels, plan_tunnel
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +145,13 @@ class Encryption:
             log.warning("the WireGuard key of this host was replaced; the new one is %s", key.public)
             return key.public
 
+    def plan(self) -> TunnelPlan:
+        """What `sync` would change at the device now."""
+        key, seen = self._keys.read(), self._kernel.observe_tunnel()
+        if self._refusal or not (self._wanted() and key and seen):
+            return TunnelPlan()
+        return plan_tunnel(self._tunnel(key, self._me.host.wg_address, seen), seen)
+
     def observe(self) -> ObservedTunnel | None:
         """The device as it is, for people."""
         return self._kernel.observe_tunnel()
@@ -207,19 +214,10 @@ class Encryption:
                 return address
 
     def _configure(self, key: PrivateKey, address: str) -> None:
-        me = replace(self._me.host, wg_key=key.public, wg_address=address)
-        mtu = (self.underlay_mtu or self._kernel.underlay_mtu(me.underlay)) - topology.wireguard_overhead(me.underlay)
         seen = self._kernel.observe_tunnel()
         if seen is None:
             raise KernelError("find the WireGuard device", 0, "it is gone again")
-        peers = topology.peers(self._cluster, me)
-        if not self._cluster.loaded:  # what is there may be newer than what was last known
-            present = {peer.address for peer in seen.tunnel.peers}
-            peers = seen.tunnel.peers | {peer for peer in peers if peer.address not in present}
-        elif lost := self._lost_keys():
-            taken = {value for peer in peers for value in (peer.key, peer.address)}
-            peers |= {peer for peer in seen.tunnel.peers if peer.key in lost and taken.isdisjoint(peer[:2])}
-        wanted = Tunnel(key.public, address, self._port, mtu, peers)
+        wanted = self._tunnel(key, address, seen)
         plan = plan_tunnel(wanted, seen)
         if plan.reasons:
             log.info("update WireGuard device (%s)", ", ".join(plan.reasons))
@@ -230,6 +228,19 @@ class Encryption:
         if self.backend != seen.backend:
             self.backend = seen.backend
             log.log(*(_SLOW if self.backend != "kernel" else (logging.INFO, "encrypted networks go through WireGuard")))
+
+    def _tunnel(self, key: PrivateKey, address: str, seen: ObservedTunnel) -> Tunnel:
+        """The device as it should be."""
+        me = replace(self._me.host, wg_key=key.public, wg_address=address)
+        mtu = (self.underlay_mtu or self._kernel.underlay_mtu(me.underlay)) - topology.wireguard_overhead(me.underlay)
+        peers = topology.peers(self._cluster, me)
+        if not self._cluster.loaded:  # what is there may be newer than what was last known
+            present = {peer.address for peer in seen.tunnel.peers}
+            peers = seen.tunnel.peers | {peer for peer in peers if peer.address not in present}
+        elif lost := self._lost_keys():
+            taken = {value for peer in peers for value in (peer.key, peer.address)}
+            peers |= {peer for peer in seen.tunnel.peers if peer.key in lost and taken.isdisjoint(peer[:2])}
+        return Tunnel(key.public, address, self._port, mtu, peers)
 
     def _lost_keys(self) -> set[str]:
         """Those of hosts that the store has just lost: their sessions outlast that, as all of the data plane does."""

@@ -53,7 +53,7 @@ class DockerEngine:
                     found += [_network(full)] if full else []
                 else:
                     found.append(network)
-            return Inventory(engine, tuple(found))
+            return Inventory(engine, tuple(found), client.version()["Version"])
 
     def create(self, network: Network) -> None:
         published = network.published or Published()

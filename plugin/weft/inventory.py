@@ -55,10 +55,12 @@ class Inventory:
     """All networks of an engine.
 
     :param engine: identity of the engine's own store. Another one means that the engine has forgotten everything.
+    :param version: the engine's release.
     """
 
     engine: str
     networks: tuple[DockerNetwork, ...]
+    version: str = ""
 
 
 class Engine(Protocol):

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from flask import Flask
 
 from weft import __version__, cli, commandline, config
-from weft.admin import create_admin
+from weft.admin import Parts, create_admin
 from weft.adoption import MARGIN_SECONDS, Adoption
 from weft.agent import Agent
 from weft.api import create_app
@@ -34,6 +34,7 @@ from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
+from weft.journal import Journal
 from weft.kernel import LinuxKernel
 from weft.keys import KeyFile
 from weft.mirror import Mirror
@@ -45,6 +46,7 @@ from weft.restarts import Restarts
 from weft.sandboxes import ResolverRoutes
 from weft.serve import serve
 from weft.snapshot import SnapshotFile
+from weft.status import Status
 from weft.store import Store
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access
@@ -93,6 +95,8 @@ class Weft:
 def build(settings: Settings, manager: Manager) -> Weft:
     """Wire everything up and start it."""
     gc.set_threshold(GARBAGE)
+    journal = Journal()
+    log.addHandler(journal)
     identity = host_id(settings.state)
     store, patient = open_store(settings), open_store(settings, patience=PATIENCE)
     snapshot = _snapshot(settings)
@@ -163,6 +167,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
             address=settings.dns,
             sandboxes=settings.run.parent / "netns",
         )
+    agent.listeners.append(journal.follow(cluster))
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))
@@ -173,8 +178,21 @@ def build(settings: Settings, manager: Manager) -> Weft:
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     routes = ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes")
     app = create_app(driver, ipam, presence, routes, scope=settings.scope)
+    status = Status(
+        me,
+        cluster,
+        agent,
+        presence,
+        encryption,
+        sweeper,
+        names,
+        driver=settings.driver,
+        origin=settings.store,
+        resolver=settings.dns if names else "",
+    )
     garbage = Garbage(presence, sweeper, collector)
-    app.register_blueprint(create_admin(hosts, cluster, garbage, driver, me, encryption, probes))
+    parts = Parts(hosts, cluster, garbage, driver, me, encryption, agent, status, journal, probes)
+    app.register_blueprint(create_admin(parts))
     manager.watch(
         {
             "the driver's socket": lambda: cli.answers(settings.socket),

@@ -65,6 +65,8 @@ class NameService:
         sandboxes: Path,
     ) -> None:
         askers = Askers(cluster, host.id, engine)
+        self.problem = ""
+        """Why names are not answered; "" if they are, or shall not be."""
         self._publisher = Publisher(store, host, cluster)
         self._containers = Containers(engine, [askers.follow, self._publisher.follow])
         self._publisher.running = self._containers.running
@@ -93,6 +95,11 @@ class NameService:
         if self._server:
             self._server.stop()
 
+    @property
+    def answers(self) -> bool:
+        """Whether this host's containers get names of other hosts."""
+        return self._server is not None
+
     def _serve(self) -> None:
         """Until it is possible: another program may have to be told first to leave the port."""
         failing = False
@@ -103,8 +110,10 @@ class NameService:
                 if not failing:
                     log.error("names of other hosts are not answered: %s", error)
                 failing = True
+                self.problem = str(error)
                 self._stopping.wait(_RETRY_SECONDS)
                 continue
+            self.problem = ""
             server = self._server = DnsServer(self._responder, self._askers, sockets)
             server.start()
             log.info("names are answered at %s", self._address)

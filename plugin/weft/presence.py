@@ -59,6 +59,8 @@ class Presence:
     ) -> None:
         self.problem = ""
         """Why the last beat failed; "" if it did not."""
+        self.seconds: float | None = None
+        """How long the store took to answer the last beat; None: it did not yet."""
         self.turned = monotonic()
         """When the loop last went round, whether the store answered or not."""
         self.refused = threading.Event()
@@ -179,6 +181,7 @@ class Presence:
         self.problem = str(error)
 
     def _register(self) -> None:
+        began = monotonic()
         try:
             self._hosts.register(self._me.host, self._instance)
         except TunnelInUse:
@@ -192,7 +195,7 @@ class Presence:
             raise
         if self.problem:
             log.info("this host is registered again")
-        self.problem = ""
+        self.problem, self.seconds = "", monotonic() - began
         self._registered.set()
 
     def _follow_underlay(self) -> None:

@@ -10,7 +10,7 @@ the rows that an event touched (observed is what those rows were before the even
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -116,6 +116,25 @@ class TunnelPlan:
 
     def __bool__(self) -> bool:
         return bool(self.reasons or self.put or self.delete)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that would be changed in the kernel: link steps, then rows, and the WireGuard device's part."""
+
+    links: tuple[Step, ...] = ()
+    rows: RowPlan = field(default_factory=RowPlan)
+    tunnel: TunnelPlan = field(default_factory=TunnelPlan)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """Each change as the object and what happens to it, in words."""
+        if self.tunnel.reasons:
+            yield "tunnel", f"update WireGuard device ({', '.join(self.tunnel.reasons)})"
+        yield from (("peer", f"put peer {peer.endpoint}") for peer in self.tunnel.put)
+        yield from (("peer", f"delete peer {key}") for key in self.tunnel.delete)
+        yield from (("link", str(step)) for step in self.links)
+        yield from (("row", f"put {row}") for row in self.rows.put)
+        yield from (("row", f"delete {row}") for row in self.rows.delete)
 
 
 class Tunnels(Protocol):

@@ -95,6 +95,10 @@ class Sweeper:
         self._sweeps = tuple(sweeps)
         self.conflicts: dict[str, str] = {}
         """By object, what does not agree with the cluster and cannot be made to, since two sweeps at least."""
+        self.problem = ""
+        """Why the engine cannot be followed; "" if it can."""
+        self.version = ""
+        """The engine's, once it answered."""
         self._failing: set[str] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -122,6 +126,7 @@ class Sweeper:
             if failing:
                 log.info("the Docker Engine answers again")
             failing = False
+            self.problem = ""
             self._wake.set()
 
         while not self._stopping.is_set():
@@ -131,6 +136,7 @@ class Sweeper:
                 if not failing:
                     log.warning("%s; networks of other hosts and clean-up wait for it", error)
                 failing = True
+                self.problem = str(error)
             except Exception:
                 log.exception("following the engine's events met a bug; trying again")
             self._stopping.wait(_RETRY_SECONDS)
@@ -157,7 +163,9 @@ class Sweeper:
         """What a sweep compares."""
         pools = self._store.list(POOLS).entries
         subnets = {entry.key.removeprefix(POOLS) for entry in pools}
-        return self._engine.inventory(self._cluster.memberships(self._me.id), subnets), pools
+        inventory = self._engine.inventory(self._cluster.memberships(self._me.id), subnets)
+        self.version = inventory.version
+        return inventory, pools
 
     def sweep(self) -> float:
         """Compare once; return the seconds until the next time."""

@@ -14,6 +14,7 @@ LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory", "findings"},
     {"keys", "links"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
+    {"journal"},
     {
         "attachments",
         "encryption",
@@ -30,6 +31,7 @@ LAYERS = [
         "restarts",
         "containers",
         "sandboxes",
+        "status",
     },
     {"askers", "publisher"},
     {"wire", "api", "admin", "cli", "setup_dns", "engine", "kernel", "dns", "serve", "watchdog", "setup_host"},

@@ -1,0 +1,175 @@
+"""How this host's weft is, in one view: what the `weft` command, the page and the metrics show. It only reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import time
+from typing import Any, Protocol
+
+from weft import __version__, topology
+from weft.agent import Agent
+from weft.cluster import Cluster
+from weft.encryption import Encryption
+from weft.identity import LocalHost
+from weft.model import Endpoint, Host, Network
+from weft.presence import Presence
+from weft.sweeper import Sweeper
+
+
+class Names(Protocol):
+    """What answers this host's containers; see `nameservice.NameService`."""
+
+    problem: str
+
+    @property
+    def answers(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class Status:
+    """Any thread may call.
+
+    :param driver: the name users type after -d.
+    :param origin: where the store is.
+    :param resolver: address at which containers ask for names; "" if there shall be none.
+    :param sweeper: None if Docker's API is not used.
+    """
+
+    me: LocalHost
+    cluster: Cluster
+    agent: Agent
+    presence: Presence
+    encryption: Encryption
+    sweeper: Sweeper | None
+    names: Names | None
+    driver: str
+    origin: str
+    resolver: str
+    started: float = field(default_factory=time)
+
+    def view(self) -> dict[str, Any]:
+        """Times are in Unix seconds, durations in seconds; what is not known is None, what is well is ""."""
+        cluster, agent, me = self.cluster, self.agent, self.me.host
+        links, rows = agent.sizes
+        return {
+            "host": {
+                "id": me.id,
+                "name": me.name,
+                "underlay": me.underlay,
+                "version": __version__,
+                "driver": self.driver,
+                "started": self.started,
+            },
+            "store": {"origin": self.origin, "problem": self.presence.problem, "seconds": self.presence.seconds},
+            "engine": {
+                "problem": self.sweeper.problem if self.sweeper else "",
+                "version": self.sweeper.version if self.sweeper else "",
+            },
+            "agent": {
+                "synced": cluster.loaded and agent.resynced is not None and not agent.problem,
+                "resynced": agent.resynced,
+                "seconds": agent.seconds,
+                "repaired": agent.repaired,
+                "links": links,
+                "rows": rows,
+                "problem": agent.problem,
+            },
+            "encryption": self.encryption.describe(),
+            "names": {
+                "address": self.resolver,
+                "answers": bool(self.names and self.names.answers),
+                "problem": self.names.problem if self.names else "",
+            },
+            "hosts": len(cluster.hosts),
+            "alive": len(cluster.alive & cluster.hosts.keys()),
+            "networks": len(cluster.networks),
+            "endpoints": sum(map(len, list(cluster.endpoints.values()))),
+            "problems": list(self.problems()),
+        }
+
+    def problems(self) -> Iterator[str]:
+        """All that keeps something from working here, each in one line for a person."""
+        if self.presence.problem:
+            yield f"the store: {self.presence.problem}"
+        if self.sweeper:
+            if self.sweeper.problem:
+                yield f"Docker: {self.sweeper.problem}"
+            yield from (f"conflict: {text}" for _, text in sorted(self.sweeper.conflicts.items()))
+        if self.agent.problem:
+            yield f"the data plane: {self.agent.problem}"
+        if self.encryption.problem:
+            yield f"encrypted networks: {self.encryption.problem}"
+        if self.names and self.names.problem:
+            yield f"names: {self.names.problem}"
+        for host in sorted(self.cluster.hosts.values(), key=lambda host: host.name):
+            if host.id not in self.cluster.alive and host.id != self.me.id:
+                yield f"{host.title} is silent"
+
+
+def host_view(host: Host, cluster: Cluster) -> dict[str, Any]:
+    """One host of the cluster."""
+    local = (cluster.local_endpoints(vni, host.id) for vni in cluster.local_networks(host.id))
+    return {
+        "id": host.id,
+        "name": host.name,
+        "underlay": host.underlay,
+        "version": host.version,
+        "alive": host.id in cluster.alive,
+        "endpoints": sum(map(len, local)),
+    }
+
+
+def network_view(network: Network, cluster: Cluster, me: LocalHost, encryption: Encryption) -> dict[str, Any]:
+    """One network of the cluster, as this host sees it."""
+    local = list(cluster.endpoints.get(network.vni, {}).values())
+    return {
+        "name": network.name,
+        "vni": network.vni,
+        "subnets": [pool.cidr for pool in network.pools],
+        "mtu": network.mtu,
+        "internal": network.internal,
+        "creator": network.creator,
+        "retired": network.retired,
+        "encrypted": encryption.describe() if network.encrypted else "no",
+        "endpoints": len(local),
+        "hosts": sorted({host_name(cluster, endpoint.host) for endpoint in local}),
+        "unencryptable": sorted(_unencryptable(network, cluster, me)),
+    }
+
+
+def endpoint_views(cluster: Cluster) -> list[dict[str, Any]]:
+    """All endpoints of the cluster, by network and address."""
+    found = (e for network in list(cluster.endpoints.values()) for e in list(network.values()))
+    return sorted((_endpoint(cluster, e) for e in found), key=lambda e: (e["network"], e["vni"], e["addresses"]))
+
+
+def host_name(cluster: Cluster, host_id: str) -> str:
+    """A host's name, or what there is of its id."""
+    host = cluster.hosts.get(host_id)
+    return host.name if host else host_id[:12]
+
+
+def _endpoint(cluster: Cluster, endpoint: Endpoint) -> dict[str, Any]:
+    network = cluster.networks.get(endpoint.vni)
+    names = cluster.names.get(endpoint.vni, {}).get(endpoint.id)
+    return {
+        "id": endpoint.id,
+        "network": network.name if network else "",
+        "vni": endpoint.vni,
+        "host": host_name(cluster, endpoint.host),
+        "addresses": list(endpoint.addresses),
+        "mac": endpoint.mac,
+        # The container's own name first: aliases repeat it.
+        "names": list(dict.fromkeys([names.container, *names.aliases, names.hostname])) if names else [],
+    }
+
+
+def _unencryptable(network: Network, cluster: Cluster, me: LocalHost) -> Iterator[str]:
+    """Hosts with endpoints of an encrypted network that nothing can be sent to."""
+    if network.encrypted:
+        keys = {peer.key for peer in topology.peers(cluster, me.host)}
+        for one in cluster.hosts_of(network.vni) - {me.id}:
+            host = cluster.hosts.get(one)
+            if host is None or host.wg_key not in keys:
+                yield host_name(cluster, one)
