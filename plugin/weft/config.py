@@ -10,7 +10,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,17 @@ class PoolRange:
 
     base: IPNetwork
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """An IP address and a TCP port."""
+
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,8 @@ class Settings:
     driver: str
     scope: str
     dns: str
+    listen: Place | None
+    listen_names: frozenset[str]
     mirror: bool
     resync: float
     gc_grace: float
@@ -245,6 +258,27 @@ def _dns(text: str) -> str:
     return str(address)
 
 
+def _listen(text: str) -> Place | None:
+    if text == "off":
+        return None
+    address, _, port = text.rpartition(":")
+    try:
+        found = ip_address(address.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        found = None
+    bracketed = address.startswith("[") and address.endswith("]")
+    if found is None or bracketed != (found.version == 6) or not (port.isdecimal() and 0 < int(port) < 65536):
+        raise ValueError("must be ADDRESS:PORT, such as 127.0.0.1:9789, 0.0.0.0:9789 or [::1]:9789; or off")
+    return Place(str(found), int(port))
+
+
+def _names(text: str) -> frozenset[str]:
+    names = frozenset(text.lower().replace(",", " ").split())
+    if wrong := sorted(name for name in names if not re.fullmatch(r"[a-z0-9_.-]+", name)):
+        raise ValueError(f"{', '.join(wrong)}: must be names of hosts, without port")
+    return names
+
+
 def _pools(text: str) -> tuple[PoolRange, ...]:
     ranges = tuple(map(_pool_range, text.replace(",", " ").split()))
     for index, one in enumerate(ranges):
@@ -304,6 +338,12 @@ SETTINGS: dict[str, Setting] = {
     "scope": Setting("local", _scope, "global: networks are Docker Swarm's (managed plugin only); or local"),
     "dns": Setting(
         RESOLVER, _dns, "IPv4 address at which containers ask for names of other hosts (see weft setup dns); or off"
+    ),
+    "listen": Setting(
+        "off", _listen, "address:port for metrics, health and a page, read-only (such as 127.0.0.1:9789); or off"
+    ),
+    "listen_names": Setting(
+        "", _names, "further names, by commas, under which that is asked for; addresses always work"
     ),
     "mirror": Setting("on", _switch, "on: a network that is created or removed on one host is so on all; or off"),
     "resync": Setting("30", _seconds, "seconds between full comparisons of kernel and store"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import platform
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ from weft.encryption import Encryption
 from weft.engine import DockerEngine
 from weft.errors import KernelError, StoreError, WeftError
 from weft.garbage import Garbage
+from weft.health import STUCK_SECONDS, Health
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
@@ -53,6 +55,7 @@ from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
 from weft.sweeper import Sweeper
 from weft.watchdog import Manager
+from weft.web import Listener, create_web
 
 log = logging.getLogger("weft")
 
@@ -62,9 +65,6 @@ PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
 GARBAGE = 50_000
 """New objects after which Python looks for cycles, of which records and rows have none. The default is 700."""
-
-_STUCK_SECONDS = 30.0
-"""Without a turn for so long, a loop counts as stuck: what it waits for has shorter limits."""
 
 
 @dataclass(slots=True)
@@ -78,9 +78,12 @@ class Weft:
     presence: Presence
     sweeper: Sweeper | None
     names: NameService | None
+    listener: Listener | None
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
+        if self.listener:
+            self.listener.stop()
         if self.names:
             self.names.stop()
         if self.sweeper:
@@ -196,11 +199,20 @@ def build(settings: Settings, manager: Manager) -> Weft:
     manager.watch(
         {
             "the driver's socket": lambda: cli.answers(settings.socket),
-            "the agent": lambda: agent.responds(_STUCK_SECONDS),
-            "signs of life": lambda: monotonic() - presence.turned < _STUCK_SECONDS,
+            "the agent": lambda: agent.responds(STUCK_SECONDS),
+            "signs of life": lambda: monotonic() - presence.turned < STUCK_SECONDS,
         }
     )
-    return Weft(app, [store, patient], kernel, agent, presence, sweeper, names)
+    listener = None
+    if settings.listen:
+        web = create_web(
+            Health(cluster, agent, presence, encryption),
+            lambda _: (b"", "text/plain"),
+            {settings.hostname.lower(), platform.node().lower(), *settings.listen_names},
+        )
+        listener = Listener(web, settings.listen)
+        listener.start()
+    return Weft(app, [store, patient], kernel, agent, presence, sweeper, names, listener)
 
 
 def _update(cluster: Cluster, store: Store, identity: str) -> None:

@@ -91,11 +91,30 @@ def test_settings_of_the_store_that_contradict_each_other(environment: dict[str,
         ("log", "loud"),
         ("gc_grace", "-1"),
         ("port", "0"),
+        ("listen", "9789"),
+        ("listen", ":9789"),
+        ("listen", "host-a:9789"),
+        ("listen", "127.0.0.1:0"),
+        ("listen", "127.0.0.1:65536"),
+        ("listen", "::1:9789"),
+        ("listen", "[127.0.0.1]:9789"),
+        ("listen_names", "http://host-a"),
     ],
 )
 def test_a_bad_value_is_named(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=f"WEFT_{name.upper()}="):
         from_environment({f"WEFT_{name.upper()}": text})
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:9789", "0.0.0.0:80", "[::1]:9789"])
+def test_where_to_listen(text: str) -> None:
+    assert str(from_environment({"WEFT_LISTEN": text}).listen) == text
+    assert from_environment({"WEFT_LISTEN": "off"}).listen is None
+
+
+def test_names_to_listen_to() -> None:
+    names = from_environment({"WEFT_LISTEN_NAMES": "Host-A.example.com, host-a"}).listen_names
+    assert names == {"host-a.example.com", "host-a"}
 
 
 def test_every_setting_says_what_it_means() -> None:
