@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import queue
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
@@ -15,7 +16,7 @@ from weft.errors import EngineError, KernelError, WeftError
 from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.keys import PrivateKey
 from weft.model import Endpoint, IPNetwork, Network, Pool, Published
-from weft.reconcile import Create, ObservedLink, ObservedTunnel, Remove, RowPlan, Step, TunnelPlan, Update
+from weft.reconcile import Contact, Create, ObservedLink, ObservedTunnel, Remove, RowPlan, Step, TunnelPlan, Update
 
 
 class FakeKernel:
@@ -37,6 +38,12 @@ class FakeKernel:
         self.tunnel: Tunnel | None = None
         self.beside: list[str] = []
         """Links in the WireGuard device's namespace that should not be there."""
+        self.contacts: dict[str, Contact] = {}
+        """With peers, by public key."""
+        self.handshakes = 0
+        """How often they were all begun anew."""
+        self.deaf = 0
+        """How many of those come to nothing."""
         self._failing: Counter[str] = Counter()
 
     def fail(self, method: str, times: int = 1) -> None:
@@ -92,7 +99,7 @@ class FakeKernel:
         self.tunnel = self.tunnel or Tunnel("", "", 0, 1420)
 
     def observe_tunnel(self) -> ObservedTunnel | None:
-        return ObservedTunnel(self.tunnel, "kernel") if self.tunnel else None
+        return ObservedTunnel(self.tunnel, "kernel", contacts=self.contacts) if self.tunnel else None
 
     def has_tunnel(self, address: str) -> bool:
         return self.tunnel is not None and self.tunnel.address == address
@@ -107,6 +114,13 @@ class FakeKernel:
         put = {peer.address: peer for peer in plan.put}
         stay = {p for p in self.tunnel.peers if p.key not in plan.delete and p.address not in put}
         self.tunnel = replace(self.tunnel, peers=frozenset({*stay, *put.values()}))
+
+    def shake_hands(self, private: PrivateKey) -> None:
+        assert self.tunnel
+        assert private.public == self.tunnel.key
+        self.handshakes += 1
+        if self.handshakes > self.deaf:
+            self.contacts = {peer.key: Contact(time.time()) for peer in self.tunnel.peers}
 
     def routes(self) -> list[IPNetwork]:
         return self.route_list

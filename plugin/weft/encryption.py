@@ -12,8 +12,9 @@ which cannot be shown to be one is refused. The proof is where the sockets are, 
 A new key is given to the device first and published then; told before us, the peers would offer us handshakes that we
 cannot answer. Until they have learned of it and begun the next session (`Tunnels.write_peers`), for a round trip of the
 store or so, the device receives under the old sessions but keeps what it should send: up to 128 packets for each peer
-(MAX_STAGED_PACKETS in the kernel's drivers/net/wireguard/messages.h). If the new key cannot be published, the old one,
-which the file holds until then, is taken back, for the others know no other.
+(MAX_STAGED_PACKETS in the kernel's drivers/net/wireguard/messages.h). Where no session begins, it is tried again in
+time (`Tunnels.shake_hands`). If the new key cannot be published, the old one, which the file holds until then, is taken
+back, for the others know no other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from time import monotonic
+from time import monotonic, sleep, time
 
 from weft import topology
 from weft.cluster import Cluster
@@ -41,6 +42,12 @@ log = logging.getLogger(__name__)
 _ATTEMPTS = 50
 _LOST_SECONDS = LEASE_SECONDS + 5
 """In which a host that lives has registered again in a store that was lost."""
+_SESSION_SECONDS = 180.0
+"""For which a WireGuard session may be used without a new handshake (REJECT_AFTER_TIME in messages.h)."""
+_HANDSHAKE_SECONDS = 0.3
+"""After which they are begun anew; or after up to twice that, lest two hosts that change their keys at once collide."""
+_HANDSHAKES = 3
+_POLL_SECONDS = 0.02
 _SLOW = (
     logging.WARNING,
     "encrypted networks go through wireguard-go, since this kernel has no WireGuard: they are slow, with about a "
@@ -133,8 +140,10 @@ class Encryption:
             self._publish()  # the others must be able to learn of it
             self._establish()
             key, address = PrivateKey.generate(), self._me.host.wg_address
+            peers = self._sessions(time() - _SESSION_SECONDS)
             try:
                 self._configure(key, address)
+                since = time()
                 self._me.encrypt(key.public, address, self._port)
                 self._publish()
                 self._keys.write(key)
@@ -143,6 +152,7 @@ class Encryption:
                     self._establish()
                 raise
             log.warning("the WireGuard key of this host was replaced; the new one is %s", key.public)
+            self._begin_sessions(key, peers, since)
             return key.public
 
     def plan(self) -> TunnelPlan:
@@ -161,6 +171,28 @@ class Encryption:
         if self._refusal or self.problem:
             return f"refused: {self._refusal or self.problem}"
         return f"active ({self.backend})" if self.backend else "no encrypted network yet"
+
+    def _begin_sessions(self, private: PrivateKey, peers: set[str], since: float) -> None:
+        """Those peers had sessions under the old key, and have followed in a moment; see to it."""
+        with suppress(KernelError):  # the agent finds that, too
+            for _ in range(_HANDSHAKES):
+                deadline = monotonic() + self._random.uniform(1, 2) * _HANDSHAKE_SECONDS
+                while missing := peers - self._sessions(since):
+                    if monotonic() > deadline:
+                        break
+                    sleep(_POLL_SECONDS)
+                else:
+                    return
+                self._kernel.shake_hands(private)
+            log.warning("no WireGuard session under the new key yet with %s", ", ".join(sorted(missing)))
+
+    def _sessions(self, since: float) -> set[str]:
+        """Addresses of the peers with which there was a handshake since (Unix time)."""
+        seen = self._kernel.observe_tunnel()
+        if seen is None:
+            return set()
+        recent = {key for key, contact in seen.contacts.items() if contact.handshake > since}
+        return {peer.address for peer in seen.tunnel.peers if peer.key in recent}
 
     def _wanted(self) -> bool:
         """True if this host has, or had, an encrypted network."""

@@ -83,7 +83,7 @@ class ObservedLink:
 class Contact:
     """What WireGuard knows of a peer: when the last handshake was (Unix time, 0: never), and bytes of packets."""
 
-    handshake: int = 0
+    handshake: float = 0.0
     received: int = 0
     sent: int = 0
 
@@ -157,11 +157,16 @@ class Tunnels(Protocol):
         ...
 
     def configure_tunnel(self, tunnel: Tunnel, private: PrivateKey) -> None:
-        """Give the device its key, port, address and MTU, and put it up; its peers stay."""
+        """Give the device its key, port, address and MTU, and put it up; its peers stay. Another key is not to be known
+        to any other host yet."""
         ...
 
     def write_peers(self, plan: TunnelPlan) -> None:
         """Put and delete peers, and greet those that were put: a handshake that came too early is not soon repeated."""
+        ...
+
+    def shake_hands(self, private: PrivateKey) -> None:
+        """Begin all sessions anew under the present key: no packet is lost, but those to send wait."""
         ...
 
     def underlay_mtu(self, address: str) -> int:

@@ -30,7 +30,7 @@ from weft.kernel.userspace import Userspace
 from weft.keys import KeyFile, PrivateKey
 from weft.model import ENDPOINTS, NETWORKS, Endpoint, Host, Network, Pool
 from weft.options import parse_options
-from weft.reconcile import ObservedTunnel, TunnelPlan, plan_tunnel
+from weft.reconcile import Contact, ObservedTunnel, TunnelPlan, plan_tunnel
 from weft.store import Delete, DeleteAll, Entry, Put, Snapshot
 from weft.store.sqlite import SqliteStore
 
@@ -388,6 +388,27 @@ def test_rotation_switches_the_device_before_it_publishes(two: tuple[FakeHost, F
     now = one.encryption.rotate()
     assert seen == [(before, before), (now, now)]  # first whether the store is there at all
     eventually(lambda: keys(other) == {now})
+
+
+@pytest.mark.parametrize(("age", "deaf", "handshakes"), [(60, 0, 1), (60, 1, 2), (60, 99, 3), (7200, 99, 0)], ids=str)
+def test_sessions_that_do_not_begin_under_the_new_key_are_helped(
+    two: tuple[FakeHost, FakeHost],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    age: float,
+    deaf: int,
+    handshakes: int,
+) -> None:
+    """Those with peers that there was one with: who is away is not waited for."""
+    monkeypatch.setattr("weft.encryption._HANDSHAKE_SECONDS", 0.01)
+    one, other = two
+    one.kernel.contacts = {other.me.host.wg_key: Contact(time.time() - age)}
+    one.kernel.deaf = deaf
+    one.encryption.rotate()
+    assert one.kernel.handshakes == handshakes
+    assert (f"no WireGuard session under the new key yet with {other.me.host.wg_address}" in caplog.text) == (
+        handshakes == 3
+    )
 
 
 def test_a_key_is_not_changed_while_nobody_can_be_told(two: tuple[FakeHost, FakeHost]) -> None:

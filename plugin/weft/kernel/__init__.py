@@ -162,6 +162,9 @@ class LinuxKernel:
     def write_peers(self, plan: TunnelPlan) -> None:
         self._wireguard.write_peers(plan)
 
+    def shake_hands(self, private: PrivateKey) -> None:
+        self._wireguard.shake_hands(private)
+
     def routes(self) -> list[IPNetwork]:
         return self._underlay.routes()
 

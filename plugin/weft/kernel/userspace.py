@@ -103,7 +103,7 @@ class Userspace:
                         int(place or 0),
                     )
                 ] = Contact(
-                    int(block.get("last_handshake_time_sec", 0)),
+                    int(block.get("last_handshake_time_sec", 0)) + int(block.get("last_handshake_time_nsec", 0)) / 1e9,
                     int(block.get("rx_bytes", 0)),
                     int(block.get("tx_bytes", 0)),
                 )
@@ -113,8 +113,10 @@ class Userspace:
         return key, port, peers
 
     def set_key(self, private: PrivateKey, port: int) -> None:
-        text = f"set=1\nprivate_key={private.secret.hex()}\nlisten_port={port}\n\n"
-        self._call(f"set the key of {self._device}", text)
+        lines = ["set=1", f"private_key={private.secret.hex()}"]
+        if port != self.read()[1]:  # it would open its socket anew, and what has arrived in the old one is lost
+            lines.append(f"listen_port={port}")
+        self._call(f"set the key of {self._device}", "\n".join([*lines, "", ""]))
 
     def write(self, put: Iterable[Peer], delete: Iterable[str]) -> None:
         lines = ["set=1"]
@@ -123,6 +125,7 @@ class Userspace:
             lines += [
                 f"public_key={_hex(peer.key)}",
                 f"endpoint={endpoint}:{peer.port}",
+                f"public_key={_hex(peer.key)}",  # a new peer runs from here on, and until then drops what it is to send
                 "replace_allowed_ips=true",
                 f"allowed_ip={peer.address}/32",
             ]

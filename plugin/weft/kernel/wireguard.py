@@ -7,6 +7,14 @@ fragment of the host's, nor leave by any: with the device gone or down there is 
 There are two implementations of WireGuard, which differ in how keys and peers are set. `_InKernel` speaks generic
 netlink through pyroute2: one message for each peer, and a peer that is cut over two messages of a dump comes twice.
 The other is `userspace.py`. All the rest, that is addresses, MTU and state of the link, is the same for both.
+
+Of two hosts, one may begin a handshake at a time. If both do, each answers the other's and forgets its own, so neither
+is ever done; and each tries again after five seconds only, whatever there is to send (REKEY_TIMEOUT in the kernel's
+messages.h). A new key makes that likely: its owner begins with its next packet, and so does each peer that learns of
+the key. So the owner begins at once, when nobody knows the key: that comes to nothing, and binds it for five seconds.
+Whoever learns of the key then begins as well, and is known already. It is the same with a host that is new. Should that
+go amiss nevertheless, another private key, and then the right one again, free the owner from the five seconds
+(`shake_hands`). Nothing is lost by it, for packets to send wait, and those of old sessions are still received.
 """
 
 from __future__ import annotations
@@ -36,9 +44,8 @@ from weft.reconcile import Contact, ObservedTunnel, TunnelPlan
 DEVICE = "weft-wg"
 _DISCARD = 9
 """A port where nobody listens (RFC 863)."""
-_OWN_HANDSHAKE_SECONDS = 0.1
-"""A host that has changed its key begins a handshake with its next packet. If ours crossed with it, both would fail,
-and be repeated after five seconds only: so it was with one change of the key in ten."""
+_SETTLE_SECONDS = 0.05
+"""In which what is under way arrives: packets of the old sessions, and handshakes that are to come to nothing."""
 _INSTALL = (
     "this kernel has no WireGuard (Linux 5.6 and newer do: modprobe wireguard), and wireguard-go, which does without, "
     "is not installed (Debian and Ubuntu: apt install wireguard-go)"
@@ -144,7 +151,10 @@ class WireGuard:
             raise self._gone()
         what = f"set up WireGuard device {self._name}"
         try:
+            before, _, peers = implementation.read()
             implementation.set_key(private, tunnel.port)
+            if peers and before != tunnel.key:
+                self._greet(peers)
             self._inside.call(what, partial(self._set_up, index=index, tunnel=tunnel))
         except KernelError as error:
             if error.errno != EADDRINUSE:
@@ -156,10 +166,24 @@ class WireGuard:
         implementation = self._implementation()
         if implementation is None:
             raise self._gone()
-        implementation.write(plan.put, plan.delete)
         if plan.put:
-            time.sleep(_OWN_HANDSHAKE_SECONDS)
-            self._thread.run(partial(_greet, [peer.address for peer in plan.put]))
+            implementation.write(plan.put, ())
+            self._greet(plan.put)
+        implementation.write((), plan.delete)
+
+    def shake_hands(self, private: PrivateKey) -> None:
+        implementation = self._implementation()
+        if implementation is None:
+            raise self._gone()
+        _, port, peers = implementation.read()
+        for key in (PrivateKey.generate(), private):
+            implementation.set_key(key, port)
+        self._greet(peers)
+
+    def _greet(self, peers: Iterable[Peer]) -> None:
+        """Begin handshakes with them, and let what was under way before arrive."""
+        self._thread.run(partial(_send, [peer.address for peer in peers]))
+        time.sleep(_SETTLE_SECONDS)
 
     def _implementation(self) -> _Implementation | None:
         kind = kind_of(self._reader, self._name)
@@ -242,7 +266,7 @@ class _InKernel:
                 address, place = (str(ip_address(endpoint["addr"])), endpoint["port"]) if endpoint else ("", 0)
                 handshake = peer.get_attr("WGPEER_A_LAST_HANDSHAKE_TIME")
                 contact = Contact(
-                    handshake["tv_sec"] if handshake else 0,
+                    handshake["tv_sec"] + handshake["tv_nsec"] / 1e9 if handshake else 0.0,
                     peer.get_attr("WGPEER_A_RX_BYTES") or 0,
                     peer.get_attr("WGPEER_A_TX_BYTES") or 0,
                 )
@@ -281,12 +305,8 @@ def _key(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else value or ""
 
 
-def _greet(addresses: Iterable[str]) -> None:
-    """Make WireGuard shake hands with these peers, from the calling thread's namespace.
-
-    A handshake that reaches a peer before that one knows us is lost, and the next is tried five seconds later. Whoever
-    of two comes to know the other last greets, and is known already.
-    """
+def _send(addresses: Iterable[str]) -> None:
+    """A packet to each, from the calling thread's namespace: WireGuard shakes hands if it has no session."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         for address in addresses:
             with suppress(OSError):  # there may be no route to its underlay now
