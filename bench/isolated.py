@@ -9,9 +9,11 @@ from lab.plan import PROJECT
 from lab.process import run
 
 _UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-# A host with one card, and a /run in memory: for the data-plane namespace, the state and the store.
+# A host with one card, and a /run in memory, shared as systemd has it: for the data-plane namespace, the state and the
+# store.
 _HOST = """
 mount -t tmpfs tmpfs /run
+mount --make-shared /run
 ip link set lo up
 ip link add eth0 type veth peer name cable
 ip addr add 192.0.2.1/24 dev eth0

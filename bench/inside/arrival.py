@@ -7,6 +7,7 @@ process of their own, without the agent's threads and without the kernel's echoe
 import gc
 import json
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from multiprocessing import get_context
@@ -14,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 
 from bench.inside.population import MTU, UNDERLAY, VNI, Population, myself
-from bench.inside.serving import STATE, Serving, fill
+from bench.inside.serving import ETCD_BATCH, ETCD_OPTIONS, STATE, Serving, fill
 from tests.etcd import Cluster as Etcd
 from weft import topology
 from weft.cluster import Cluster
@@ -28,17 +29,16 @@ from weft.store.etcd import EtcdStore
 
 PORT = 4789
 PARTS = ("list", "decode", "plan", "netlink")
-_OPERATIONS = 1000
 
 
 def main(folder: Path, population: Population) -> dict[str, float]:
-    etcd = Etcd(folder, options=[f"--max-txn-ops={_OPERATIONS}", "--log-level=error"])
+    etcd = Etcd(folder, options=ETCD_OPTIONS)
     try:
         me = host_id(STATE)
         with closing(EtcdStore(etcd.endpoints)) as store:
-            fill(store, population, me, batch=_OPERATIONS - 1)  # and a receipt
-        with get_context("spawn").Pool(1) as process:
-            parts = process.apply(_take_apart, (etcd.endpoints, population, me))
+            fill(store, population, me, batch=ETCD_BATCH)
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            parts = process.submit(_take_apart, etcd.endpoints, population, me).result()
         weft = Serving(etcd.endpoints[0].replace("http", "etcd"))
         sync = {"sync_s": weft.await_sync(population), "sync_cpu_s": weft.seconds()}
         return {**parts, **sync, "rest_s": weft.await_rest(population), **weft.memory()}

@@ -18,7 +18,7 @@ from time import monotonic, process_time, sleep
 from typing import Any
 
 from bench.inside.population import VNI, Population
-from bench.inside.serving import RUN, STATE, Serving, fill
+from bench.inside.serving import ETCD_BATCH, ETCD_OPTIONS, RUN, STATE, Serving, fill
 from bench.load import Load
 from tests.etcd import Cluster as Etcd
 from weft.agent import Agent
@@ -36,7 +36,6 @@ from weft.store.etcd import EtcdStore
 
 _PROCESSES = 2
 _CREATORS = 10
-_OPERATIONS = 1000
 _PORT = 4789
 _PATIENCE = 60.0
 _IDLE = 4.0
@@ -161,10 +160,10 @@ def main(folder: Path, size: int, rate: float, samples: int, stages: list[int]) 
     population = Population(size, max(stages) + _CREATORS)
     peers = population.peers()
     with ExitStack() as resources:
-        etcd = Etcd(folder, options=[f"--max-txn-ops={_OPERATIONS}", "--log-level=error"])
+        etcd = Etcd(folder, options=ETCD_OPTIONS)
         resources.callback(etcd.kill)
         store = resources.enter_context(closing(EtcdStore(etcd.endpoints)))
-        fill(store, population, host_id(STATE), batch=_OPERATIONS - 1)
+        fill(store, population, host_id(STATE), batch=ETCD_BATCH)
         store.transact([], list(_for_drivers(population, peers[-_CREATORS:])))
         drivers = [_driver(store, host) for host in peers[-_CREATORS:]]
         Serving(etcd.endpoints[0].replace("http", "etcd")).await_sync(population)

@@ -28,6 +28,9 @@ SETTINGS = {
     "WEFT_UNDERLAY": UNDERLAY,
     "WEFT_DOCKER": "off",
 }
+ETCD_BATCH = 998
+ETCD_OPTIONS = (f"--max-txn-ops={ETCD_BATCH + 2}", "--log-level=error")
+"""The store adds a receipt and the newest mark to each transaction."""
 _PATIENCE = 120.0
 _QUIET_SECONDS = 2.0
 _QUIET_SHARE = 0.05

@@ -73,6 +73,10 @@ class KernelError(WeftError):
     """
 
     def __init__(self, what: str, errno: int, hint: str = "") -> None:
-        reason = os.strerror(errno) if errno else "failed"
-        super().__init__(f"{what}: {reason}" + (f"; {hint}" if hint else ""))
+        super().__init__(what, errno, hint)  # all that it was made of, so that it can be passed to another process
         self.errno = errno
+
+    def __str__(self) -> str:
+        what, errno, hint = self.args
+        reason = os.strerror(errno) if errno else "failed"
+        return f"{what}: {reason}" + (f"; {hint}" if hint else "")
