@@ -58,6 +58,7 @@ class Settings:
     store_password_file: Path | None
     hostname: str
     underlay: str
+    underlay_family: int
     port: int
     wg_port: int
     allow_plain_store: bool
@@ -202,6 +203,14 @@ def _hostname(text: str) -> str:
     return text or platform.node() or "host"
 
 
+def _family(text: str) -> int:
+    """The IP version; 0 is whichever there is."""
+    families = {"auto": 0, "ipv4": 4, "ipv6": 6}
+    if text not in families:
+        raise ValueError(f"must be {', '.join(families)}")
+    return families[text]
+
+
 def _port(text: str) -> int:
     if not (text.isdigit() and 0 < int(text) < 65536):
         raise ValueError("must be a UDP port from 1 to 65535")
@@ -321,6 +330,11 @@ SETTINGS: dict[str, Setting] = {
         "",
         str,
         "VTEP address: an interface, an address or a CIDR (default: from the route to other hosts or the store)",
+    ),
+    "underlay_family": Setting(
+        "auto",
+        _family,
+        "ipv4 or ipv6: of the VTEP addresses, the same on all hosts; auto: as the other hosts, else IPv4 before IPv6",
     ),
     "port": Setting("4789", _port, "UDP port of VXLAN, the same on all hosts"),
     "wg_port": Setting("51820", _port, "UDP port of WireGuard on this host, for encrypted networks"),

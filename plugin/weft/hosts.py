@@ -16,6 +16,7 @@ from weft.driver import Driver
 from weft.errors import Conflict, NotFound
 from weft.ipam import Ipam
 from weft.model import (
+    ALIVE,
     BINDINGS,
     ENGINES,
     HOSTS,
@@ -56,6 +57,10 @@ class TunnelKeyInUse(TunnelInUse):
     """Its key, as a copy of its state folder has it. No host takes either of the two as a peer."""
 
 
+class OtherFamily(Conflict):
+    """The underlay of the other hosts is of another address family."""
+
+
 class IdInUse(Conflict):
     """Another machine lives with this host's id; or this one did, a moment before it was restarted."""
 
@@ -90,10 +95,26 @@ class Hosts:
             listing = self._store.list(HOSTS)
             hosts = [host for _, host in readable(Host.read, listing.entries)]
             _refuse_double(me, hosts)
+            self._refuse_other_family(me, hosts)
             # NoneNewer: no other host has registered meanwhile.
             alone = [NoneNewer(HOSTS, listing.revision)]
             if me in hosts or self._store.transact(alone, [Put(me.key, me.encode())]):
                 return
+
+    def _refuse_other_family(self, me: Host, hosts: Sequence[Host]) -> None:
+        """One VXLAN device cannot reach both. Only hosts that are alive count, so that a cluster can change over."""
+        others = [host for host in hosts if host.id != me.id and host.family != me.family]
+        if not others:
+            return
+        alive = {entry.key for entry in self._store.list(ALIVE).entries}
+        for other in others:
+            if other.alive_key in alive:
+                raise OtherFamily(
+                    f"the underlay address {me.underlay} of this host is IPv{me.family}, but that of {other.title} is "
+                    f"IPv{other.family}, and a cluster has one of both: give this host an IPv{other.family} address "
+                    f"(WEFT_UNDERLAY, or WEFT_UNDERLAY_FAMILY=ipv{other.family} if it has both), or stop weft on all "
+                    f"hosts and start it with WEFT_UNDERLAY_FAMILY=ipv{me.family}"
+                )
 
     def withdraw(self, me: Host, is_here: Callable[[str], bool]) -> None:
         """Give up the address in this host's record if it has that one no more: two may have swapped theirs."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from socket import SOCK_STREAM, getaddrinfo
 from time import monotonic
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from flask import Flask
 
-from weft import __version__, cli, commandline, config
+from weft import __version__, cli, commandline, config, topology
 from weft.admin import Parts, create_admin
 from weft.adoption import MARGIN_SECONDS, Adoption
 from weft.agent import Agent
@@ -30,7 +31,7 @@ from weft.config import Settings
 from weft.driver import Driver
 from weft.encryption import Encryption
 from weft.engine import DockerEngine
-from weft.errors import KernelError, StoreError, WeftError
+from weft.errors import ConfigError, KernelError, StoreError, WeftError
 from weft.garbage import Garbage
 from weft.health import STUCK_SECONDS, Health
 from weft.hosts import Hosts
@@ -40,7 +41,7 @@ from weft.journal import Journal
 from weft.kernel import LinuxKernel
 from weft.keys import KeyFile
 from weft.mirror import Mirror
-from weft.model import HOSTS, SCHEMA_KEY, Host
+from weft.model import ALIVE, HOSTS, SCHEMA_KEY, Host
 from weft.nameservice import NameService
 from weft.presence import Presence
 from weft.probes import Probes
@@ -105,15 +106,20 @@ def build(settings: Settings, manager: Manager) -> Weft:
     snapshot = _snapshot(settings)
     restored = snapshot.load()
     cluster = Cluster()
-    cluster.load(restored or patient.list(HOSTS).entries, certain=False)
+    cluster.load(restored or [entry for kind in (HOSTS, ALIVE) for entry in patient.list(kind).entries], certain=False)
     _update(cluster, store, identity)
     kernel = LinuxKernel(settings.run)
     kernel.open()
 
     def locate(present: str) -> str:
-        others = (host.underlay for host in list(cluster.hosts.values()) if host.id != identity)
-        towards = chain(others, store_addresses(settings))
-        return kernel.underlay_address(settings.underlay, present=present, towards=towards)
+        others = [host for host in list(cluster.hosts.values()) if host.id != identity]
+        towards = list(chain((host.underlay for host in others), store_addresses(settings)))
+        asked = partial(kernel.underlay_address, settings.underlay, present=present, towards=towards)
+        if settings.underlay_family:
+            return asked(family=settings.underlay_family)
+        with suppress(ConfigError):  # a host without an address of the others' family is refused by name
+            return asked(family=topology.family([h for h in others if h.id in cluster.alive] or others))
+        return asked()
 
     before = cluster.hosts.get(identity)
     underlay = locate(before.underlay if before else "")

@@ -187,6 +187,11 @@ class Host(_Record):
         ip_address(self.underlay)
 
     @property
+    def family(self) -> int:
+        """IP version of its underlay."""
+        return 6 if ":" in self.underlay else 4
+
+    @property
     def reached(self) -> tuple[str, str, str, int]:
         """All that decides how others send to it."""
         return self.underlay, self.wg_key, self.wg_address, self.wg_port

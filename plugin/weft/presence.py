@@ -15,7 +15,7 @@ from time import monotonic
 
 from weft.cluster import Cluster
 from weft.errors import ConfigError, Conflict, KernelError, StoreError, WeftError
-from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse, TunnelInUse
+from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse, OtherFamily, TunnelInUse
 from weft.identity import LocalHost
 from weft.model import Host
 from weft.snapshot import SnapshotFile
@@ -98,8 +98,9 @@ class Presence:
                 self._register()
             except TunnelInUse as error:
                 log.warning("%s; this host takes another", error)
-            except IdInUse:
-                # A sign of life of ourselves before a reboot, at another address, goes by itself.
+            except (IdInUse, OtherFamily):
+                # A sign of life of ourselves before a reboot, at another address, goes by itself; so does that of a
+                # host that was stopped to change the whole cluster's address family.
                 if self._stopping.wait(_RETRY_SECONDS) or monotonic() - self._began > LEASE_SECONDS + 2:
                     raise
             except StoreError as error:

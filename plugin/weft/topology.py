@@ -52,6 +52,12 @@ def _version(address: str) -> int:
     return 6 if ":" in address else 4
 
 
+def family(hosts: Iterable[Host]) -> int:
+    """IP version of these hosts' underlay, or of most of them; 0 if there are none."""
+    versions = Counter(host.family for host in hosts)
+    return max(sorted(versions), key=versions.__getitem__, default=0)
+
+
 def network_links(network: Network, *, local: str, port: int, mtu: int, resolver: str = "") -> tuple[Bridge, Vxlan]:
     """The devices of a network on the host whose VTEP address there is `local`."""
     bridge = Bridge(bridge_name(network.vni), mtu, resolver_addresses(network, resolver))
@@ -166,4 +172,4 @@ def _vtep(cluster: Cluster, vni: int, host_id: str, me: Host) -> bytes | None:
 
 
 def _same_family(host: Host, me: Host) -> bool:
-    return _version(host.underlay) == _version(me.underlay)
+    return host.family == me.family

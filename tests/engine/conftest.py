@@ -9,7 +9,8 @@ from contextlib import closing
 
 import pytest
 
-from lab import Host, Lab
+from lab import CommandFailed, Host, Lab
+from lab.plan import Plan
 from lab.process import wait_until
 from tests.engine.asking import Inside, askers
 from tests.engine.managed import Builder, Built
@@ -74,16 +75,26 @@ def reaches(host: Host, container: str, address: str, *options: str) -> bool:
     return "1 packets received" in host.docker(*command, check=False)
 
 
+def refusal(host: Host, *command: str) -> str:
+    """What Docker says to somebody whose command fails."""
+    with pytest.raises(CommandFailed) as caught:
+        host.docker(*command)
+    assert "Traceback" not in str(caught.value)
+    return str(caught.value)
+
+
 def eventually(condition: Callable[[], bool], what: str, timeout: float = 10) -> None:
     wait_until(condition, what, timeout=timeout)
 
 
 @pytest.fixture(scope="module")
 def engines(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A lab per module; `ENGINE_OPTIONS` and `SETTINGS` of the module are daemon.json's and weft's."""
+    """A lab per module; `ENGINE_OPTIONS` and `SETTINGS` of the module are daemon.json's and weft's, `UNDERLAY` is the
+    hosts' subnet."""
     options = getattr(request.module, "ENGINE_OPTIONS", None)
+    underlay = getattr(request.module, "UNDERLAY", Plan.subnet)
     settings = {"WEFT_GC_GRACE": "1", **getattr(request.module, "SETTINGS", {})}
-    with Lab(hosts=2, name="engines", engine_options=options, settings=settings) as lab:
+    with Lab(hosts=2, name="engines", subnet=underlay, engine_options=options, settings=settings) as lab:
         cluster = Cluster(lab)
         eventually(lambda: len(cluster.keys("engines/")) == len(lab.hosts), "weft has seen the engines")
         yield cluster

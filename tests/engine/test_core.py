@@ -9,8 +9,7 @@ import sys
 
 import pytest
 
-from lab import CommandFailed, Host
-from tests.engine.conftest import Cluster, eventually, reaches
+from tests.engine.conftest import Cluster, eventually, reaches, refusal
 
 SUBNET = "10.77.0.0/24"
 
@@ -172,13 +171,6 @@ def test_nothing_is_left_when_all_is_removed(cluster: Cluster) -> None:
     for host in cluster.lab.hosts:
         eventually(lambda host=host: not cluster.links(host), f"the data plane of {host.name} is empty")  # type: ignore[misc]
         assert "wc" not in host.run("ip", "-o", "link")
-
-
-def refusal(host: Host, *command: str) -> str:
-    with pytest.raises(CommandFailed) as caught:
-        host.docker(*command)
-    assert "Traceback" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,15 @@ def test_default_route_of_ipv6_only(host: Host) -> None:
     assert host.kernel.underlay_address("") == "2001:db8::1"
 
 
+def test_an_address_of_one_family(host: Host) -> None:
+    assert host.kernel.underlay_address("", family=4) == "203.0.113.1"
+    host.ip("route add default via 2001:db8::fe")
+    assert host.kernel.underlay_address("", family=6) == "2001:db8::1"
+    assert host.kernel.underlay_address("eth0", family=6, present="192.0.2.1") == "2001:db8::1"
+    with pytest.raises(ConfigError, match=r"192.0.2.1 is none of this host's for IPv6; set .* 2001:db8::1"):
+        host.kernel.underlay_address("192.0.2.1", family=6)
+
+
 def test_no_default_route(host: Host) -> None:
     host.ip("route del default")
     with pytest.raises(ConfigError, match=r"this host has no default route; set WEFT_UNDERLAY .* 192.0.2.1 \(eth0\)"):

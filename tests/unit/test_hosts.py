@@ -13,7 +13,7 @@ import pytest
 from tests.unit.conftest import FakeHost
 from weft.driver import EndpointRequest
 from weft.errors import Conflict, NotFound, StoreError
-from weft.hosts import AddressInUse, Hosts, IdInUse
+from weft.hosts import AddressInUse, Hosts, IdInUse, OtherFamily
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Host
 from weft.store import Condition, Delete, Entry, Put, Write
@@ -46,6 +46,20 @@ def keys(store: SqliteStore, prefix: str = "") -> set[str]:
 def die(one: FakeHost) -> None:
     """What the store does by itself when a host is silent."""
     one.store.transact([], [Delete(one.record.alive_key)])
+
+
+def test_hosts_of_two_address_families_are_not_in_one_cluster(
+    two: tuple[FakeHost, FakeHost], host: Callable[..., FakeHost], store: SqliteStore
+) -> None:
+    third = replace(host(3).record, underlay="2001:db8::3")
+    with pytest.raises(OtherFamily, match=r"::3 of this host is IPv6, but that of host h\d .* is IPv4, .*=ipv4"):
+        hosts_of(two[0]).register(third, "boot")
+    for one in two:  # they are silent, since everybody changes over
+        die(one)
+    hosts_of(two[0]).register(third, "boot")
+    assert hosts_of(two[0]).find("h3") == third
+    with pytest.raises(OtherFamily, match=r"192\.168\.78\.1 of this host is IPv4, but that of host h3"):
+        hosts_of(two[0]).register(replace(two[0].record, version="2"), "boot")
 
 
 def test_registering_is_done_once_and_followed_by_changes(two: tuple[FakeHost, FakeHost], store: SqliteStore) -> None:

@@ -202,10 +202,11 @@ class LinuxKernel:
         """Whether one of the host's interfaces has it."""
         return self._underlay.has(address)
 
-    def underlay_address(self, spec: str, *, present: str = "", towards: Iterable[str] = ()) -> str:
+    def underlay_address(self, spec: str, *, family: int = 0, present: str = "", towards: Iterable[str] = ()) -> str:
         """The address that the setting WEFT_UNDERLAY means; `ConfigError` names the candidates if it means none.
 
+        :param family: its IP version; 0: either.
         :param present: the address until now, which stays while it can be meant.
         :param towards: addresses of other hosts or of the store: without a setting, the route to them decides.
         """
-        return self._underlay.address(spec, present=present, towards=towards)
+        return self._underlay.address(spec, family=family, present=present, towards=towards)

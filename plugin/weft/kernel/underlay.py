@@ -72,22 +72,26 @@ class Underlay:
     def has(self, address: str) -> bool:
         return any(a.ip == ip_address(address) for a in self._addresses())
 
-    def address(self, spec: str, *, present: str = "", towards: Iterable[str] = ()) -> str:
+    def address(self, spec: str, *, family: int = 0, present: str = "", towards: Iterable[str] = ()) -> str:
         """The address that is meant by an interface, an address, a CIDR, or "".
 
         "" means the source of the first route to one of `towards`, else of the default route. The `present` one stays
         while it can be meant. IPv4 comes before IPv6, lasting addresses before others.
+
+        :param family: the only IP version that is possible; 0: either.
         """
         candidates = sorted(self._addresses(), key=lambda a: (a.ip.version, not a.fit, a.index))
+        candidates = [a for a in candidates if family in (0, a.ip.version)]
         possible = [a for a in candidates if _matches(a, spec)] if spec else candidates
         if any(str(a.ip) == present for a in possible):
             return present
         chosen = possible if spec else [*self._of_routes(towards, candidates), *self._of_default_route(candidates)]
         if chosen:
             return str(chosen[0].ip)
+        kind = f" for IPv{family}" if family else ""
         problem = f"WEFT_UNDERLAY={spec} is none of this host's" if spec else "this host has no default route"
         known = ", ".join(map(str, candidates)) or "none at all"
-        raise ConfigError(f"{problem}; set WEFT_UNDERLAY to an interface, an address or a CIDR of: {known}")
+        raise ConfigError(f"{problem}{kind}; set WEFT_UNDERLAY to an interface, an address or a CIDR of: {known}")
 
     def _of_routes(self, towards: Iterable[str], candidates: list[_Address]) -> Iterator[_Address]:
         """The addresses from which this host would send to these destinations."""
