@@ -27,6 +27,7 @@ missing_packages() {
 		wireguard-go wireguard-go
 		nsenter util-linux
 		make make
+		chromium chromium
 		$python $(basename "$python")
 	PROGRAMS
     busybox --list 2>/dev/null | grep -qx httpd || echo busybox-static

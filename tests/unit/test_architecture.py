@@ -47,6 +47,7 @@ LAYERS = [
         "watchdog",
         "setup_host",
         "web",
+        "page",
         "metrics",
     },
     {"resolver", "firewall"},
@@ -75,7 +76,7 @@ def importers(library: str) -> set[str]:
     [
         ("pyroute2", "kernel"),
         ("nacl", "keys"),
-        ("flask", {"admin", "api", "main", "serve", "web"}),
+        ("flask", {"admin", "api", "main", "page", "serve", "web"}),
         ("waitress", "web"),
         ("rich", {"cli", "setup_dns", "setup_host"}),
         ("shtab", "commandline"),

@@ -1,0 +1,107 @@
+"""The page: hosts, networks, faults and events as a live picture, for a browser.
+
+    GET /          the page; its style, scripts and icon are files beside it (`static/`)
+    GET /state     all that it shows, as one JSON object of the parts below
+    GET /stream    the same as server-sent events, for as long as somebody watches
+
+`/stream` begins with all parts. Then each event `state` brings, whole, only the parts that have changed since; `beat`
+says that nothing has. So a browser holds the state, and whoever lost a connection begins anew. Nothing is computed
+while nobody watches, and once for all who do.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from flask import Blueprint, Response
+
+BEAT_SECONDS = 2.0
+"""The most between two events of a stream; what nobody announces is looked for as often."""
+_SETTLE_SECONDS = 0.2
+"""Several changes at once are one event."""
+
+_STATIC = Path(__file__).with_name("static")
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+class Feed:
+    """The state in parts, each as JSON.
+
+    :param parts: what makes each part; from memory, since viewers wait for it.
+    """
+
+    def __init__(self, parts: Mapping[str, Callable[[], Any]]) -> None:
+        self._parts = parts
+        self._changed = threading.Condition()
+        self._changes = 0
+        self._making = threading.Lock()
+        self._made: dict[str, str] = {}
+        self._made_at = float("-inf")
+
+    def wake(self) -> None:
+        """Something has changed: viewers shall see it now and not at the next beat."""
+        with self._changed:
+            self._changes += 1
+            self._changed.notify_all()
+
+    def state(self) -> dict[str, str]:
+        """All parts as they are now, or were a moment ago."""
+        with self._making:
+            if monotonic() - self._made_at > _SETTLE_SECONDS:
+                self._made = {name: json.dumps(make(), separators=(",", ":")) for name, make in self._parts.items()}
+                self._made_at = monotonic()
+            return self._made
+
+    def events(self) -> Iterator[str]:
+        """Server-sent events without an end."""
+        sent: dict[str, str] = {}
+        while True:
+            seen = self._changes
+            now = self.state()
+            changed = {name: text for name, text in now.items() if sent.get(name) != text}
+            yield f"event: state\ndata: {_joined(changed)}\n\n" if changed else "event: beat\ndata:\n\n"
+            sent = now
+            self._rest(seen)
+
+    def _rest(self, seen: int) -> None:
+        with self._changed:
+            if self._changed.wait_for(lambda: self._changes != seen, BEAT_SECONDS):
+                self._changed.wait_for(lambda: False, 1.5 * _SETTLE_SECONDS)
+
+
+def create_page(feed: Feed, respond: Callable[[Iterable[str]], Response]) -> Blueprint:
+    """:param respond: makes an answer that goes on as the events do, within the listener's limits."""
+    page = Blueprint("page", __name__)
+    for file in sorted(_STATIC.iterdir()):
+        if file.suffix in _TYPES:
+            path = "/" if file.name == "index.html" else f"/{file.name}"
+            page.add_url_rule(path, file.name.replace(".", "_"), _file(file), provide_automatic_options=False)
+
+    @page.get("/state", provide_automatic_options=False)
+    def state() -> Response:
+        return Response(_joined(feed.state()), mimetype="application/json")
+
+    @page.get("/stream", provide_automatic_options=False)
+    def stream() -> Response:
+        return respond(feed.events())
+
+    return page
+
+
+def _file(file: Path) -> Callable[[], Response]:
+    content, kind = file.read_bytes(), _TYPES[file.suffix]
+    return lambda: Response(content, content_type=kind)
+
+
+def _joined(parts: Mapping[str, str]) -> str:
+    return "{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in parts.items()) + "}"
