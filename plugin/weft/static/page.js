@@ -135,6 +135,7 @@ function compareCounts() {
 }
 
 function drawPanel() {
+  byId("legend").hidden = !view.networks.length;
   const { said, make } = panel(view, chosen.key, { all: chosen.allEndpoints, close, choose, showAll: () => set({ allEndpoints: true }) });
   fill(byId("panel"), said, make);
 }

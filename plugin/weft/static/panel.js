@@ -36,7 +36,7 @@ function endpointTable(endpoints, place, { all, showAll }) {
   const shown = all ? endpoints : endpoints.slice(0, MOST);
   const rows = shown.map((one) => h("tr", null,
     h("td", null, h("bdi", { class: "strong" }, one.names[0] ?? one.id.slice(0, 12)), one.names.length > 1 && h("span", { class: "also" }, one.names.slice(1).join(", "))),
-    h("td", { class: "mono" }, one.addresses.map((address) => h("span", { class: "line" }, address)), h("span", { class: "also" }, one.mac)),
+    h("td", null, one.addresses.map((address) => h("span", { class: "line" }, address)), h("span", { class: "also" }, one.mac)),
     h("td", null, h("bdi", null, place(one)))));
   return [
     h("table", { class: "endpoints" }, h("thead", null, h("tr", null, ["Name", "Address", place.title].map((text) => h("th", { scope: "col" }, text)))), h("tbody", null, rows)),

@@ -110,8 +110,8 @@ function nameOf(network, top, y, { wide, width }) {
     sign(network.grade, [12, wide ? y - 16 : top + 8]),
     s("text", { x: 36, y: line, class: "name" }, text),
     encrypted(network) && lock([40 + text.length * 8, line - 11]),
-    wide ? s("text", { x: 36, y: y + 14, class: "small mono" }, shortened(detail, 24))
-      : s("text", { x: width - 12, y: line, class: "small mono end" }, shortened(detail, Math.floor((width - 180) / 7))),
+    wide ? s("text", { x: 36, y: y + 14, class: "small" }, shortened(detail, 24))
+      : s("text", { x: width - 12, y: line, class: "small end" }, shortened(detail, Math.floor((width - 180) / 7))),
   ];
 }
 
