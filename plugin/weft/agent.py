@@ -21,6 +21,7 @@ import logging
 import queue
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -172,6 +173,14 @@ class Agent:
         """How long that took."""
         self.repaired = 0
         """Links and rows that were otherwise than they should be although nothing had changed."""
+        self.busy_since: float | None = None
+        """When the loop began what it does now, by the monotonic clock; None while it waits."""
+        self.work = {"resync": (0, 0.0), "changes": (0, 0.0)}
+        """How often everything was compared, or just what had changed; and how many seconds that took in all."""
+        self.steps: Counter[str] = Counter()
+        """What was done to links (`create`, `update`, `remove`) and to rows (`put`, `delete`)."""
+        self.losses = 0
+        """How often kernel events were lost, so that everything had to be compared."""
         self._store = store
         self._kernel = kernel
         self._me = me
@@ -227,9 +236,14 @@ class Agent:
     @property
     def sizes(self) -> tuple[int, int]:
         """How many links and rows there should be."""
-        wanted = list(self._wanted.items())
-        ports = sum(len(self.cluster.local_endpoints(vni, self._me.id)) for vni, _ in wanted)
-        return 2 * len(wanted) + ports, sum(len(rows.rows) for _, rows in wanted)
+        rows = self.rows
+        ports = sum(len(self.cluster.local_endpoints(vni, self._me.id)) for vni in rows)
+        return 2 * len(rows) + ports, sum(rows.values())
+
+    @property
+    def rows(self) -> dict[int, int]:
+        """How many rows there should be, by VNI."""
+        return {vni: len(wanted.rows) for vni, wanted in list(self._wanted.items())}
 
     def _ask(self, ask: Callable[[], Plan | None]) -> Future[Plan | None]:
         question = _Question(ask, Future())
@@ -271,6 +285,7 @@ class Agent:
             try:
                 source = self._sources[name] = open_source()
                 for trigger in source:
+                    self.losses += isinstance(trigger, Overflow)
                     self._triggers.put(trigger)
                     if failing:
                         log.info("%s events are back", name)
@@ -328,14 +343,17 @@ class Agent:
                 batch = _Batch(resync=True)
             if batch.stop:
                 return
+            self.busy_since = monotonic()
             if self._loaded:
                 for listener in self.listeners:
                     listener(None if batch.loaded else batch.touched)
                 self._work(batch)
             for question in batch.questions:
                 _answer(question)
+            self.busy_since = None
 
     def _work(self, batch: _Batch) -> None:
+        began = monotonic()
         self._unpin_seen()
         before, attaching = self._done, bool(self._attachments.pinned())
         batch.resync |= monotonic() >= self._next_resync
@@ -357,6 +375,9 @@ class Agent:
         if not (batch.follows or attaching):
             self.repaired += self._done - before
         self._retry_failures()
+        kind = "resync" if batch.resync else "changes"
+        times, seconds = self.work[kind]
+        self.work[kind] = times + 1, seconds + monotonic() - began
 
     def _retry_failures(self) -> None:
         """One broken network does not keep the others from being served: failures come up when all is done."""
@@ -563,6 +584,7 @@ class Agent:
                 try:
                     self._kernel.perform(step)
                     self._done += not self._lingers(step)
+                    self.steps[type(step).__name__.lower()] += 1
                 except KernelError as error:
                     self._failures.append(error)
 
@@ -631,6 +653,7 @@ class Agent:
         if plan:
             self._kernel.write_rows(plan)
             self._done += len(plan)
+            self.steps.update(put=len(plan.put), delete=len(plan.delete))
             log.info("rows: %d put, %d deleted", len(plan.put), len(plan.delete))
 
 

@@ -41,6 +41,7 @@ _ON_LINK = 1
 
 Reply = dict[str, Any]
 Call = Callable[[Body], Reply]
+NoteCall = Callable[[str, float, str], None]
 
 
 class Gate(Protocol):
@@ -67,10 +68,19 @@ class Routes(Protocol):
         ...
 
 
-def create_app(driver: Driver, ipam: Ipam, gate: Gate, routes: Routes, *, scope: str = "local") -> Flask:
+def create_app(
+    driver: Driver,
+    ipam: Ipam,
+    gate: Gate,
+    routes: Routes,
+    *,
+    scope: str = "local",
+    note_call: NoteCall = lambda *_: None,
+) -> Flask:
     """The WSGI application; it holds no state of its own.
 
     :param scope: who keeps the networks: each engine its own (`local`), or Docker Swarm (`global`).
+    :param note_call: told of each call how long it took, and `refused`, `bug` or "".
     """
     app = Flask("weft", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
@@ -85,6 +95,7 @@ def create_app(driver: Driver, ipam: Ipam, gate: Gate, routes: Routes, *, scope:
     def call(name: str) -> Response | tuple[Response, int]:
         if name not in calls:
             return _refuse(f"weft does not know the call {name}", 404)
+        g.call = name
         body = Body.parse(request.get_data())
         g.objects = _objects(body)
         if name in _ADDING:
@@ -102,10 +113,13 @@ def create_app(driver: Driver, ipam: Ipam, gate: Gate, routes: Routes, *, scope:
 
     @app.after_request
     def note(response: Response) -> Response:
-        milliseconds = (perf_counter() - g.began) * 1000
+        seconds = perf_counter() - g.began
+        if "call" in g:
+            failure = "bug" if response.status_code == 500 else "refused" if "refusal" in g else ""
+            note_call(g.call, seconds, failure)
         outcome = g.get("refusal") or "ok"
         level = logging.WARNING if outcome != "ok" else logging.DEBUG if request.method == "GET" else logging.INFO
-        log.log(level, "%s %s%s, %.2f ms", request.path[1:], g.get("objects", ""), outcome, milliseconds)
+        log.log(level, "%s %s%s, %.2f ms", request.path[1:], g.get("objects", ""), outcome, seconds * 1000)
         return response
 
     return app

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import logging
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -58,6 +58,7 @@ _MOST_UDP = 1232
 """What passes everywhere without fragments (DNS flag day 2020)."""
 _MOST = 0xFFFF
 _OPT_BYTES = 11
+_OUTCOMES = {int(NOERROR): "answered", int(REFUSED): "refused"}
 _NAME = 0xC000 | _HEADER.size
 """Of each answer: a pointer to the question's (RFC 1035, 4.1.4)."""
 
@@ -140,12 +141,20 @@ def _edns(wire: bytes, at: int) -> tuple[int, int]:
 class Responder:
     """From a message's bytes to the answer's."""
 
-    def __init__(self, resolve: Resolve) -> None:
+    def __init__(self, resolve: Resolve, note: Callable[[str], None] = lambda _: None) -> None:
+        """:param note: told what became of each question: `answered`, `refused` or `bad`."""
         self._resolve = resolve
+        self._note = note
         self._turns = itertools.count()
 
     def respond(self, wire: bytes, asker: Asker | None, *, stream: bool = False) -> bytes | None:
         """The answer to send, if any; an asker whom nobody knows is refused. `stream`: there is no small limit."""
+        reply = self._response(wire, asker, stream)
+        if reply is not None:
+            self._note(_OUTCOMES.get(reply[3] & 0xF, "bad"))
+        return reply
+
+    def _response(self, wire: bytes, asker: Asker | None, stream: bool) -> bytes | None:
         try:
             query = parse(wire)
         except NotImplementedError:

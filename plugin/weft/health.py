@@ -31,6 +31,9 @@ class Health:
 
     def stuck(self) -> Iterator[str]:
         """What does not go on, each in one line."""
+        since = self.agent.busy_since
+        if since and monotonic() - since > STUCK_SECONDS:
+            yield f"the agent: it has been at one thing for {monotonic() - since:.0f} s"
         silent = monotonic() - self.presence.turned
         if silent > STUCK_SECONDS:
             yield f"signs of life: none was tried for {silent:.0f} s"
@@ -41,5 +44,7 @@ class Health:
             yield f"the store: {self.presence.problem}"
         if not self.cluster.loaded:
             yield "the store: nothing was read from it yet; what was last known is in force"
+        if self.agent.problem:
+            yield f"the data plane: {self.agent.problem}"
         if self.encryption.problem:
             yield f"encrypted networks: {self.encryption.problem}"

@@ -40,6 +40,7 @@ from weft.ipam import Ipam
 from weft.journal import Journal
 from weft.kernel import LinuxKernel
 from weft.keys import KeyFile
+from weft.metrics import Metrics
 from weft.mirror import Mirror
 from weft.model import ALIVE, HOSTS, SCHEMA_KEY, Host
 from weft.nameservice import NameService
@@ -53,6 +54,7 @@ from weft.status import Status
 from weft.store import Store
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access
+from weft.store.measured import MeasuredStore
 from weft.store.sqlite import SqliteStore
 from weft.sweeper import Sweeper
 from weft.watchdog import Manager
@@ -102,7 +104,9 @@ def build(settings: Settings, manager: Manager) -> Weft:
     journal = Journal()
     log.addHandler(journal)
     identity = host_id(settings.state)
-    store, patient = open_store(settings), open_store(settings, patience=PATIENCE)
+    metrics = Metrics()
+    stores = open_store(settings), open_store(settings, patience=PATIENCE)
+    store, patient = (MeasuredStore(one, metrics.note_request) for one in stores)
     snapshot = _snapshot(settings)
     restored = snapshot.load()
     cluster = Cluster()
@@ -175,6 +179,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
             kernel,
             address=settings.dns,
             sandboxes=settings.run.parent / "netns",
+            note=metrics.note_question,
         )
     agent.listeners.append(journal.follow(cluster))
     presence.start(restored=bool(restored))
@@ -186,7 +191,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         names.start()
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     routes = ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes")
-    app = create_app(driver, ipam, presence, routes, scope=settings.scope)
+    app = create_app(driver, ipam, presence, routes, scope=settings.scope, note_call=metrics.note_call)
     status = Status(
         me,
         cluster,
@@ -211,11 +216,10 @@ def build(settings: Settings, manager: Manager) -> Weft:
     )
     listener = None
     if settings.listen:
-        web = create_web(
-            Health(cluster, agent, presence, encryption),
-            lambda _: (b"", "text/plain"),
-            {settings.hostname.lower(), platform.node().lower(), *settings.listen_names},
-        )
+        health = Health(cluster, agent, presence, encryption)
+        metrics.watch(status, health, probes.links)
+        names_of_host = {settings.hostname.lower(), platform.node().lower(), *settings.listen_names}
+        web = create_web(health, metrics.expose, names_of_host)
         listener = Listener(web, settings.listen)
         listener.start()
     return Weft(app, [store, patient], kernel, agent, presence, sweeper, names, listener)

@@ -51,6 +51,7 @@ class NameService:
 
     :param address: the resolver's; "" if this host shall have none, as when another program does that.
     :param sandboxes: where the engine keeps the network namespaces of containers.
+    :param note: told what became of each question.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class NameService:
         *,
         address: str,
         sandboxes: Path,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
         askers = Askers(cluster, host.id, engine)
         self.problem = ""
@@ -73,7 +75,7 @@ class NameService:
         self._kernel = kernel
         self._address = address
         self._askers = askers
-        self._responder = Responder(partial(_resolve, cluster, host.id))
+        self._responder = Responder(partial(_resolve, cluster, host.id), note)
         self._watchman = firewall.Watchman(kernel, engine, askers, address, sandboxes)
         self._server: DnsServer | None = None
         self._told = False

@@ -66,10 +66,6 @@ class Health(Protocol):
     def hindered(self) -> Iterable[str]: ...
 
 
-Exposition = Callable[[str], tuple[bytes, str]]
-"""From a request's Accept header to all metrics as text, and their content type."""
-
-
 class Streams:
     """Hands out the few streams of events that there can be at once."""
 
@@ -89,9 +85,10 @@ class Streams:
         return response
 
 
-def create_web(health: Health, metrics: Exposition, names: Collection[str]) -> Flask:
+def create_web(health: Health, metrics: Callable[[], bytes], names: Collection[str]) -> Flask:
     """The application behind the listener. Who adds to it need not care for what every answer must have.
 
+    :param metrics: all of them as text.
     :param names: of this host, in lower case, besides its addresses and `localhost`.
     """
     app = Flask("weft.web", static_folder=None)
@@ -115,8 +112,7 @@ def create_web(health: Health, metrics: Exposition, names: Collection[str]) -> F
 
     @app.get("/metrics")
     def expose() -> Response:
-        text, content_type = metrics(request.headers.get("Accept", ""))
-        return Response(text, content_type=content_type)
+        return Response(metrics(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.errorhandler(Exception)
     def refuse(error: Exception) -> Response:

@@ -78,6 +78,7 @@ def importers(library: str) -> set[str]:
         ("nacl", "keys"),
         ("flask", {"admin", "api", "main", "page", "serve", "web"}),
         ("waitress", "web"),
+        ("prometheus_client", "metrics"),
         ("rich", {"cli", "setup_dns", "setup_host"}),
         ("shtab", "commandline"),
         ("gunicorn", "serve"),

@@ -61,7 +61,7 @@ class Site:
 @pytest.fixture
 def site() -> Iterator[Site]:
     health, streams, proceed = FakeHealth(), Streams(), threading.Event()
-    app = create_web(health, lambda accept: (b"up 1\n", "text/plain"), {"host-a"})
+    app = create_web(health, lambda: b"up 1\n", {"host-a"})
 
     @app.get("/stream")
     def stream() -> Response:
@@ -225,7 +225,7 @@ def test_a_place_that_is_taken_is_said_and_had_later(
 ) -> None:
     monkeypatch.setattr(web, "_RETRY_SECONDS", 0.05)
     place = Place("127.0.0.1", site.listener.port)
-    late = Listener(create_web(site.health, lambda accept: (b"", ""), ()), place)
+    late = Listener(create_web(site.health, bytes, ()), place)
     late.start()
     wait_until(lambda: late.problem, "what is wrong")
     assert late.problem == f"cannot listen on {place} (WEFT_LISTEN): Address already in use"
