@@ -255,9 +255,13 @@ def test_either_end_of_a_port_removes_both(host: Host, links: tuple[Link, ...]) 
 
 
 def test_mtu_too_small_for_ipv6(host: Host) -> None:
-    wanted = (*host.network(7, mtu=1000), port(mtu=1000))
-    host.apply(*wanted)
-    assert not host.plan(*wanted)
+    """And back; then links have IPv6 again, and still no address by which they would speak."""
+    for mtu in (1000, MTU):
+        wanted = (*host.network(7, mtu=mtu), port(mtu=mtu))
+        host.apply(*wanted)
+        assert not host.plan(*wanted)
+    assert {link["inet6_addr_gen_mode"] for link in map(host.dp.link, ("br7", "vx7", "wp1"))} == {"none"}
+    assert host.dp.run("ip", "-6", "-br", "addr") == ""
 
 
 def test_mtu_of_the_underlay_changes(host: Host, links: tuple[Link, ...]) -> None:

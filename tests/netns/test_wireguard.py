@@ -190,9 +190,10 @@ def test_a_tunnel_is_made_as_wanted(host: Host, tunnel: tuple[Tunnel, PrivateKey
 
 
 def test_an_mtu_may_be_too_small_for_ipv6(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
-    wanted, key = replace(tunnel[0], mtu=1200), tunnel[1]
-    apply(host, wanted, key)
-    assert settled(host, wanted)
+    for mtu in (1200, 1440):
+        wanted = replace(tunnel[0], mtu=mtu)
+        apply(host, wanted, tunnel[1])
+        assert settled(host, wanted)
 
 
 def test_its_device_is_alone_and_its_socket_is_the_hosts(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:

@@ -143,15 +143,18 @@ class Links:
     def _configure(self, what: str, link: Link) -> None:
         """Everything that can be changed in place, then up."""
         index = self._index(what, link.name)
-        settings: dict[str, Any] = {"mtu": link.mtu, **observe.no_ipv6_address(link.mtu)}
+        settings = observe.no_ipv6_address(link.mtu)
         if not isinstance(link, Bridge):
             settings["master"] = self._index(what, link.bridge)
 
         def configure(route: Any) -> None:
-            # The fixed flags in a request of their own: with an MTU beside them the kernel refuses it.
+            # The fixed flags and the MTU in requests of their own: with an MTU beside them the kernel refuses the flags,
+            # and it may be the MTU that lets the link have IPv6.
             if isinstance(link, Bridge):
                 route.link("set", index=index, kind="bridge", **_settings(observe.BRIDGE))
-            route.link("set", index=index, **settings)
+            route.link("set", index=index, mtu=link.mtu)
+            if settings:
+                route.link("set", index=index, **settings)
             if isinstance(link, Vxlan):
                 route.link("set", index=index, kind="vxlan", **_settings(observe.VXLAN))
                 route.brport("set", index=index, **_settings(observe.VXLAN_PORT))

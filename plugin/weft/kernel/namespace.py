@@ -127,27 +127,30 @@ def set_switches() -> None:
     """Set what a namespace has to have otherwise than the kernel gives it, in the calling thread's namespace.
 
     br_netfilter would have each frame pass iptables and conntrack; its switches exist only while it is loaded. Where
-    IPv6 is off by default, a bridge would not take the neighbours of an IPv6 network. Whoever asks a resolver that is
-    not there shall be told so each time (icmp_ratelimit). What cannot be set is slower, or without IPv6, but right.
+    IPv6 is off by default, a bridge would not take the neighbours of an IPv6 network. A link that gets IPv6 while it is
+    up, since its MTU has grown, would at once make an address and speak (addr_gen_mode; 1 is `none`). Whoever asks a
+    resolver that is not there shall be told so each time (icmp_ratelimit). What cannot be set is slower, or without
+    IPv6, but right.
     """
-    for switch in (
-        *_PROC.glob("bridge/bridge-nf-call-*"),
-        _PROC / "ipv6/conf/default/disable_ipv6",
-        _PROC / "ipv4/icmp_ratelimit",
-    ):
+    values = dict.fromkeys(_PROC.glob("bridge/bridge-nf-call-*"), "0") | {
+        _PROC / "ipv6/conf/default/disable_ipv6": "0",
+        _PROC / "ipv6/conf/default/addr_gen_mode": "1",
+        _PROC / "ipv4/icmp_ratelimit": "0",
+    }
+    for switch, value in values.items():
         try:
-            if switch.exists() and switch.read_text().strip() != "0":
-                _write_zero(switch)
+            if switch.exists() and switch.read_text().strip() != value:
+                _write(switch, value)
         except OSError as error:
-            log.warning("cannot write 0 to %s in the data plane: %s", switch, error.strerror)
+            log.warning("cannot write %s to %s in the data plane: %s", value, switch, error.strerror)
 
 
-def _write_zero(switch: Path) -> None:
+def _write(switch: Path, value: str) -> None:
     """A managed plugin has a /proc/sys of its own that is read-only at first."""
     try:
-        switch.write_text("0")
+        switch.write_text(value)
     except OSError as error:
         if error.errno != EROFS:
             raise
         _libc.mount(None, b"/proc/sys", None, _MS_REMOUNT | _MS_BIND, None)  # if it fails, so does what follows
-        switch.write_text("0")
+        switch.write_text(value)

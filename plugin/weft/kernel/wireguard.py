@@ -218,7 +218,9 @@ class WireGuard:
             route.addr("del", index=index, address=address, prefixlen=int(prefix))
         if wanted not in self._addresses_by(route, index):
             route.addr("add", index=index, address=tunnel.address, prefixlen=WIREGUARD_POOL.prefixlen)
-        route.link("set", index=index, mtu=tunnel.mtu, **no_ipv6_address(tunnel.mtu))
+        route.link("set", index=index, mtu=tunnel.mtu)  # by itself: it may be what lets the device have IPv6
+        if settings := no_ipv6_address(tunnel.mtu):
+            route.link("set", index=index, **settings)
         route.link("set", index=index, state="up")
 
     def _addresses(self) -> list[str]:
