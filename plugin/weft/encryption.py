@@ -99,12 +99,19 @@ class Encryption:
         self._random = random.Random()
 
     def resume(self, record: Host) -> None:
-        """Be, after a start, what this host's record says. Its key is the file's: a record may be an older one."""
-        key = record.wg_key
-        with suppress(WeftError):  # whoever needs the key will say it
-            if key and (kept := self._keys.read()):
-                key = kept.public
-        self._me.encrypt(key, record.wg_address, record.wg_port)
+        """Be, after a start, what this host's record says, which may be an older one.
+
+        Its key is the file's. If that is the device's as well, the address is the device's: with another, what runs here
+        would be cut off, without the store for good.
+        """
+        with suppress(WeftError):  # whoever needs them will say it
+            kept, seen = self._keys.read(), self._kernel.observe_tunnel()
+            if kept and record.wg_key:
+                record = replace(record, wg_key=kept.public)
+            if kept and seen and seen.tunnel.key == kept.public:
+                device = replace(record, wg_key=kept.public, wg_address=seen.tunnel.address, wg_port=self._port)
+                record = device if device.can_encrypt else record
+        self._me.encrypt(record.wg_key, record.wg_address, record.wg_port)
 
     @property
     def unsettled(self) -> bool:

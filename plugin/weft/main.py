@@ -138,8 +138,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         publish=lambda: presence.publish(),
         rotation=settings.key_rotation,
     )
-    if before:
-        encryption.resume(before)
+    encryption.resume(before or me.host)
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
     attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns, encryption=encryption)
     driver = Driver(store, me.host, ipam, attachments, cluster, name=settings.driver, mirror=settings.mirrors)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,34 @@ def test_missing_host_namespace_is_an_error_and_leaves_nothing_open(tmp_path: Pa
     with pytest.raises(KernelError, match="nothing: No such file"):
         kernel.open()
     assert set(os.listdir("/proc/self/fd")) == open_files
+
+
+def test_without_the_namespace_of_wireguard_plain_networks_go_on(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Encrypted ones are refused, loudly; and all is well as soon as what was in the way is gone."""
+    host = world.host(run=tmp_path / "run")
+    run = tmp_path / "other"
+    (run / "wg").mkdir(parents=True)
+    kernel = LinuxKernel(run, host=host.path, wireguard=host.wireguard)
+    kernel.open()
+    try:
+        assert "no encrypted network works on this host: mount a network namespace at" in caplog.text
+        bridge, vxlan = host.network(7)
+        for link in (bridge, vxlan):
+            kernel.perform(Create(link))
+        assert kernel.observe_links().keys() == {"br7", "vx7"}
+        for needed in (kernel.intruders, kernel.ensure_tunnel, kernel.tunnel_monitor):
+            with pytest.raises(KernelError, match="mount a network namespace"):
+                needed()
+        secret = replace(vxlan, name="vx8", vni=8, encrypted=True)
+        with pytest.raises(KernelError, match="mount a network namespace"):
+            kernel.perform(Create(secret))
+        assert kernel.observe_tunnel() is None
+        (run / "wg").rmdir()
+        assert kernel.intruders() == []
+        kernel.perform(Create(secret))
+        assert kernel.observe_links(["vx8"])["vx8"].link == secret
+    finally:
+        kernel.close()
+        subprocess.run(["umount", str(run / "dp"), str(run / "wg")], check=False)

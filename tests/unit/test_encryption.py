@@ -639,8 +639,26 @@ def test_after_a_start_the_key_is_that_of_the_file(
         (tmp_path / "1.key").write_text("?")
     one.encryption.resume(before)
     assert one.me.host == replace(before, wg_key=before.wg_key if damaged else now)
+    one.kernel.tunnel = None
     one.encryption.resume(one.record)
     assert one.me.host == one.record
+
+
+def test_the_address_is_the_devices_while_the_store_is_away(two: tuple[FakeHost, FakeHost]) -> None:
+    """As after a restart with a snapshot from before the first encrypted network: what runs is not cut off."""
+    one, _ = two
+    one.agent.stop()
+    before, tunnel = one.me.host, one.kernel.tunnel
+
+    def away() -> None:
+        raise StoreError("away")
+
+    one.encryption._publish = away
+    one.encryption.resume(one.record)
+    assert one.me.host == before
+    one.encryption.sync()
+    assert one.kernel.tunnel == tunnel
+    assert one.encryption.describe() == "active (kernel)"
 
 
 def test_secrets_are_in_no_log(

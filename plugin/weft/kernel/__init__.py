@@ -20,10 +20,13 @@ creation of a veth by no more than the kernel's own lock.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -49,10 +52,23 @@ from weft.reconcile import ObservedLink, ObservedTunnel, RowPlan, Step, TunnelPl
 
 __all__ = ["DEVICE_MODULES", "LinuxKernel", "Monitor", "load_module"]
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 _RECEIVE_BUFFER = 4 << 20
 """Room for an error to each message of a batch, several times over."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Secured:
+    """What lives in the namespace of the WireGuard device, and that as a file descriptor."""
+
+    fd: int
+    thread: NamespaceThread
+    inside: Connection
+    reader: Rtnetlink
+    wireguard: WireGuard
 
 
 class LinuxKernel:
@@ -70,6 +86,8 @@ class LinuxKernel:
         self._tunnel_name = wireguard
         self._host_path = host
         self._resources = ExitStack()
+        self._secured: _Secured | None = None
+        self._securing = threading.Lock()
 
     def open(self) -> None:
         with ExitStack() as resources:
@@ -86,30 +104,55 @@ class LinuxKernel:
             self._reader = resources.enter_context(closing(Rtnetlink(opened)))
             self._rows = resources.enter_context(closing(Rows(opened, self._lookup.find)))
             in_dp = resources.enter_context(closing(Connection(self._dp)))
-            in_host = resources.enter_context(closing(Connection(self._host)))
+            self._in_host = in_host = resources.enter_context(closing(Connection(self._host)))
             removals = resources.enter_context(closing(Connection(removing)))
             self._underlay = Underlay(in_host)
-            self._tunnel_fd = ensure_namespace(self._tunnel_path)
-            resources.callback(os.close, self._tunnel_fd)
-            self._tunnel = resources.enter_context(closing(NamespaceThread("weft-wg", self._tunnel_fd)))
-            in_tunnel = resources.enter_context(closing(Connection(self._tunnel)))
-            generic = resources.enter_context(closing(Connection(self._tunnel, GenericWireGuard)))
-            tunnel_opened = partial(self._tunnel.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
-            self._tunnel_reader = resources.enter_context(closing(Rtnetlink(tunnel_opened)))
-            self._wireguard = WireGuard(
-                self._tunnel_name,
-                thread=self._tunnel,
-                inside=in_tunnel,
-                generic=generic,
-                reader=self._tunnel_reader,
-                fd=self._tunnel_fd,
-                host_thread=self._host,
-                outside=in_host,
+            self._links = Links(
+                in_dp,
+                removals,
+                in_host,
+                lambda: self._secure().inside,
+                self._lookup.find,
+                dp_fd=dp_fd,
+                host_fd=host_fd,
             )
-            self._links = Links(in_dp, removals, in_host, in_tunnel, self._lookup.find, dp_fd=dp_fd, host_fd=host_fd)
             self._resources = resources.pop_all()
+        try:
+            self._secure()
+        except KernelError as error:
+            log.error("no encrypted network works on this host: %s", error)
+
+    def _secure(self) -> _Secured:
+        """Plain networks do without it, so `KernelError` if it cannot be had is for whoever needs it."""
+        with self._securing:
+            if self._secured is None:
+                with ExitStack() as resources:
+                    self._secured = self._open_secured(resources)
+                    self._resources.push(resources.pop_all())
+            return self._secured
+
+    def _open_secured(self, resources: ExitStack) -> _Secured:
+        fd = ensure_namespace(self._tunnel_path)
+        resources.callback(os.close, fd)
+        thread = resources.enter_context(closing(NamespaceThread("weft-wg", fd)))
+        inside = resources.enter_context(closing(Connection(thread)))
+        generic = resources.enter_context(closing(Connection(thread, GenericWireGuard)))
+        opened = partial(thread.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
+        reader = resources.enter_context(closing(Rtnetlink(opened)))
+        wireguard = WireGuard(
+            self._tunnel_name,
+            thread=thread,
+            inside=inside,
+            generic=generic,
+            reader=reader,
+            fd=fd,
+            host_thread=self._host,
+            outside=self._in_host,
+        )
+        return _Secured(fd, thread, inside, reader, wireguard)
 
     def close(self) -> None:
+        self._secured = None
         self._resources.close()
 
     def monitor(self) -> Monitor:
@@ -121,8 +164,9 @@ class LinuxKernel:
 
     def tunnel_monitor(self) -> TunnelMonitor:
         """The same of the WireGuard device's namespace."""
+        secured = self._secure()
         try:
-            return TunnelMonitor(self._tunnel.run(open_tunnel_events), self._tunnel_reader.find)
+            return TunnelMonitor(secured.thread.run(open_tunnel_events), secured.reader.find)
         except OSError as error:
             raise KernelError("follow kernel events", error.errno or 0) from error
 
@@ -130,7 +174,7 @@ class LinuxKernel:
         self._links.check()
 
     def observe_links(self, names: Iterable[str] | None = None) -> dict[str, ObservedLink]:
-        return observe_links(self._reader, names, self._tunnel_fd)
+        return observe_links(self._reader, names, self._secured.fd if self._secured else -1)
 
     def perform(self, step: Step) -> None:
         self._links.perform(step)
@@ -145,25 +189,25 @@ class LinuxKernel:
         self._rows.write(plan)
 
     def intruders(self) -> list[str]:
-        return self._wireguard.intruders()
+        return self._secure().wireguard.intruders()
 
     def ensure_tunnel(self) -> None:
-        self._wireguard.ensure_tunnel()
+        self._secure().wireguard.ensure_tunnel()
 
     def observe_tunnel(self) -> ObservedTunnel | None:
-        return self._wireguard.observe_tunnel()
+        return self._secured.wireguard.observe_tunnel() if self._secured else None
 
     def has_tunnel(self, address: str) -> bool:
-        return self._wireguard.has_tunnel(address)
+        return self._secure().wireguard.has_tunnel(address)
 
     def configure_tunnel(self, tunnel: Tunnel, private: PrivateKey) -> None:
-        self._wireguard.configure_tunnel(tunnel, private)
+        self._secure().wireguard.configure_tunnel(tunnel, private)
 
     def write_peers(self, plan: TunnelPlan) -> None:
-        self._wireguard.write_peers(plan)
+        self._secure().wireguard.write_peers(plan)
 
     def shake_hands(self, private: PrivateKey) -> None:
-        self._wireguard.shake_hands(private)
+        self._secure().wireguard.shake_hands(private)
 
     def routes(self) -> list[IPNetwork]:
         return self._underlay.routes()

@@ -22,7 +22,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from socket import AF_INET
 from typing import Any
@@ -46,7 +46,7 @@ class Links:
     """Any thread may call; the requests queue up for the namespace's thread.
 
     :param dp: the data-plane namespace, also as a file descriptor; `host` likewise.
-    :param tunnel: the namespace in which sockets of encrypted networks are.
+    :param tunnel: the namespace in which sockets of encrypted networks are; `KernelError` if there is none.
     :param removals: the data-plane namespace by a thread of its own: the kernel takes 20 ms to let go of a link, most
         of it waiting, and nobody who makes one shall wait behind that.
     """
@@ -56,7 +56,7 @@ class Links:
         dp: Connection,
         removals: Connection,
         host: Connection,
-        tunnel: Connection,
+        tunnel: Callable[[], Connection],
         find: Find,
         *,
         dp_fd: int,
@@ -106,7 +106,7 @@ class Links:
         """Make the link, down."""
         creator = self._dp
         if isinstance(link, Vxlan):
-            creator = self._tunnel if link.encrypted else self._host
+            creator = self._tunnel() if link.encrypted else self._host
         settings = self._description(link)
         if isinstance(link, Bridge):
             self._dp.call("prepare for a bridge", lambda _: set_switches())
@@ -148,8 +148,8 @@ class Links:
             settings["master"] = self._index(what, link.bridge)
 
         def configure(route: Any) -> None:
-            # The fixed flags and the MTU in requests of their own: with an MTU beside them the kernel refuses the flags,
-            # and it may be the MTU that lets the link have IPv6.
+            # The fixed flags and the MTU in requests of their own: with an MTU beside them the kernel refuses those,
+            # and the MTU may be what lets the link have IPv6.
             if isinstance(link, Bridge):
                 route.link("set", index=index, kind="bridge", **_settings(observe.BRIDGE))
             route.link("set", index=index, mtu=link.mtu)
