@@ -11,7 +11,7 @@ import weft
 
 ROOT = Path(weft.__file__).parent
 LAYERS = [
-    {"errors", "model", "dataplane", "config", "store", "inventory", "findings"},
+    {"errors", "model", "dataplane", "config", "store", "inventory", "findings", "packetfilter"},
     {"keys", "links"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
     {"journal"},
