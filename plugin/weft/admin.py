@@ -9,6 +9,7 @@
     GET  /weft/peers            the other hosts as WireGuard sees them
     GET  /weft/links            the ways between the hosts, each direction, as `links.ProbeLink` says
     POST /weft/rotate-key       replace this host's WireGuard key
+    GET  /weft/doctor           what is wrong (`doctor.Examination`); with ?peer=HOST what concerns that one
     GET  /weft/status           how this host's weft is (`status.Status.view`)
     GET  /weft/endpoints        the endpoints of the cluster (`status.endpoint_views`)
     GET  /weft/plan             what would be changed in the kernel now: [{"kind", "change"}]
@@ -30,6 +31,8 @@ from weft.agent import Agent
 from weft.cluster import Cluster
 from weft.driver import Driver
 from weft.encryption import Encryption
+from weft.errors import NotFound
+from weft.examination import Doctor
 from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost
@@ -59,6 +62,7 @@ class Parts:
     status: Status
     journal: Journal
     probes: Probes
+    doctor: Doctor
 
 
 def create_admin(parts: Parts) -> Blueprint:
@@ -110,6 +114,17 @@ def create_admin(parts: Parts) -> Blueprint:
     @admin.post("/rotate-key")
     def rotate_key() -> Response:
         return jsonify({"key": encryption.rotate()})
+
+    @admin.get("/doctor")
+    def examine() -> Response:
+        peer = request.args.get("peer")
+        known = {
+            name: host.name for host in list(cluster.hosts.values()) for name in (host.id, host.underlay, host.name)
+        }
+        if peer and peer not in known:
+            raise NotFound(f"no host is called {peer!r} (known: {', '.join(sorted(set(known.values())))})")
+        found = parts.doctor.examine()
+        return jsonify((found.about(known[peer]) if peer else found).to_json())
 
     @admin.get("/status")
     def status() -> Response:

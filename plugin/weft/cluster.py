@@ -19,6 +19,7 @@ from weft.model import (
     HOSTS,
     MEMBERS,
     NETWORKS,
+    QUESTIONS,
     Endpoint,
     EndpointNames,
     Host,
@@ -72,6 +73,8 @@ class Cluster:
         self.names: dict[int, dict[str, EndpointNames]] = {}
         self.called: dict[int, dict[str, tuple[str, ...]]] = {}
         self.holders: dict[str, Endpoint] = {}
+        self.questions: dict[str, str] = {}
+        """Which every host shall answer with a report (see `examination`), and the host that asks."""
         self._spread: dict[int, Counter[str]] = {}
 
     def load(self, entries: Iterable[Entry], *, certain: bool = True) -> None:
@@ -96,6 +99,7 @@ class Cluster:
             MEMBERS: self._member,
             HOSTS: self._host,
             ALIVE: self._alive,
+            QUESTIONS: self._question,
         }
         for key, value in events:
             self.version += 1
@@ -219,3 +223,10 @@ class Cluster:
             self.alive.discard(host_id)
         else:
             self.alive.add(host_id)
+
+    def _question(self, key: str, value: str | None, touched: Touched) -> None:
+        question = key.removeprefix(QUESTIONS)
+        if value is None:
+            self.questions.pop(question, None)
+        else:
+            self.questions[question] = value

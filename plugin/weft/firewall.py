@@ -53,12 +53,18 @@ class Watchman:
         if monotonic() - self._askers.heard < _QUIET_SECONDS:
             self._conclude(True)
             return
+        if (reached := self.reaches()) is not None:
+            self._conclude(reached)
+
+    def reaches(self) -> bool | None:
+        """Whether a container of this host reaches the resolver now; None if there is none to ask from."""
         try:
             sandbox = next(iter(self._engine.gateways().values()), None)
             if sandbox is not None:
-                self._conclude(self._kernel.work_in(self._folder / sandbox, partial(_ask, self._address)))
+                return self._kernel.work_in(self._folder / sandbox, partial(_ask, self._address))
         except (EngineError, KernelError) as error:  # the container has ended, or its namespace is not for us to see
             log.debug("whether containers reach the resolver is not known: %s", error)
+        return None
 
     def _conclude(self, reached: bool) -> None:
         if reached and self._filtered:

@@ -17,8 +17,11 @@ class Garbage:
 
     def due(self) -> list[Due]:
         """Hosts, then what is this host's."""
-        mine = self._collector.due(*self._sweeper.look()) if self._sweeper and self._collector else []
-        return [*self._presence.due(), *mine]
+        return [*self._presence.due(), *self.mine()]
+
+    def mine(self) -> list[Due]:
+        """What this host's Docker does not have."""
+        return self._collector.due(*self._sweeper.look()) if self._sweeper and self._collector else []
 
     def collect(self) -> list[Due]:
         """Collect what is due; return what was."""

@@ -6,25 +6,23 @@ import gc
 import logging
 import os
 import platform
-import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from socket import SOCK_STREAM, getaddrinfo
 from time import monotonic
-from urllib.parse import urlsplit
 
 from flask import Flask
 
-from weft import __version__, cli, commandline, config, topology
+from weft import __version__, checkup, cli, commandline, config, topology
 from weft.admin import Parts, create_admin
 from weft.adoption import MARGIN_SECONDS, Adoption
 from weft.agent import Agent
 from weft.api import create_app
 from weft.attachments import Attachments
+from weft.checkup import Checkup, Place
 from weft.cluster import Cluster
 from weft.collector import Collector
 from weft.config import Settings
@@ -32,13 +30,14 @@ from weft.driver import Driver
 from weft.encryption import Encryption
 from weft.engine import DockerEngine
 from weft.errors import ConfigError, KernelError, StoreError, WeftError
+from weft.examination import Doctor
 from weft.garbage import Garbage
 from weft.health import STUCK_SECONDS, Health
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
 from weft.journal import Journal
-from weft.kernel import LinuxKernel
+from weft.kernel import Inspection, LinuxKernel
 from weft.keys import KeyFile
 from weft.metrics import Metrics
 from weft.mirror import Mirror
@@ -52,18 +51,14 @@ from weft.serve import serve
 from weft.snapshot import SnapshotFile
 from weft.status import Status
 from weft.store import Store
-from weft.store.etcd import EtcdStore
-from weft.store.gateway import Access
 from weft.store.measured import MeasuredStore
-from weft.store.sqlite import SqliteStore
+from weft.store.opening import open_store, store_addresses
 from weft.sweeper import Sweeper
 from weft.watchdog import Manager
 from weft.web import Listener, create_web
 
 log = logging.getLogger("weft")
 
-HANDLER_PATIENCE = 1.3
-"""Somebody waits for `docker run`: better a clear error soon."""
 PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
 GARBAGE = 50_000
@@ -77,16 +72,19 @@ class Weft:
     app: Flask
     stores: Sequence[Store]
     kernel: LinuxKernel
+    inspection: Inspection
     agent: Agent
     presence: Presence
     sweeper: Sweeper | None
     names: NameService | None
+    doctor: Doctor
     listener: Listener | None
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
         if self.listener:
             self.listener.stop()
+        self.doctor.stop()
         if self.names:
             self.names.stop()
         if self.sweeper:
@@ -94,6 +92,7 @@ class Weft:
         self.presence.stop()
         self.agent.stop()
         self.kernel.close()
+        self.inspection.close()
         for store in self.stores:
             store.close()
 
@@ -204,7 +203,13 @@ def build(settings: Settings, manager: Manager) -> Weft:
         resolver=settings.dns if names else "",
     )
     garbage = Garbage(presence, sweeper, collector)
-    parts = Parts(hosts, cluster, garbage, driver, me, encryption, agent, status, journal, probes)
+    inspection = Inspection(settings.run)
+    daemon = checkup.of_daemon(settings, kernel, agent, presence, encryption, garbage, sweeper, names)
+    look = Checkup(settings, inspection, lambda: _place(cluster, me), [*daemon, checkup.of_store(store)])
+    doctor = Doctor(patient, cluster, me, look, probes, tunnel=encryption.observe, port=settings.port)
+    agent.listeners.append(doctor.notice)
+    doctor.start()
+    parts = Parts(hosts, cluster, garbage, driver, me, encryption, agent, status, journal, probes, doctor)
     app.register_blueprint(create_admin(parts))
     manager.watch(
         {
@@ -221,7 +226,12 @@ def build(settings: Settings, manager: Manager) -> Weft:
         web = create_web(health, metrics.expose, names_of_host)
         listener = Listener(web, settings.listen)
         listener.start()
-    return Weft(app, [store, patient], kernel, agent, presence, sweeper, names, listener)
+    return Weft(app, [store, patient], kernel, inspection, agent, presence, sweeper, names, doctor, listener)
+
+
+def _place(cluster: Cluster, me: LocalHost) -> Place:
+    others = [host.underlay for host in list(cluster.hosts.values()) if host.id != me.id]
+    return Place(me.host.underlay, others, bool(me.host.wg_key))
 
 
 def _update(cluster: Cluster, store: Store, identity: str) -> None:
@@ -251,33 +261,6 @@ def _sweeper(
     return sweeper
 
 
-def open_store(settings: Settings, *, patience: float = HANDLER_PATIENCE) -> Store:
-    """The store that the settings name. Hosts begin with different members of an etcd cluster, to share its load.
-
-    :param patience: seconds that one call may take while etcd is away.
-    """
-    endpoints = settings.etcd_endpoints
-    if not endpoints:
-        return SqliteStore(settings.sqlite_path)
-    access = Access(
-        ca=settings.store_ca,
-        cert=settings.store_cert,
-        key=settings.store_key,
-        user=settings.store_user,
-        password_file=settings.store_password_file,
-    )
-    return EtcdStore(
-        random.sample(endpoints, len(endpoints)), root=settings.etcd_root, access=access, patience=patience
-    )
-
-
-def store_addresses(settings: Settings) -> Iterator[str]:
-    """Addresses of etcd's members, as far as their names can be resolved."""
-    for endpoint in settings.etcd_endpoints:
-        with suppress(OSError):
-            yield from (str(found[4][0]) for found in getaddrinfo(urlsplit(endpoint).hostname, None, type=SOCK_STREAM))
-
-
 def _check_kernel(attachments: Attachments) -> None:
     """Say at once what would otherwise come up with the first network; until then weft can do all else."""
     try:
@@ -299,7 +282,8 @@ def _snapshot(settings: Settings) -> SnapshotFile:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The `weft` command. Exit codes: 0 done, 1 it failed, 2 the command line is wrong, 3 the server did not start."""
+    """The `weft` command. Exit codes: 0 done, 1 it failed, 2 the command line is wrong, 3 the server did not start;
+    those of `weft doctor` are its own."""
     options = commandline.parser().parse_args(arguments)
     if options.command == "completion":
         print(commandline.completion(options.shell))
@@ -313,8 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             serve(settings, manager, check=lambda: _check_store(settings), build=lambda: build(settings, manager))
         else:
             options.settings = settings
-            cli.run(options, settings.socket)
+            return cli.run(options, settings.socket)
     except WeftError as error:
         print(f"weft {options.command}: {error}", file=sys.stderr)
-        return 1
+        return 2 if options.command == "doctor" else 1
     return 0

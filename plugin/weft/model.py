@@ -7,6 +7,8 @@
     topology/members/<vni>/<host>            Member: this host's engine has the network
     topology/endpoints/<vni>/<endpoint>      Endpoint
     topology/names/<vni>/<endpoint>          EndpointNames: what the container is called; gone with its endpoint
+    topology/questions/<question>            id of the host whose doctor wants every host's report; gone by itself
+    reports/<question>/<host>                facts.Report, the answer; gone by itself
     ipam/pools/<cidr>                        PoolClaim: reserved by a host, then owned by a network
     ipam/addresses/<cidr>/<ip>               Allocation
     ipam/pending/<host>/<cidr>/<ip>          an allocation that no endpoint holds (yet, or any more)
@@ -68,6 +70,7 @@ NETWORKS = "topology/networks/"
 MEMBERS = "topology/members/"
 ENDPOINTS = "topology/endpoints/"
 ENDPOINT_NAMES = "topology/names/"
+QUESTIONS = "topology/questions/"
 POOLS = "ipam/pools/"
 ADDRESSES = "ipam/addresses/"
 PENDING = "ipam/pending/"
@@ -75,6 +78,7 @@ MACS = "macs/"
 BINDINGS = "bindings/"
 NAMES = "names/"
 ENGINES = "engines/"
+REPORTS = "reports/"
 
 WIREGUARD_POOL = IPv4Network("100.64.0.0/10")
 """VTEP addresses of encrypted networks (RFC 6598). They exist in a namespace of their own only: no route of a host or

@@ -102,6 +102,10 @@ class NameService:
         """Whether this host's containers get names of other hosts."""
         return self._server is not None
 
+    def reached(self) -> bool | None:
+        """Whether a container of this host reaches the resolver now; None if that cannot be told."""
+        return self._watchman.reaches() if self._address else None
+
     def _serve(self) -> None:
         """Until it is possible: another program may have to be told first to leave the port."""
         failing = False

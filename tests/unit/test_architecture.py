@@ -12,9 +12,9 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory", "findings", "packetfilter"},
-    {"keys", "links"},
+    {"keys", "links", "facts"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
-    {"journal"},
+    {"journal", "doctor"},
     {
         "attachments",
         "encryption",
@@ -33,7 +33,7 @@ LAYERS = [
         "sandboxes",
         "status",
     },
-    {"askers", "publisher", "health"},
+    {"askers", "publisher", "health", "checkup", "examination"},
     {
         "wire",
         "api",
@@ -51,7 +51,8 @@ LAYERS = [
         "metrics",
     },
     {"resolver", "firewall"},
-    {"nameservice", "commandline"},
+    {"nameservice", "diagnosis"},
+    {"commandline"},
     {"main"},
 ]
 
@@ -79,7 +80,7 @@ def importers(library: str) -> set[str]:
         ("flask", {"admin", "api", "main", "page", "serve", "web"}),
         ("waitress", "web"),
         ("prometheus_client", "metrics"),
-        ("rich", {"cli", "setup_dns", "setup_host"}),
+        ("rich", {"cli", "diagnosis", "setup_dns", "setup_host"}),
         ("shtab", "commandline"),
         ("gunicorn", "serve"),
         ("docker", "engine"),

@@ -94,14 +94,16 @@ def add_commands(commands: Any) -> None:
     gc.add_argument("--dry-run", action="store_true", help="only show what is to be collected, why and when")
 
 
-def run(options: argparse.Namespace, socket_path: Path) -> None:
-    """Do one command and print its answer."""
+def run(options: argparse.Namespace, socket_path: Path) -> int:
+    """Do one command and print its answer. Returns the exit code: 0, unless the command's `code` says another."""
     answer = options.run(options, socket_path)
     if options.json:
         print(json.dumps(answer, indent=2))
     else:
         # A pipe has no width, and rich would shorten cells to fit 80 columns.
         options.show(answer, Console(soft_wrap=True, width=None if sys.stdout.isatty() else _PIPE_COLUMNS))
+    code: Callable[[Any], int] = getattr(options, "code", lambda answer: 0)
+    return code(answer)
 
 
 def _add(commands: Any, name: str, work: Callable[..., Any], show: Show, meaning: str) -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@
     underlay      the host's addresses and routes, over a connection
     mounts        whether a mount made here is there for the host too
     modules       loading kernel modules
+    inspection    what the doctor looks at in the host's namespace, with or without the daemon
     detour        a rule for questions to a resolver that is not there, over nft
     wireguard     the device that encrypts, over generic netlink, or
     userspace     its stand-in wireguard-go, over a unix socket
@@ -37,6 +38,7 @@ from weft.dataplane import Row, Tunnel
 from weft.errors import KernelError
 from weft.kernel import detour
 from weft.kernel.connection import Connection
+from weft.kernel.inspection import Inspection
 from weft.kernel.links import Links
 from weft.kernel.modules import DEVICE_MODULES, load_module
 from weft.kernel.monitor import Monitor, TunnelMonitor, open_events, open_tunnel_events
@@ -50,7 +52,7 @@ from weft.keys import PrivateKey
 from weft.model import IPNetwork
 from weft.reconcile import ObservedLink, ObservedTunnel, RowPlan, Step, TunnelPlan
 
-__all__ = ["DEVICE_MODULES", "LinuxKernel", "Monitor", "load_module"]
+__all__ = ["DEVICE_MODULES", "Inspection", "LinuxKernel", "Monitor", "load_module"]
 
 log = logging.getLogger(__name__)
 

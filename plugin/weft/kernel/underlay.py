@@ -69,6 +69,10 @@ class Underlay:
             link = self._link(_output(route))
         return int(link.get_attr("IFLA_MTU"))
 
+    def device(self, address: str) -> str:
+        """Name of the interface that has this address; "" if none has."""
+        return next((a.device for a in self._addresses() if a.ip == ip_address(address)), "")
+
     def has(self, address: str) -> bool:
         return any(a.ip == ip_address(address) for a in self._addresses())
 

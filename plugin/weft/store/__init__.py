@@ -7,8 +7,8 @@ and checked by one test suite (`tests/unit/test_store.py`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -83,6 +83,24 @@ class Changes:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a store does.
+
+    :param problem: why it cannot be used; "" if it can.
+    :param seconds: that one reading took.
+    :param members: of a cluster, by place: why it does not serve, "" if it does.
+    :param history: how many revisions are kept that nobody needs; 0 if they are few, or get removed.
+    :param alarm: which keeps it from writing, or "".
+    """
+
+    problem: str = ""
+    seconds: float = 0.0
+    members: Mapping[str, str] = field(default_factory=dict)
+    history: int = 0
+    alarm: str = ""
+
+
 class Watch(Protocol):
     """An open watch: iterate (blocks), and `close()` from any thread to end the iteration."""
 
@@ -119,6 +137,10 @@ class Store(Protocol):
 
     def watch(self, prefix: str) -> Watch:
         """A snapshot of everything under `prefix` first, then its changes as they come."""
+        ...
+
+    def health(self) -> Health:
+        """Look how it does, within a few seconds. Never raises."""
         ...
 
     def close(self) -> None: ...

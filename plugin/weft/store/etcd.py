@@ -27,6 +27,7 @@ import threading
 from base64 import b64decode, b64encode
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,7 @@ from time import monotonic
 import requests
 
 from weft.errors import StoreError
-from weft.store import Changes, Condition, Delete, Entry, KeyIs, Listing, Put, Snapshot, Write
+from weft.store import Changes, Condition, Delete, Entry, Health, KeyIs, Listing, Put, Snapshot, Write
 from weft.store.gateway import PATIENCE_SECONDS, Access, Away, Gateway, Json, Refused, Silence
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,9 @@ _PAUSE_SECONDS = 0.1
 _PAUSE_MOST = 2.0
 _LOUD = 5
 """A watch that failed so many times in a row is worth a warning; fewer are a failover."""
+_UNCOMPACTED = 20_000
+"""Revisions that a young etcd may have without having been compacted once."""
+_HEALTH_SECONDS = 1.0
 _TOO_LARGE = "larger than max"
 _LEASE_GONE, _REVISION_GONE = 5, 11
 """gRPC codes."""
@@ -155,6 +159,48 @@ class EtcdStore:
 
     def watch(self, prefix: str) -> EtcdWatch:
         return EtcdWatch(self, self._gateway, prefix)
+
+    def health(self, *, history: int = _UNCOMPACTED) -> Health:
+        """:param history: so many revisions need not have been compacted yet."""
+        members = self._members()
+        began = monotonic()
+        try:
+            moment = self.moment()
+            seconds = monotonic() - began
+            kept = moment.revision if moment.revision > history and self._has_all_history() else 0
+        except StoreError as error:
+            return Health(str(error), members=members)
+        return Health("", seconds, members, kept, self._alarm())
+
+    def _alarm(self) -> str:
+        try:
+            alarms = self._gateway.call("maintenance/alarm", {}).get("alarms", ())
+        except StoreError:  # where etcd has users, it tells its own root only
+            return ""
+        return ", ".join(sorted({one["alarm"] for one in alarms if "alarm" in one}))
+
+    def _members(self) -> dict[str, str]:
+        """By place, why a member of those we know does not serve."""
+        places = self._gateway.places
+        with ThreadPoolExecutor(len(places)) as pool:
+            return dict(zip(places.values(), pool.map(self._ailment, places), strict=True))
+
+    def _ailment(self, endpoint: str) -> str:
+        try:
+            self._gateway.ask(endpoint, "kv/range", self._newest_mark, _HEALTH_SECONDS)
+        except Away as error:
+            return str(error) or "no answer"
+        except StoreError:  # an answer all the same
+            return ""
+        return ""
+
+    def _has_all_history(self) -> bool:
+        """True if nothing was ever compacted: the first revisions are there."""
+        try:
+            self._gateway.call("kv/range", {**self._newest_mark, "revision": "2"})
+        except Refused as refusal:
+            return refusal.code != _REVISION_GONE
+        return True
 
     def close(self) -> None:
         self._gateway.close()

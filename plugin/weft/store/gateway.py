@@ -118,6 +118,11 @@ class Gateway:
         self._local = threading.local()
         self._sessions: WeakSet[requests.Session] = WeakSet()
 
+    @property
+    def places(self) -> dict[str, str]:
+        """The endpoints, and how people write them."""
+        return {endpoint: _place(endpoint) for endpoint in self._endpoints}
+
     def call(self, path: str, body: Json) -> Json:
         """The first answer that a member gives. The request may reach several: it must bear being repeated.
 

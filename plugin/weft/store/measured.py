@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
-from weft.store import Condition, Entry, Listing, Store, Watch, Write
+from weft.store import Condition, Entry, Health, Listing, Store, Watch, Write
 
 Note = Callable[[str, float, bool], None]
 """Told the name of a call, its seconds, and whether it failed."""
@@ -41,6 +41,9 @@ class MeasuredStore:
 
     def watch(self, prefix: str) -> Watch:
         return self._store.watch(prefix)
+
+    def health(self) -> Health:
+        return self._store.health()
 
     def close(self) -> None:
         self._store.close()

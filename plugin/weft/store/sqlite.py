@@ -24,12 +24,12 @@ from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, flock
 from functools import partial
 from pathlib import Path
-from time import time
+from time import monotonic, time
 
 from inotify_simple import INotify, flags
 
 from weft.errors import StoreError
-from weft.store import Changes, Condition, Delete, DeleteAll, Entry, KeyIs, Listing, Put, Snapshot, Write
+from weft.store import Changes, Condition, Delete, DeleteAll, Entry, Health, KeyIs, Listing, Put, Snapshot, Write
 
 HISTORY = 50_000
 """Revisions of history that are kept for watches."""
@@ -104,6 +104,14 @@ class SqliteStore:
 
     def watch(self, prefix: str) -> SqliteWatch:
         return SqliteWatch(self, prefix)
+
+    def health(self) -> Health:
+        began = monotonic()
+        try:
+            self.get("schema")
+        except StoreError as error:
+            return Health(str(error))
+        return Health(seconds=monotonic() - began)
 
     def close(self) -> None:
         """Close this thread's connection. Other threads may be using theirs: those end with the process."""

@@ -1,0 +1,246 @@
+"""This host's own facts, looked up when the doctor asks: each part by itself, so that one that fails hides no other.
+
+The daemon has all parts; the `weft` command, when the daemon does not run, has those that need nothing of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import sleep
+from typing import Any, Protocol
+
+from weft.agent import Agent
+from weft.config import Settings
+from weft.dataplane import Vxlan
+from weft.encryption import Encryption
+from weft.errors import KernelError, WeftError
+from weft.facts import Facts, PortDrop, Switch
+from weft.garbage import Garbage
+from weft.presence import Presence
+from weft.reconcile import ObservedLink
+from weft.store import Store
+from weft.sweeper import Sweeper
+
+log = logging.getLogger(__name__)
+
+_AGAIN_SECONDS = 0.5
+"""What differs for so long is not just being done."""
+_AGENT_SECONDS = 2.0
+_DAEMON_JSON = Path("/etc/docker/daemon.json")
+_PROC = Path("/proc")
+
+Part = Callable[[], Mapping[str, Any]]
+"""Some fields of `Facts`; may raise `WeftError` if they cannot be had."""
+
+
+class Host(Protocol):
+    """See `kernel.Inspection`."""
+
+    def device(self, address: str) -> tuple[str, int]: ...
+    def address(self, spec: str, towards: Iterable[str]) -> str: ...
+    def drops(self, ports: Iterable[int], peer: str, device: str) -> Iterator[PortDrop]: ...
+    def users(self, ports: Iterable[int]) -> dict[int, str]: ...
+    def switches(self) -> list[Switch]: ...
+    def mounts(self) -> str: ...
+    def reached(self, addresses: Iterable[str], source: str) -> dict[str, bool]: ...
+
+
+class Kernel(Protocol):
+    """See `kernel.LinuxKernel`."""
+
+    def check(self) -> None: ...
+    def observe_links(self) -> Mapping[str, ObservedLink]: ...
+    def intruders(self) -> list[str]: ...
+
+
+class Names(Protocol):
+    """See `nameservice.NameService`."""
+
+    problem: str
+
+    def reached(self) -> bool | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this host is in the cluster now.
+
+    :param others: the VTEP addresses of the other hosts.
+    :param encrypts: it has, or had, an encrypted network.
+    """
+
+    underlay: str
+    others: Sequence[str]
+    encrypts: bool = False
+
+
+class Checkup:
+    """:param place: asked anew at each look, since addresses change."""
+
+    def __init__(self, settings: Settings, host: Host, place: Callable[[], Place], parts: Iterable[Part]) -> None:
+        self._settings = settings
+        self._host = host
+        self._place = place
+        self._parts = (self._underlay, self._ports, self._switches, self._docker_dns, *parts)
+
+    def look(self) -> Facts:
+        """All that can be had within a few seconds."""
+        s = self._settings
+        found: dict[str, Any] = {}
+        with ThreadPoolExecutor(len(self._parts), thread_name_prefix="checkup") as pool:
+            for values in pool.map(_attempt, self._parts):
+                found.update(values)
+        return Facts(name=s.hostname, port=s.port, wg_port=s.wg_port, resolver_address=s.dns, **found)
+
+    def reached(self, addresses: Iterable[str]) -> dict[str, bool]:
+        """Which of the other hosts' VTEP addresses answer a ping from ours."""
+        try:
+            return self._host.reached(addresses, self._place().underlay)
+        except (WeftError, OSError, ValueError):
+            return {}
+
+    def _underlay(self) -> dict[str, Any]:
+        place = self._place()
+        if not place.underlay:
+            return {}
+        device, mtu = self._host.device(place.underlay)
+        return {
+            "underlay": place.underlay,
+            "device": device,
+            "mtu": mtu,
+            "towards": self._host.address("", place.others) if place.others else "",
+        }
+
+    def _ports(self) -> dict[str, Any]:
+        place, s = self._place(), self._settings
+        ports = [s.port, *([s.wg_port] if place.encrypts else [])]
+        users = {port: user for port, user in self._host.users(ports).items() if not user.startswith("wireguard-go")}
+        if not place.underlay:
+            return {"users": users}
+        peer = place.others[0] if place.others else place.underlay
+        device, _ = self._host.device(place.underlay)
+        return {"users": users, "drops": tuple(self._host.drops(ports, peer, device))}
+
+    def _switches(self) -> dict[str, Any]:
+        return {"switches": tuple(self._host.switches()), "mounts": self._host.mounts()}
+
+    def _docker_dns(self) -> dict[str, Any]:
+        s = self._settings
+        return {} if not s.dns or s.managed or s.docker == "off" else {"dns": docker_dns(s.dns)}
+
+
+def of_store(store: Store) -> Part:
+    return lambda: {"store": store.health()}
+
+
+def of_daemon(
+    settings: Settings,
+    kernel: Kernel,
+    agent: Agent,
+    presence: Presence,
+    encryption: Encryption,
+    garbage: Garbage,
+    sweeper: Sweeper | None,
+    names: Names | None,
+) -> list[Part]:
+    """What only the daemon knows."""
+
+    def able() -> dict[str, Any]:
+        if any(isinstance(seen.link, Vxlan) for seen in kernel.observe_links().values()):
+            return {}  # it has made one
+        try:
+            kernel.check()
+        except KernelError as error:
+            return {"kernel": str(error)}
+        return {}
+
+    def drift() -> dict[str, Any]:
+        first = set(_plan(agent))
+        if not first:
+            return {}
+        sleep(_AGAIN_SECONDS)
+        return {"drift": tuple(change for change in _plan(agent) if change in first)}
+
+    def orphans() -> dict[str, Any]:
+        if not sweeper:
+            return {}
+        if sweeper.problem:
+            return {"engine": sweeper.problem}
+        orphans = set(_missing(garbage))
+        if orphans:
+            sleep(_AGAIN_SECONDS)
+            orphans &= set(_missing(garbage))
+        return {"orphans": tuple(sorted(orphans)), "conflicts": tuple(sorted(sweeper.conflicts.values()))}
+
+    def named() -> dict[str, Any]:
+        if not names or not settings.dns:
+            return {}
+        return {"resolver": names.problem} if names.problem else {"filtered": names.reached() is False}
+
+    def self_view() -> dict[str, Any]:
+        return {
+            "registered": presence.problem,
+            "encryption": encryption.problem,
+            "intruders": tuple(kernel.intruders()),
+        }
+
+    return [able, drift, orphans, named, self_view]
+
+
+def _missing(garbage: Garbage) -> Iterator[str]:
+    yield from (f"{one.what}: {one.why}" for one in garbage.mine())
+
+
+def _plan(agent: Agent) -> list[str]:
+    return [change for _, change in agent.preview(_AGENT_SECONDS)]
+
+
+def _attempt(part: Part) -> Mapping[str, Any]:
+    try:
+        return part()
+    except WeftError as error:
+        log.debug("a part of the checkup: %s", error)
+    except Exception:
+        log.exception("a part of the checkup met a bug")
+    return {}
+
+
+def docker_dns(resolver: str, file: Path = _DAEMON_JSON, proc: Path = _PROC) -> str:
+    """Why Docker does not ask our resolver first; "" if it does, or if it cannot be told."""
+    for words in _dockerds(proc):
+        given = [b for a, b in zip(words, [*words[1:], ""], strict=True) if a == "--dns"]
+        given += [word.removeprefix("--dns=") for word in words if word.startswith("--dns=")]
+        if given:
+            return "" if given[0] == resolver else f"dockerd was started with --dns {given[0]}, not {resolver}, first"
+        for a, b in zip(words, [*words[1:], ""], strict=True):
+            file = Path(b) if a == "--config-file" else file
+            file = Path(a.removeprefix("--config-file=")) if a.startswith("--config-file=") else file
+    try:
+        servers = json.loads(file.read_text()).get("dns") or []
+    except FileNotFoundError:
+        return f"there is no {file}"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{file} cannot be read: {error}"
+    if servers[:1] == [resolver]:
+        return ""
+    return (
+        f"{file} has {json.dumps(servers)} as dns, and {resolver} must be the first"
+        if servers
+        else f"{file} has no dns"
+    )
+
+
+def _dockerds(proc: Path) -> Iterator[list[str]]:
+    """The command lines of all dockerds that we see."""
+    for entry in proc.glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = [os.fsdecode(word) for word in entry.read_bytes().split(b"\0")]
+            if Path(words[0]).name == "dockerd":
+                yield words

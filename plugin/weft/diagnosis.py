@@ -1,0 +1,111 @@
+"""`weft doctor`: what is wrong with this host and the others, as the daemon finds; without it, with this host alone.
+
+Exit codes: 0 no fault, 1 warnings, 2 faults.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from time import time
+from typing import Any
+from urllib.parse import quote
+
+from rich.console import Console
+from rich.table import Table
+
+from weft import __version__, cli, doctor
+from weft.checkup import Checkup, Place, of_store
+from weft.config import Settings
+from weft.doctor import Examination, View
+from weft.errors import ConfigError, StoreError, WeftError
+from weft.facts import Report
+from weft.kernel import Inspection
+from weft.model import HOSTS, Host, readable
+from weft.store import Store
+from weft.store.opening import open_store
+
+_SHOWN = {"ok": "[green]ok[/]", "warning": "[yellow]warn[/]", "error": "[red]FAULT[/]", "unknown": "[dim]-[/]"}
+_CODES = {"warning": 1, "error": 2}
+_PATIENCE = 3.0
+
+
+def add_command(commands: Any) -> None:
+    """Add `doctor` to the parser of `weft`."""
+    meaning = "find what is wrong with hosts, network, store and Docker, and say what to do"
+    codes = "exit codes: 0 no fault, 1 warnings, 2 faults (or it could not be found out)"
+    parser = commands.add_parser("doctor", help=meaning, description=meaning, epilog=codes)
+    parser.add_argument("--peer", default="", metavar="HOST", help="only what concerns this other host")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run, show=_show, code=_code)
+
+
+def _run(options: argparse.Namespace, socket_path: Path) -> Any:
+    """:return: `findings`, and `hosts`: for each what was found by check."""
+    try:
+        return cli.ask(socket_path, "GET", f"/weft/doctor?peer={quote(options.peer)}")
+    except WeftError as error:
+        if not (isinstance(error, ConfigError) or "does not answer" in str(error)):
+            raise  # the daemon has refused
+        return _alone(options.settings, str(error)).to_json()
+
+
+def _alone(settings: Settings, problem: str) -> Examination:
+    """What this host can find out by itself."""
+    with closing(Inspection(settings.run)) as host, closing(open_store(settings, patience=_PATIENCE)) as store:
+        others, me = _hosts(settings, store)
+        underlay = me.underlay if me else host.address(settings.underlay, [other.underlay for other in others])
+        place = Place(underlay, [other.underlay for other in others], bool(me and me.wg_key))
+        facts = Checkup(settings, host, lambda: place, [of_store(store)]).look()
+    facts = replace(facts, daemon=problem)
+    if rival := next((other for other in others if underlay and other.underlay == underlay), None):
+        facts = replace(facts, registered=f"the underlay address {underlay} of this host is {rival.title}'s")
+    identity = me.id if me else "this host"
+    findings = tuple(doctor.of_host(facts))
+    report = Report(
+        identity, settings.hostname, "", time(), __version__, underlay, facts.device, facts.mtu, facts.towards,
+        drops=facts.drops, findings=findings,
+    )  # fmt: skip
+    return doctor.examine(View(identity, {me.id: me} if me else {}, set(), {identity: report}, port=settings.port))
+
+
+def _hosts(settings: Settings, store: Store) -> tuple[list[Host], Host | None]:
+    """The other hosts, and this one if it is registered, as far as the store tells."""
+    try:
+        identity = (settings.state / "host-id").read_text().strip()
+    except OSError:
+        identity = ""
+    try:
+        hosts = [host for _, host in readable(Host.read, store.list(HOSTS).entries)]
+    except StoreError:
+        return [], None
+    me = next((host for host in hosts if host.id == identity), None)
+    return [host for host in hosts if host.id != identity], me
+
+
+def _code(answer: Any) -> int:
+    return max((_CODES[one["severity"]] for one in answer["findings"]), default=0)
+
+
+def _show(answer: Any, console: Console) -> None:
+    table = Table("HOST", *doctor.CHECKS, box=None, pad_edge=False, header_style="bold")
+    for row in answer["hosts"]:
+        table.add_row(row["host"], *(_SHOWN[row["checks"].get(check, "unknown")] for check in doctor.CHECKS))
+    console.print(table)
+    for one in answer["findings"]:
+        _show_finding(one, console)
+    if not answer["findings"]:
+        hosts = len(answer["hosts"])
+        console.print(f"no fault: {hosts} host{'s' * (hosts != 1)}, {len(doctor.CHECKS)} checks", highlight=False)
+
+
+def _show_finding(one: Mapping[str, Any], console: Console) -> None:
+    title = "[red]FAULT[/]" if one["severity"] == "error" else "[yellow]WARNING[/]"
+    console.print(f"\n{title} [bold]{one['check']}[/]", end=" ")
+    console.print(one["cause"], markup=False, highlight=False)
+    console.print(f"  seen:   {one['evidence']}", markup=False, highlight=False)
+    if one["command"]:
+        console.print(f"  repair: {one['command']}", markup=False, highlight=False)

@@ -1,0 +1,253 @@
+"""The doctor at work: one host asks, every host answers with a report, the one who asked judges.
+
+The question is a key of the cluster, so that every agent sees it within milliseconds; question and reports go by
+themselves after a while. Answering, a host looks at itself, pings the others and sets off its probes, so that links
+between any two hosts are measured now. That takes a few seconds and some processes: so no host asks by itself, and
+whoever shows faults all the time takes `latest`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from ipaddress import ip_network
+from random import sample
+from time import monotonic, sleep, time
+from typing import Protocol
+
+from weft import __version__, doctor
+from weft.cluster import Cluster, Touched
+from weft.doctor import Examination, PoolUse, View
+from weft.errors import Unreadable, WeftError
+from weft.facts import Facts, Peering, Report
+from weft.identity import LocalHost
+from weft.links import ProbeLink
+from weft.model import QUESTIONS, REPORTS, Network
+from weft.probes import Probes
+from weft.reconcile import ObservedTunnel
+from weft.store import Store
+
+log = logging.getLogger(__name__)
+
+_LIFE_SECONDS = 30.0
+"""Of a question and its answers."""
+_ANSWER_SECONDS = 4.5
+_PROBE_SECONDS = 5.0
+_POLL_SECONDS = 0.2
+_MOST_PINGED = 64
+_FRESH_SECONDS = 2.0
+"""An examination that is no older serves the next one who asks."""
+
+
+class Checkup(Protocol):
+    """See `checkup.Checkup`."""
+
+    def look(self) -> Facts: ...
+    def reached(self, addresses: Iterable[str]) -> dict[str, bool]: ...
+
+
+class Doctor:
+    """One per host; any thread may call.
+
+    :param tunnel: the WireGuard device as it is.
+    :param port: UDP port of VXLAN.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        cluster: Cluster,
+        me: LocalHost,
+        checkup: Checkup,
+        probes: Probes,
+        *,
+        tunnel: Callable[[], ObservedTunnel | None],
+        port: int,
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._me = me
+        self._checkup = checkup
+        self._probes = probes
+        self._tunnel = tunnel
+        self._port = port
+        self._examining = threading.Lock()
+        self._last: tuple[float, Examination] | None = None
+        self._answered: set[str] = set()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="doctor", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._wake.set()
+        self._thread.join(timeout=5)
+
+    def notice(self, _: Touched | None) -> None:
+        """A listener of the agent: there may be a question."""
+        if self._cluster.questions:
+            self._wake.set()
+
+    def examine(self) -> Examination:
+        """Ask all hosts, and judge. Takes some seconds; who comes meanwhile shares the result."""
+        with self._examining:
+            if self._last and monotonic() - self._last[0] < _FRESH_SECONDS:
+                return self._last[1]
+            found = self._examine()
+            self._last = monotonic(), found
+            return found
+
+    def latest(self, age: float = 60.0) -> Examination | None:
+        """The last examination at once, None before the first; one that is older than `age` seconds is renewed
+        meanwhile."""
+        last = self._last
+        if (last is None or monotonic() - last[0] > age) and not self._examining.locked():
+            threading.Thread(target=self._renew, name="examination", daemon=True).start()
+        return last[1] if last else None
+
+    def _renew(self) -> None:
+        try:
+            self.examine()
+        except Exception:
+            log.exception("an examination met a bug")
+
+    # Asking
+
+    def _examine(self) -> Examination:
+        question = secrets.token_hex(8)
+        asked = time()
+        probing = threading.Thread(target=self._probe, name="doctor-probe", daemon=True)
+        probing.start()
+        with suppress(WeftError):  # without the store there is what we see ourselves
+            self._store.beat(QUESTIONS + question, self._me.id, _LIFE_SECONDS)
+        mine = self._report(question)
+        reports, heard = self._collect(question)
+        probing.join(_PROBE_SECONDS)
+        return doctor.examine(
+            View(
+                me=self._me.id,
+                hosts={**self._cluster.hosts, self._me.id: self._me.host},
+                alive=set(self._cluster.alive),
+                reports={**reports, self._me.id: mine},
+                links=self._links(),
+                waits={host: (asked, moment) for host, moment in heard.items()},
+                pools=[use for network in list(self._cluster.networks.values()) for use in self._uses(network)],
+                port=self._port,
+            )
+        )
+
+    def _collect(self, question: str) -> tuple[dict[str, Report], dict[str, float]]:
+        """The answers of the others by id, and when each was there. Waits for those that are alive."""
+        prefix = f"{REPORTS}{question}/"
+        reports: dict[str, Report] = {}
+        heard: dict[str, float] = {}
+        end = monotonic() + _ANSWER_SECONDS
+        with suppress(WeftError):
+            while True:
+                for entry in self._store.list(prefix).entries:
+                    with suppress(Unreadable):
+                        report = Report.decode(entry.value)
+                        heard.setdefault(report.host, time())
+                        reports[report.host] = report
+                expected = self._cluster.alive & self._cluster.hosts.keys() - {self._me.id}
+                if expected <= reports.keys() or monotonic() >= end:
+                    break
+                sleep(_POLL_SECONDS)
+        return reports, heard
+
+    def _links(self) -> list[ProbeLink]:
+        with suppress(WeftError):
+            return self._probes.links()
+        return []
+
+    def _uses(self, network: Network) -> Iterable[PoolUse]:
+        """How full the IPv4 pools are; there is no end to IPv6."""
+        endpoints = list(self._cluster.endpoints.get(network.vni, {}).values())
+        held = [address for endpoint in endpoints for address in endpoint.addresses]
+        ranges = network.published.ranges if network.published else {}
+        for pool in network.pools:
+            where = ip_network(ranges.get(pool.cidr, pool.cidr), strict=False)
+            if where.version == 4:
+                used = sum(where.supernet_of(ip_network(one)) for one in held if ":" not in one)  # type: ignore[arg-type]
+                spared = len({pool.gateway, *pool.auxiliary.values()} - {""}) + 2
+                size = where.num_addresses - (spared if where == ip_network(pool.cidr) else 0)
+                yield PoolUse(str(where), network.name or str(network.vni), used, max(size, 1))
+
+    # Answering
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            questions = dict(self._cluster.questions)
+            for question in questions.keys() - self._answered:
+                try:
+                    if questions[question] != self._me.id:
+                        self._answer(question)
+                except WeftError as error:
+                    log.debug("the doctor's question is not answered: %s", error)
+                except Exception:
+                    log.exception("answering the doctor met a bug")
+            self._answered = set(questions)
+
+    def _answer(self, question: str) -> None:
+        threading.Thread(target=self._probe, name="doctor-probe", daemon=True).start()
+        report = self._report(question)
+        self._store.beat(f"{REPORTS}{question}/{self._me.id}", report.encode(), _LIFE_SECONDS)
+
+    def _probe(self) -> None:
+        try:
+            self._probes.probe(deadline=_PROBE_SECONDS)
+        except WeftError as error:
+            log.debug("no probes now: %s", error)
+        except Exception:
+            log.exception("probing for the doctor met a bug")
+
+    def _report(self, question: str) -> Report:
+        facts = self._checkup.look()
+        me = self._me.host
+        tunnel = self._observe()
+        return Report(
+            host=me.id,
+            name=me.name,
+            question=question,
+            version=__version__,
+            underlay=me.underlay,
+            device=facts.device,
+            mtu=facts.mtu,
+            towards=facts.towards,
+            tunnel_key=tunnel.tunnel.key if tunnel else "",
+            peerings=_peerings(tunnel) if tunnel else {},
+            reached=self._reached(),
+            drops=facts.drops,
+            findings=tuple(doctor.of_host(facts)),
+            time=time(),
+        )
+
+    def _observe(self) -> ObservedTunnel | None:
+        with suppress(WeftError):
+            return self._tunnel()
+        return None
+
+    def _reached(self) -> dict[str, bool]:
+        others = [host for host in list(self._cluster.hosts.values()) if host.id != self._me.id]
+        asked = sample(others, min(len(others), _MOST_PINGED))
+        answers = self._checkup.reached({host.underlay for host in asked})
+        return {host.id: answers[host.underlay] for host in asked if host.underlay in answers}
+
+
+def _peerings(tunnel: ObservedTunnel) -> dict[str, Peering]:
+    now = time()
+    found = {}
+    for peer in tunnel.tunnel.peers:
+        contact = tunnel.contacts.get(peer.key)
+        if contact:
+            age = now - contact.handshake if contact.handshake else None
+            found[peer.key] = Peering(age, contact.received, contact.sent)
+    return found
