@@ -241,6 +241,13 @@ class Host(Machine):
         """Larger packets get lost whatever eth0 says, but for the kernel's TCP bundles, cut up behind it."""
         self._underlay.set_port(self.index, "mtu", str(mtu))
 
+    def route_over_switch(self, other: Machine, mtu: int) -> None:
+        """By way of a router whose next link carries no more than `mtu`. `route_directly` undoes it."""
+        self._underlay.route(self._namespaces, other.address, mtu)
+
+    def route_directly(self, other: Machine) -> None:
+        self._underlay.unroute(self._namespaces, other.address)
+
     def drop_udp(self, port: int) -> None:
         """As a firewall on this host, for what comes in."""
         table = f"inet lab_{port}"

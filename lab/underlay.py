@@ -43,6 +43,16 @@ ip addr add "$0" dev eth0
 ip route replace default via "$1"
 """
 
+_ROUTER = """
+for family in ipv4 ipv6; do echo 1 > /proc/sys/net/$family/conf/all/forwarding; done
+for link in all switch; do echo 0 > /proc/sys/net/ipv4/conf/$link/send_redirects; done
+ip route replace "$0" dev switch mtu "$1"
+"""
+_ROUTE = """
+for link in all eth0; do echo 0 > /proc/sys/net/ipv6/conf/$link/accept_redirects; done
+ip route replace "$0" via "$1" dev eth0
+"""
+
 
 class Underlay(Namespaces):
     def __init__(self, plan: Plan) -> None:
@@ -96,6 +106,16 @@ class Underlay(Namespaces):
         pairs = [pair for other in others for pair in permutations((_mac(index), _mac(other)))]
         elements = ", ".join(" . ".join(pair) for pair in pairs)
         run(self._in_switch("nft", f"{verb} element bridge lab parted {{ {elements} }}"))
+
+    def route(self, host: Namespaces, destination: str, mtu: int) -> None:
+        """From the host by way of the switch, then a router whose next link carries no more than `mtu`. It says so to
+        those who forbid fragments; nobody is redirected to the shorter way."""
+        self.run(["sh", "-ec", _ROUTER, destination, str(mtu)])
+        host.run(["sh", "-ec", _ROUTE, destination, self._plan.gateway])
+
+    def unroute(self, host: Namespaces, destination: str) -> None:
+        for machine in (self, host):
+            machine.run(["ip", "route", "del", destination])
 
     def set_port(self, index: int, *settings: str) -> None:
         self._ip_link("set", f"port{index}", *settings)

@@ -125,7 +125,7 @@ class FakeKernel:
     def routes(self) -> list[IPNetwork]:
         return self.route_list
 
-    def underlay_mtu(self, address: str) -> int:
+    def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         return self.mtu
 
     def _create(self, link: Link) -> None:

@@ -98,7 +98,7 @@ class LightKernel:
     def routes(self) -> list[IPNetwork]:
         return []
 
-    def underlay_mtu(self, address: str) -> int:
+    def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         return 1500
 
     def monitor(self) -> "LightKernel":
@@ -121,8 +121,9 @@ def serve_hosts(endpoints: list[str], connection: Connection) -> None:
             for host in asked:
                 kernel, store = LightKernel(), EtcdStore(endpoints)
                 me = LocalHost(host)
-                attachments = Attachments(kernel, me, port=_PORT)
-                Agent(store, Cluster(), kernel, me, attachments, monitor=kernel.monitor, resync=3600).start()
+                cluster = Cluster()
+                attachments = Attachments(kernel, cluster, me, port=_PORT)
+                Agent(store, cluster, kernel, me, attachments, monitor=kernel.monitor, resync=3600).start()
                 kernels.append(kernel)
             asked = set()
         connection.send(([kernel.arrivals.wait(asked) for kernel in kernels], process_time()))
@@ -240,7 +241,9 @@ def _for_drivers(population: Population, hosts: Iterable[Host]) -> Iterator[Put]
 
 def _driver(store: Store, host: Host) -> tuple[Driver, Ipam]:
     ipam = Ipam(store, host.id, ranges=(), host_routes=list)
-    return Driver(store, host, ipam, Attachments(LightKernel(), LocalHost(host), port=_PORT), Cluster()), ipam
+    cluster = Cluster()
+    attachments = Attachments(LightKernel(), cluster, LocalHost(host), port=_PORT)
+    return Driver(store, host, ipam, attachments, cluster), ipam
 
 
 def _pool_id(population: Population) -> PoolId:

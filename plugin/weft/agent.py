@@ -65,6 +65,7 @@ from weft.reconcile import (
     plan_rows,
 )
 from weft.store import Changes, Entry, Snapshot, Store, Watch
+from weft.topology import Limit
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +198,10 @@ class Agent:
         self._wanted: dict[int, _Wanted] = {}
         """By the VNI of each network that has devices here."""
         self._failures: list[KernelError] = []
+        self._limit: Limit | None = None
+        """As the last resync had it."""
+        self._stale: set[str] = set()
+        """Endpoints with an MTU that is not their network's any more, and were reported."""
         self._done = 0
         """Steps done and rows written."""
         self._kept: set[str] = set()
@@ -360,6 +365,8 @@ class Agent:
         try:
             if batch.resync:
                 self._refresh_mtu()
+            elif batch.touched.hosts and self._attachments.limit() != self._limit:
+                batch.resync = True
             if self._sync_encryption(batch):
                 batch.resync = True
             if batch.resync:
@@ -393,11 +400,13 @@ class Agent:
     def resync(self) -> None:
         """Compare everything with the kernel and correct it."""
         began = monotonic()
+        self._limit = self._attachments.limit()
         active = self._active()
         for vni in self._wanted.keys() - active:
             del self._wanted[vni]
         self._sync_links(None)
         self._sync_rows(active)
+        self._report_mtu(active)
         if not self._failures:
             self._retry_seconds, self.problem = _RETRY_SECONDS, ""
         self.resynced, self.seconds = time(), monotonic() - began
@@ -423,6 +432,23 @@ class Agent:
             return wanted
         present = {row.key for row in observed}
         return observed | {row for row in wanted if row.key not in present}
+
+    def _report_mtu(self, vnis: set[int]) -> None:
+        """Name the containers that keep an MTU which is not the network's any more, once."""
+        stale: set[str] = set()
+        for network in (self.cluster.networks[vni] for vni in sorted(vnis)):
+            mtu = self._attachments.mtu(network)
+            local = self.cluster.local_endpoints(network.vni, self._me.id)
+            others = [endpoint for endpoint in local if endpoint.mtu not in (0, mtu)]
+            stale.update(endpoint.id for endpoint in others)
+            if {endpoint.id for endpoint in others} - self._stale:
+                log.warning(
+                    "the MTU of %s is %d now; until they are restarted, these containers keep another: %s",
+                    network.title,
+                    mtu,
+                    ", ".join(f"{self.cluster.title(endpoint)} ({endpoint.mtu})" for endpoint in others),
+                )
+        self._stale = stale
 
     def _refresh_mtu(self) -> None:
         try:

@@ -7,17 +7,22 @@ pinned attachment needs. `step_lock` is held for single link steps only.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 from errno import EEXIST, ENODEV
 
 from weft import topology
+from weft.cluster import Cluster
 from weft.dataplane import Link, Vxlan, device_names
 from weft.encryption import Encryption
 from weft.errors import ConfigError, KernelError, WeftError
 from weft.identity import LocalHost
 from weft.model import Endpoint, Network
 from weft.reconcile import Create, Kernel, Remove, Update, plan_links
+from weft.topology import Limit
+
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
 
@@ -31,16 +36,23 @@ class Attachments:
     """
 
     def __init__(
-        self, kernel: Kernel, me: LocalHost, *, port: int, resolver: str = "", encryption: Encryption | None = None
+        self,
+        kernel: Kernel,
+        cluster: Cluster,
+        me: LocalHost,
+        *,
+        port: int,
+        resolver: str = "",
+        encryption: Encryption | None = None,
     ) -> None:
         self.step_lock = threading.Lock()
         self._kernel = kernel
+        self._cluster = cluster
         self._me = me
         self._port = port
         self._resolver = resolver
         self._encryption = encryption
         self._pinned: dict[str, Endpoint] = {}
-        self._underlay_mtu = 0
         self._checked = False
 
     def check(self, *, encrypted: bool = False) -> None:
@@ -50,31 +62,47 @@ class Attachments:
         if encrypted:
             self._require_encryption()
 
-    def largest_mtu(self, *, encrypted: bool = False) -> int:
-        underlay = self._underlay_mtu or self.refresh_mtu()
-        return underlay - topology.overhead(self._me.host.underlay, encrypted=encrypted)
+    def limit(self, *, encrypted: bool = False, here: bool = False) -> Limit:
+        if not self._me.host.mtu:
+            self.refresh_mtu()
+        me = self._me.host
+        others = [] if here else [h for h in list(self._cluster.hosts.values()) if h.id != me.id]
+        return topology.limit([me, *(host for host in others if host.family == me.family)], encrypted=encrypted)
 
-    def refresh_mtu(self) -> int:
-        """Read the underlay's MTU again."""
-        self._underlay_mtu = self._kernel.underlay_mtu(self._me.host.underlay)
-        if self._encryption:
-            self._encryption.underlay_mtu = self._underlay_mtu
-        return self._underlay_mtu
+    def refresh_mtu(self) -> bool:
+        """Look again at what the underlay carries; True if that has changed."""
+        before = self._me.host
+        others = [host for host in list(self._cluster.hosts.values()) if host.id != before.id]
+        towards = [host.underlay for host in others if host.family == before.family]
+        mtu = self._kernel.underlay_mtu(before.underlay, towards)
+        if mtu == before.mtu:
+            return False
+        if before.mtu:
+            log.warning("the underlay's MTU changed from %d to %d", before.mtu, mtu)
+        self._me.measure(mtu)
+        return True
 
     def mtu(self, network: Network) -> int:
-        """MTU of a network's devices on this host."""
-        return network.mtu or self.largest_mtu(encrypted=network.encrypted)
+        """MTU of a network's new endpoints."""
+        return network.mtu or self.limit(encrypted=network.encrypted).mtu
+
+    def endpoint_mtu(self, network: Network, endpoint_id: str) -> int:
+        name = topology.port_name(endpoint_id)
+        seen = self._kernel.observe_links([name]).get(name) if self._kernel.has_links([name]) else None
+        return seen.link.mtu if seen else self.mtu(network)
 
     def links(self, network: Network, endpoints: Iterable[Endpoint] = ()) -> list[Link]:
         """All that a network with these local endpoints has in this host's data plane."""
-        mtu, me = self.mtu(network), self._me.host
+        mtu, endpoints = self.mtu(network), list(endpoints)
+        ports = (topology.endpoint_port(endpoint, mtu) for endpoint in endpoints)
+        return [*self._devices(network, topology.device_mtu(mtu, endpoints)), *ports]
+
+    def _devices(self, network: Network, mtu: int) -> list[Link]:
+        me = self._me.host
         local = me.wg_address if network.encrypted else me.underlay
-        devices: list[Link] = [
-            *topology.network_links(network, local=local, port=self._port, mtu=mtu, resolver=self._resolver)
-        ]
-        if network.encrypted and not (local and self._encryption and not self._encryption.breached):
-            devices = [link for link in devices if not isinstance(link, Vxlan)]
-        return [*devices, *(topology.endpoint_port(endpoint, mtu) for endpoint in endpoints)]
+        devices = topology.network_links(network, local=local, port=self._port, mtu=mtu, resolver=self._resolver)
+        usable = not network.encrypted or (local and self._encryption and not self._encryption.breached)
+        return [link for link in devices if usable or not isinstance(link, Vxlan)]
 
     def attach(self, network: Network, endpoint: Endpoint) -> str:
         self._pinned[endpoint.id] = endpoint
@@ -114,7 +142,7 @@ class Attachments:
         for attempt in range(_ATTEMPTS):
             try:
                 with self.step_lock:
-                    self._ensure_devices(network)
+                    self._ensure_devices(network, endpoint)
                     self._kernel.perform(Create(port, "endpoint created"))
                 return port.peer
             except KernelError as error:
@@ -125,9 +153,11 @@ class Attachments:
                     raise
         raise AssertionError("unreachable")
 
-    def _ensure_devices(self, network: Network) -> None:
+    def _ensure_devices(self, network: Network, endpoint: Endpoint) -> None:
         names = device_names(network.vni)
         # That an encrypted network's device is there says nothing: its socket may be where a plain one's is.
         if network.encrypted or not self._kernel.has_links(names):
-            for step in plan_links(self.links(network), self._kernel.observe_links(names)):
+            others = self._cluster.local_endpoints(network.vni, self._me.id)
+            mtu = topology.device_mtu(self.mtu(network), [endpoint, *others])
+            for step in plan_links(self._devices(network, mtu), self._kernel.observe_links(names)):
                 self._kernel.perform(step)

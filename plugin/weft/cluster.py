@@ -111,6 +111,11 @@ class Cluster:
                 log.error("the store's entry %s is left out: %s", key, error)
         return touched
 
+    def title(self, endpoint: Endpoint) -> str:
+        """How messages call an endpoint: as its container, if that is known."""
+        names = self.names.get(endpoint.vni, {}).get(endpoint.id)
+        return names.container if names else f"endpoint {endpoint.id[:12]}"
+
     def hosts_of(self, vni: int) -> set[str]:
         """Ids of the hosts that have endpoints on a network."""
         return set(self._spread.get(vni, ()))

@@ -46,8 +46,9 @@ from weft.model import (
     network_key,
     readable,
 )
-from weft.options import NetworkOptions, parse_options
+from weft.options import IPV6_MIN_MTU, NetworkOptions, parse_options
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, Write
+from weft.topology import Limit
 
 NOT_IN_SWARM = (
     "option weft.network is not for Docker Swarm, whose networks are on all nodes by themselves: "
@@ -64,8 +65,12 @@ class Attachments(Protocol):
         """Raise an error if this host cannot make the devices of a network, or not of one that is encrypted."""
         ...
 
-    def largest_mtu(self, *, encrypted: bool = False) -> int:
-        """The largest MTU that fits this host's underlay."""
+    def limit(self, *, encrypted: bool = False, here: bool = False) -> Limit:
+        """The largest MTU that a network can have on all hosts, or on this one."""
+        ...
+
+    def endpoint_mtu(self, network: Network, endpoint_id: str) -> int:
+        """The MTU of an endpoint that is there, or of one that is made now."""
         ...
 
     def attach(self, network: Network, endpoint: Endpoint) -> str:
@@ -388,11 +393,17 @@ class Driver:
                 )
             self._check_pool(one.pool)
         self._check_disjoint([ip_network(one.pool.cidr) for one in request.pools])
-        largest = self._attachments.largest_mtu(encrypted=request.options.encrypted)
-        if request.options.mtu and request.options.mtu > largest:
+        self._check_mtu(request)
+
+    def _check_mtu(self, request: NetworkRequest) -> None:
+        mtu = request.options.mtu or 0
+        limit = self._attachments.limit(encrypted=request.options.encrypted)
+        if mtu > limit.mtu and not self._expects(request):
             raise InvalidRequest(
-                f"option mtu={request.options.mtu} does not fit this host's underlay: {largest} is the most"
+                f"option mtu={mtu} does not fit: {limit.mtu} is the most that the underlay of host {limit.host} carries"
             )
+        if 0 < mtu < IPV6_MIN_MTU and any(":" in one.pool.cidr for one in request.pools):
+            raise InvalidRequest(f"option mtu={mtu} is too small for IPv6, which needs {IPV6_MIN_MTU} (RFC 8200)")
 
     def _check_pool(self, pool: Pool) -> None:
         cidr = ip_network(pool.cidr)
@@ -482,7 +493,7 @@ class Driver:
                 wrong.append(f"its gateway is {has[cidr].gateway}, not {wanted[cidr].gateway}")
             if extra := set(wanted[cidr].auxiliary.values()) - set(has[cidr].auxiliary.values()):
                 wrong.append(f"it does not reserve the auxiliary address {', '.join(sorted(extra))}")
-        largest = self._attachments.largest_mtu(encrypted=network.encrypted)
+        largest = self._attachments.limit(encrypted=network.encrypted, here=True).mtu
         if network.mtu > largest:
             wrong.append(f"its mtu is {network.mtu}, but {largest} is the most that this host's underlay carries")
         if options.vni not in (None, network.vni):
@@ -557,6 +568,7 @@ class Driver:
             mac=request.mac or mac_of(request.addresses[0]),
             addresses=request.addresses,
             host=self._host.id,
+            mtu=self._attachments.endpoint_mtu(network, request.endpoint_id),
         )
 
     def _cidr_of(self, network: Network, address: str) -> str:
@@ -575,7 +587,7 @@ class Driver:
             bound = self._bound(network_id)
             found = self._store.get_many([endpoint.key, mac, *(one.key for one in given)])
             if present := found.get(endpoint.key):
-                if Endpoint.read(present) == endpoint:
+                if replace(Endpoint.read(present), mtu=endpoint.mtu) == endpoint:
                     return False
                 raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} exists with other addresses")
             held = [self._taken_over(network, endpoint, one, found.get(one.key)) for one in given]

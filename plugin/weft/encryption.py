@@ -83,8 +83,6 @@ class Encryption:
         """`kernel` or `wireguard-go`, once the device is there."""
         self.breached = False
         """True if packets may have another way than through the device."""
-        self.underlay_mtu = 0
-        """As `Attachments.refresh_mtu` has read it; 0: not yet."""
         self._kernel = kernel
         self._cluster = cluster
         self._me = me
@@ -271,7 +269,7 @@ class Encryption:
     def _tunnel(self, key: PrivateKey, address: str, seen: ObservedTunnel) -> Tunnel:
         """The device as it should be."""
         me = replace(self._me.host, wg_key=key.public, wg_address=address)
-        mtu = (self.underlay_mtu or self._kernel.underlay_mtu(me.underlay)) - topology.wireguard_overhead(me.underlay)
+        mtu = (me.mtu or self._kernel.underlay_mtu(me.underlay)) - topology.wireguard_overhead(me.underlay)
         peers = topology.peers(self._cluster, me)
         if not self._cluster.loaded:  # what is there may be newer than what was last known
             present = {peer.address for peer in seen.tunnel.peers}

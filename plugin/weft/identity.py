@@ -14,7 +14,7 @@ from weft.model import Host
 
 
 class LocalHost:
-    """This host's record as it is now. Its addresses may change while weft runs, by several threads."""
+    """This host's record as it is now. What it has may change while weft runs, by several threads."""
 
     def __init__(self, host: Host) -> None:
         self.host = host
@@ -27,6 +27,11 @@ class LocalHost:
     def move(self, underlay: str) -> None:
         with self._changing:
             self.host = replace(self.host, underlay=underlay)
+
+    def measure(self, mtu: int) -> None:
+        """What the underlay carries."""
+        with self._changing:
+            self.host = replace(self.host, mtu=mtu)
 
     def encrypt(self, key: str, address: str, port: int) -> None:
         """What others need to send to this host encrypted; all empty if they cannot."""

@@ -139,7 +139,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     )
     encryption.resume(before or me.host)
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
-    attachments = Attachments(kernel, me, port=settings.port, resolver=settings.dns, encryption=encryption)
+    attachments = Attachments(kernel, cluster, me, port=settings.port, resolver=settings.dns, encryption=encryption)
     driver = Driver(store, me.host, ipam, attachments, cluster, name=settings.driver, mirror=settings.mirrors)
     agent = Agent(
         patient,
@@ -161,6 +161,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         instance=instance(),
         locate=locate,
         is_here=kernel.has_address,
+        measure=attachments.refresh_mtu,
         moved=agent.refresh,
         grace=settings.host_grace,
     )
@@ -180,6 +181,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
             note=metrics.note_question,
         )
     agent.listeners.append(journal.follow(cluster))
+    attachments.refresh_mtu()
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))

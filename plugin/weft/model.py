@@ -169,6 +169,7 @@ class _Record:
 class Host(_Record):
     """A machine that runs weft. `underlay` is its VTEP address: data that may change, not its identity.
 
+    :param mtu: of the narrowest route from there to another host; 0 if an older weft does not tell.
     :param wg_key: WireGuard public key in base64; "" until the host has its first encrypted network.
     :param wg_address: its VTEP address in encrypted networks.
     :param wg_port: UDP port of WireGuard at `underlay`.
@@ -181,6 +182,7 @@ class Host(_Record):
     wg_key: str = ""
     wg_address: str = ""
     wg_port: int = 0
+    mtu: int = 0
 
     @property
     def key(self) -> str:
@@ -196,9 +198,9 @@ class Host(_Record):
         return 6 if ":" in self.underlay else 4
 
     @property
-    def reached(self) -> tuple[str, str, str, int]:
+    def reached(self) -> tuple[str, str, str, int, int]:
         """All that decides how others send to it."""
-        return self.underlay, self.wg_key, self.wg_address, self.wg_port
+        return self.underlay, self.wg_key, self.wg_address, self.wg_port, self.mtu
 
     @property
     def can_encrypt(self) -> bool:
@@ -357,13 +359,17 @@ class Binding(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint(_Record):
-    """A container's attachment to a network. `addresses` are plain IPs, IPv4 first."""
+    """A container's attachment to a network. `addresses` are plain IPs, IPv4 first.
+
+    :param mtu: what its interface was given at its start, and keeps; 0 if an older weft made it.
+    """
 
     id: str
     vni: int
     mac: str
     addresses: tuple[str, ...]
     host: str
+    mtu: int = 0
 
     @property
     def key(self) -> str:
@@ -380,7 +386,8 @@ class Endpoint(_Record):
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
         host = sys.intern(values["host"])  # a hundred endpoints share it
-        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), host)
+        mtu = values.get("mtu", 0)
+        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), host, mtu)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,9 @@ from weft.errors import InvalidRequest
 from weft.model import VNI_MAX
 
 MTU_MIN = 576
-"""The least datagram every IPv4 host must accept (RFC 791); an IPv6 network needs 1280 (RFC 8200)."""
+"""The least datagram every IPv4 host must accept (RFC 791)."""
+IPV6_MIN_MTU = 1280
+"""Of every link that carries IPv6 (RFC 8200)."""
 MTU_MAX = 65535
 
 _ALIASES = {"com.docker.network.driver.mtu": "mtu"}

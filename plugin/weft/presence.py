@@ -40,7 +40,8 @@ class Presence:
     :param instance: tells this run of the machine from others (`identity.instance`).
     :param locate: the underlay address now, given the present one; may raise `ConfigError` or `KernelError`.
     :param is_here: whether this host has an address.
-    :param moved: called when the underlay address has changed.
+    :param measure: looks at the underlay's MTU again, and says whether it has changed; may raise `KernelError`.
+    :param moved: called when the underlay's address or MTU has changed.
     :param grace: seconds that a host must be silent before what it has is collected.
     """
 
@@ -54,6 +55,7 @@ class Presence:
         instance: str,
         locate: Callable[[str], str],
         is_here: Callable[[str], bool],
+        measure: Callable[[], bool],
         moved: Callable[[], None],
         grace: float,
     ) -> None:
@@ -72,6 +74,7 @@ class Presence:
         self._instance = instance
         self._locate = locate
         self._is_here = is_here
+        self._measure = measure
         self._seen = ""
         """Another underlay address than the published one, at the last beat: it counts from the second look on."""
         self._moved = moved
@@ -171,6 +174,7 @@ class Presence:
         """All that is due now."""
         with self._beating:
             self._follow_underlay()
+            self._follow_mtu()
             self._register()
             self._unfinished.settle()
             self._collect_silent()
@@ -213,6 +217,13 @@ class Presence:
             self._seen = ""
             self._me.move(found)
             self._moved()
+
+    def _follow_mtu(self) -> None:
+        try:
+            if self._measure():
+                self._moved()
+        except KernelError as error:
+            log.warning("the underlay's MTU is taken to be %d still: %s", self._me.host.mtu, error)
 
     def _collect_silent(self) -> None:
         """Of all hosts that are alive, the one with the lowest id does it, so that not everybody tries."""

@@ -169,7 +169,7 @@ class Tunnels(Protocol):
         """Begin all sessions anew under the present key: no packet is lost, but those to send wait."""
         ...
 
-    def underlay_mtu(self, address: str) -> int:
+    def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         """See `Kernel`."""
         ...
 
@@ -205,8 +205,8 @@ class Kernel(Protocol):
         """Destinations of the host's own routes (not the default ones): a new pool must not overlap them."""
         ...
 
-    def underlay_mtu(self, address: str) -> int:
-        """MTU of the host's interface that holds the underlay address."""
+    def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
+        """MTU of the interface with the underlay address, or of a route to one of `towards` if that is less."""
         ...
 
 

@@ -121,13 +121,21 @@ def host_view(host: Host, cluster: Cluster) -> dict[str, Any]:
 
 
 def network_view(network: Network, cluster: Cluster, me: LocalHost, encryption: Encryption) -> dict[str, Any]:
-    """One network of the cluster, as this host sees it."""
+    """One network of the cluster, as this host sees it.
+
+    `mtu` is what the user asked for, 0 if nothing; `fitting_mtu` is that of new containers, `other_mtu` that of those,
+    by name, which were started when it was another.
+    """
     local = list(cluster.endpoints.get(network.vni, {}).values())
+    hosts = [me.host, *(host for host in list(cluster.hosts.values()) if host.family == me.host.family)]
+    mtu = network.mtu or topology.limit(hosts, encrypted=network.encrypted).mtu
     return {
         "name": network.name,
         "vni": network.vni,
         "subnets": [pool.cidr for pool in network.pools],
         "mtu": network.mtu,
+        "fitting_mtu": mtu,
+        "other_mtu": {cluster.title(e): e.mtu for e in local if e.mtu not in (0, mtu)},
         "internal": network.internal,
         "creator": network.creator,
         "retired": network.retired,
@@ -160,6 +168,7 @@ def _endpoint(cluster: Cluster, endpoint: Endpoint) -> dict[str, Any]:
         "host": host_name(cluster, endpoint.host),
         "addresses": list(endpoint.addresses),
         "mac": endpoint.mac,
+        "mtu": endpoint.mtu or None,
         # The container's own name first: aliases repeat it.
         "names": list(dict.fromkeys([names.container, *names.aliases, names.hostname])) if names else [],
     }

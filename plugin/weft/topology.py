@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from weft.cluster import Cluster
 from weft.dataplane import (
@@ -37,6 +38,19 @@ WIREGUARD_OVERHEAD = {4: 60, 6: 80}
 """Bytes that WireGuard adds by IP version of the underlay: header 16, authentication 16, UDP 8, outer IP 20 or 40."""
 
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class Limit(NamedTuple):
+    """The largest MTU that networks can have, and the host whose underlay says so."""
+
+    mtu: int
+    host: str
+
+
+def limit(hosts: Iterable[Host], *, encrypted: bool = False) -> Limit:
+    """One network, one MTU, as on any Ethernet: that of the narrowest host. At least one of them must be measured."""
+    known = [host for host in hosts if host.mtu]
+    return min(Limit(host.mtu - overhead(host.underlay, encrypted=encrypted), host.name) for host in known)
 
 
 def overhead(underlay: str, *, encrypted: bool = False) -> int:
@@ -92,12 +106,21 @@ def resolver_addresses(network: Network, resolver: str) -> tuple[tuple[str, str]
     return ((resolver, f"{resolver}/32"), *((resolver, cidr) for cidr in pools))
 
 
+def device_mtu(mtu: int, endpoints: Iterable[Endpoint]) -> int:
+    """MTU of a network's devices on a host with these endpoints.
+
+    Of containers that had a larger one when they started, packets have to get as far as the tunnel: it tells them what
+    fits (`skb_tunnel_check_pmtu` in the kernel), while a bridge would drop them without a word.
+    """
+    return max([mtu, *(endpoint.mtu for endpoint in endpoints)])
+
+
 def endpoint_port(endpoint: Endpoint, mtu: int) -> Port:
-    """The veth of a local endpoint."""
+    """The veth of a local endpoint, in a network of this MTU unless the endpoint keeps another."""
     return Port(
         port_name(endpoint.id),
         bridge_name(endpoint.vni),
-        mtu,
+        endpoint.mtu or mtu,
         peer=peer_name(endpoint.id),
         mac=endpoint.mac,
     )

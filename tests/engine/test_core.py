@@ -178,7 +178,11 @@ def test_nothing_is_left_when_all_is_removed(cluster: Cluster) -> None:
     [
         (["-d", "weft"], "type docker network create -d weft --ipam-driver weft --subnet"),
         (["-d", "weft", "--ipam-driver", "weft", "-o", "colour=red"], "weft knows weft.vni, weft.mtu, weft.network"),
-        (["-d", "weft", "--ipam-driver", "weft", "-o", "weft.mtu=9000"], "1450 is the most"),
+        (
+            ["-d", "weft", "--ipam-driver", "weft", "-o", "weft.mtu=9000"],
+            "1450 is the most that the underlay of",
+        ),
+        (["-d", "weft", "--ipam-driver", "weft", "-o", "mtu=999", "--ipv6", "--subnet", "fd00:7::/64"], "needs 1280"),
         (["-d", "weft", "--ipam-driver", "weft", "-o", "weft.vni=0"], "must be a number from 1 to 16777215"),
         (["-d", "weft", "--ipam-driver", "weft", "-o", "weft.network=nil"], "there is no weft network 'nil'"),
         (["-d", "weft", "--ipam-driver", "weft", "--subnet", "10.77.0.0/25"], "overlaps 10.77.0.0/24 of network"),

@@ -41,6 +41,21 @@ def test_both_families_cross_an_underlay_of_ipv6_alone(cluster: Cluster) -> None
     assert report["end"]["sum_received"]["bytes"] > 5e6
 
 
+def test_tcp_gets_through_a_narrow_path(cluster: Cluster) -> None:
+    """An IPv6 router cuts nothing up: it tells the tunnel's host, whose kernel tells the container."""
+    first, _ = pair(cluster)
+    h1, h2 = cluster.h1, cluster.h2
+    h1.route_over_switch(h2, mtu=1400)
+    h2.route_over_switch(h1, mtu=1400)
+    h1.docker("exec", "-d", "web1", "iperf3", "-s")
+    eventually(lambda: "5201" in h1.docker("exec", "web1", "netstat", "-ltn"), "iperf3 listens")
+    for address in (first, cluster.address(h1, "web1", "app", field="GlobalIPv6Address")):
+        report = json.loads(h2.docker("exec", "web2", "iperf3", "-J", "-n", "4M", "-c", address, timeout=30))
+        assert report["end"]["sum_received"]["bytes"] > 2e6
+    h1.route_directly(h2)
+    h2.route_directly(h1)
+
+
 def test_an_ipv6_address_is_the_users_and_names_lead_to_it(cluster: Cluster, inside: Inside) -> None:
     _, second = pair(cluster)
     assert cluster.address(cluster.h2, "web2", "app", field="GlobalIPv6Address") == MINE

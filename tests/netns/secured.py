@@ -45,7 +45,7 @@ class SecuredHost:
         self.cluster = Cluster()
         self.keys = KeyFile(folder / f"{number}.key")
         self.encryption = Encryption(host.kernel, self.cluster, self.me, self.keys, port=WG_PORT, publish=self.publish)
-        self.attachments = Attachments(host.kernel, self.me, port=PORT, encryption=self.encryption)
+        self.attachments = Attachments(host.kernel, self.cluster, self.me, port=PORT, encryption=self.encryption)
         self.publish()
         self.start()
 

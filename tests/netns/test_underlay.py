@@ -97,6 +97,17 @@ def test_mtu_is_of_the_interface_that_holds_the_address(host: Host) -> None:
         host.kernel.underlay_mtu("192.0.2.77")
 
 
+def test_mtu_of_a_route_counts_if_it_is_less(host: Host) -> None:
+    host.ip("route add 10.9.0.0/16 via 192.0.2.254 mtu 1380")
+    host.ip("route add 10.9.1.0/24 dev eth1")
+    mtu = host.kernel.underlay_mtu
+    assert mtu("192.0.2.1", ["192.0.2.7", "10.9.1.7"]) == 1500
+    assert mtu("192.0.2.1", ["192.0.2.7", "10.9.0.7"]) == 1380
+    assert mtu("203.0.113.1", ["192.0.2.7"]) == 1500
+    host.ip("route del default")
+    assert mtu("192.0.2.1", ["8.8.8.8"]) == 1500
+
+
 def test_mtu_of_an_address_on_the_loopback_is_the_default_routes(host: Host) -> None:
     host.ip("addr add 192.0.2.200/32 dev lo")
     assert host.kernel.underlay_mtu("192.0.2.200") == 9000

@@ -49,7 +49,7 @@ class FakeHost:
     def __init__(self, store: SqliteStore, number: int, kernel: FakeKernel, *, mirror: bool = True) -> None:
         self.store = store
         self.kernel = kernel
-        self.record = Host(f"{number:032x}", f"h{number}", f"192.168.78.{number}")
+        self.record = Host(f"{number:032x}", f"h{number}", f"192.168.78.{number}", mtu=kernel.mtu)
         store.transact([], [Put(self.record.key, self.record.encode())])
         ranges = from_environment({}).pools
         self.ipam = Ipam(store, self.record.id, ranges=ranges, host_routes=kernel.routes, rng=random.Random(number))
@@ -63,7 +63,7 @@ class FakeHost:
             port=51820,
             publish=self.publish,
         )
-        self.attachments = Attachments(kernel, self.me, port=4789, encryption=self.encryption)
+        self.attachments = Attachments(kernel, self.cluster, self.me, port=4789, encryption=self.encryption)
         rng = random.Random(number)
         self.driver = Driver(store, self.record, self.ipam, self.attachments, self.cluster, mirror=mirror, rng=rng)
         self.monitor = FakeMonitor()

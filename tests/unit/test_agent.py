@@ -257,3 +257,35 @@ def test_one_broken_network_does_not_keep_others_from_being_served(running: Host
     eventually(lambda: rows_of(there, "192.168.78.2") <= one.kernel.rows)
     one.kernel.broken.clear()
     eventually(lambda: tunnel in one.kernel.links)
+
+
+def test_an_endpoint_keeps_its_mtu_and_the_tunnel_has_room_for_it(
+    running: Hosts, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = running(1, mtu=9000)
+    network = one.create_network("n1", CIDR)
+    old = one.run("n1", "a" * 64, CIDR)
+    one.kernel.mtu = 1500
+    one.agent.refresh()
+    eventually(lambda: "these containers keep another: endpoint aaaaaaaaaaaa (8950)" in caplog.text)
+    new = one.run("n1", "b" * 64, CIDR)
+    assert (old.mtu, new.mtu) == (8950, 1450)
+    assert {n: link.mtu for n, link in one.kernel.links.items()} == {
+        f"br{network.vni}": 8950,
+        f"vx{network.vni}": 8950,
+        f"wp{'a' * 12}": 8950,
+        f"wp{'b' * 12}": 1450,
+    }
+    one.driver.delete_endpoint("n1", old.id)
+    one.agent.refresh()
+    eventually(lambda: one.kernel.links[f"vx{network.vni}"].mtu == 1450)
+
+
+def test_the_mtu_follows_another_hosts(running: Hosts) -> None:
+    one = running(1, mtu=9000)
+    one.create_network("n1", CIDR)
+    assert one.run("n1", "a" * 64, CIDR).mtu == 8950
+    narrow = Host("f" * 32, "h9", "192.168.78.9", mtu=1400)
+    one.store.transact([], [Put(narrow.key, narrow.encode())])
+    eventually(lambda: narrow.id in one.cluster.hosts)
+    assert one.run("n1", "b" * 64, CIDR).mtu == 1350

@@ -84,8 +84,18 @@ def test_default_ipam_is_refused_with_the_command_to_type(host: Hosts) -> None:
 
 
 def test_an_mtu_that_does_not_fit_is_refused_with_the_one_that_does(host: Hosts) -> None:
-    with pytest.raises(InvalidRequest, match="mtu=1451 does not fit this host's underlay: 1450 is the most"):
+    with pytest.raises(InvalidRequest, match="mtu=1451 does not fit: 1450 is the most that the underlay of host h1"):
         host(1).create_network("n1", CIDR, mtu=1451)
+    wide, narrow = host(2, mtu=9000), host(3, mtu=1400)
+    wide.cluster.load(narrow.store.list("topology/").entries)
+    with pytest.raises(InvalidRequest, match="mtu=8950 does not fit: 1350 is the most that the underlay of host h3"):
+        wide.create_network("n1", CIDR, mtu=8950)
+
+
+def test_a_network_for_ipv6_has_the_mtu_that_ipv6_needs(host: Hosts) -> None:
+    with pytest.raises(InvalidRequest, match="mtu=1279 is too small for IPv6, which needs 1280"):
+        host(1).create_network("n1", CIDR, "fd00:1::/64", mtu=1279)
+    assert host(1).create_network("n1", CIDR, mtu=576).mtu == 576
 
 
 def test_a_kernel_without_vxlan_is_named_and_nothing_is_left(host: Hosts, store: SqliteStore) -> None:

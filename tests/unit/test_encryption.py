@@ -578,7 +578,7 @@ def test_a_host_that_joins_does_not_have_the_underlay_looked_at(
 ) -> None:
     one, _ = two
     compare(one)
-    monkeypatch.setattr(one.kernel, "underlay_mtu", lambda _: pytest.fail("it was"))
+    monkeypatch.setattr(one.kernel, "underlay_mtu", lambda *_: pytest.fail("it was"))
     third = secured(3)
     one.store.transact([], [Put(third.key, third.encode())])
     eventually(lambda: third.wg_key in keys(one))

@@ -48,6 +48,7 @@ class World:
             instance="boot",
             locate=self.locate,
             is_here=lambda address: address == self.underlay,
+            measure=one.attachments.refresh_mtu,
             moved=self.move,
             grace=grace,
         )

@@ -177,8 +177,11 @@ def _show_network(network: Any, console: Console) -> None:
         **network,
         "subnets": " ".join(network["subnets"]),
         "hosts": " ".join(network["hosts"]),
-        "mtu": network["mtu"] or "what each host's underlay allows",
+        "mtu": f"{network['fitting_mtu']} ({'as asked' if network['mtu'] else 'what every host carries'})",
     }
+    del shown["fitting_mtu"]
+    if others := shown.pop("other_mtu"):
+        shown["mtu"] += f"; until restarted: {', '.join(f'{name} {mtu}' for name, mtu in sorted(others.items()))}"
     if without := shown.pop("unencryptable"):
         shown["encrypted"] += f"; not to {' '.join(without)}: no usable WireGuard key there"
     for name, value in shown.items():

@@ -241,8 +241,8 @@ class LinuxKernel:
         finally:
             os.close(fd)
 
-    def underlay_mtu(self, address: str) -> int:
-        return self._underlay.mtu(address)
+    def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
+        return self._underlay.mtu(address, towards)
 
     def has_address(self, address: str) -> bool:
         """Whether one of the host's interfaces has it."""

@@ -10,6 +10,8 @@ from ipaddress import ip_address, ip_interface, ip_network
 from socket import AF_INET, AF_INET6
 from typing import Any
 
+from pyroute2 import NetlinkError
+
 from weft.errors import ConfigError, KernelError
 from weft.kernel.connection import Connection
 from weft.model import IPAddress, IPInterface, IPNetwork
@@ -59,8 +61,16 @@ class Underlay:
         networks = {_destination(route) for route in self._routes() if route["dst_len"]}
         return sorted((net for net in networks if not net.is_link_local), key=lambda net: (net.version, net))
 
-    def mtu(self, address: str) -> int:
-        """MTU of the interface with that address. Packets to an address on the loopback take the default route."""
+    def mtu(self, address: str, towards: Iterable[str] = ()) -> int:
+        """The least MTU of the interface with that address and of the routes to these destinations.
+
+        What the kernel has learned of a path is forgotten after ten minutes, and does not count.
+        """
+        routes = self._host.call("look up routes", lambda route: [_route_mtu(route, one) for one in towards])
+        return min([self._interface_mtu(address), *(mtu for mtu in routes if mtu)])
+
+    def _interface_mtu(self, address: str) -> int:
+        """Packets to an address on the loopback take the default route."""
         holder = next((a for a in self._addresses() if a.ip == ip_address(address)), None)
         if holder is None:
             raise KernelError(f"find the interface with the underlay address {address}", EADDRNOTAVAIL)
@@ -178,6 +188,18 @@ def _source(route: Any, destination: str) -> IPAddress | None:
     found = route.route("get", dst=destination)[0]
     local = found["type"] != _RTN_UNICAST
     return None if local else ip_address(found.get_attr("RTA_PREFSRC"))
+
+
+def _route_mtu(route: Any, destination: str) -> int:
+    """0 if there is no route now."""
+    try:
+        found = route.route("get", dst=destination)[0]
+    except NetlinkError:
+        return 0
+    metrics, cache = found.get_attr("RTA_METRICS"), found.get_attr("RTA_CACHEINFO")
+    learned = cache and cache["rta_expires"]
+    mtu = metrics.get_attr("RTAX_MTU") if metrics and not learned else 0
+    return int(mtu or route.link("get", index=_output(found))[0].get_attr("IFLA_MTU"))
 
 
 def _matches(address: _Address, spec: str) -> bool:
