@@ -16,7 +16,8 @@ Generated from the program by `make docs`; `weft COMMAND --help` says the same.
 
 All commands but `serve`, `setup` and `completion` ask the daemon on this host, as root, over the driver's socket. With
 `--json` they print what scripts can read. Exit codes: 0 done, 1 it failed and says why, 2 the command line is wrong,
-3 the server did not start and says why in its log.
+3 the server did not start and says why in its log, 4 no daemon runs here: what is shown (by `status`, `plan`,
+`host ls`, `network ls`, `endpoint ls`, `addresses`) was read without it.
 """
 
 

@@ -211,7 +211,7 @@ class FakeEngine:
         self.refused = [one for one in self.refused if one not in started]
         return [name for name, _ in started]
 
-    def create(self, network: Network) -> None:
+    def create(self, network: Network) -> str:
         self._maybe_silent()
         if any(found.name == network.name for found in self.present.values()):
             raise EngineError(f"network with name {network.name} already exists")
@@ -224,6 +224,7 @@ class FakeEngine:
         self.present[network_id] = DockerNetwork(
             network_id, network.name, "weft", "local", network.internal, network.pools, network.published
         )
+        return network_id
 
     def remove(self, network_id: str) -> bool:
         self._maybe_silent()

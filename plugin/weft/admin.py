@@ -11,6 +11,9 @@
     POST /weft/rotate-key       replace this host's WireGuard key
     GET  /weft/doctor           what is wrong (`doctor.Examination`); with ?peer=HOST what concerns that one
     GET  /weft/status           how this host's weft is (`status.Status.view`)
+    POST /weft/networks         {"network": a `model.Network`'s JSON}: let this host's Docker make it
+    DELETE /weft/networks?name=NAME-or-VNI  let this host's Docker remove it
+    GET  /weft/addresses        the pools and their addresses; with ?name=NAME-or-VNI those of one network
     GET  /weft/endpoints        the endpoints of the cluster (`status.endpoint_views`)
     GET  /weft/plan             what would be changed in the kernel now: [{"kind", "change"}]
     GET  /weft/events           the last events; with ?after=ID those after it, with &wait=SECONDS (10 at most) waiting
@@ -31,16 +34,18 @@ from weft.agent import Agent
 from weft.cluster import Cluster
 from weft.driver import Driver
 from weft.encryption import Encryption
-from weft.errors import NotFound
+from weft.errors import ConfigError, Conflict, InvalidRequest, NotFound
 from weft.examination import Doctor
 from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost
+from weft.inventory import Engine
 from weft.journal import Journal
-from weft.model import SCHEMA, Host
+from weft.model import SCHEMA, Host, Network
 from weft.probes import Probes
 from weft.reconcile import Contact, ObservedTunnel
-from weft.status import Status, endpoint_views, host_view, network_view
+from weft.status import Status, address_view, endpoint_views, host_view, network_view
+from weft.store import Store
 from weft.wire import Body
 
 PREFIX = "/weft"
@@ -63,6 +68,17 @@ class Parts:
     journal: Journal
     probes: Probes
     doctor: Doctor
+    store: Store
+    engine: Engine | None
+    mirrors: bool
+
+    def docker(self) -> Engine:
+        if self.engine is None:
+            raise ConfigError(
+                "weft does not use Docker's API on this host (WEFT_DOCKER=off): type docker network create -d DRIVER "
+                "--ipam-driver DRIVER, or docker network rm"
+            )
+        return self.engine
 
 
 def create_admin(parts: Parts) -> Blueprint:
@@ -97,9 +113,30 @@ def create_admin(parts: Parts) -> Blueprint:
     @admin.get("/networks")
     def list_networks() -> Response:
         if name := request.args.get("name"):
-            return jsonify(network_view(driver.find_network(name), cluster, me, encryption))
+            return jsonify(network_view(driver.find_network(name), cluster, me, encryption.describe()))
         networks = sorted(cluster.networks.values(), key=lambda network: (network.name, network.vni))
-        return jsonify([network_view(network, cluster, me, encryption) for network in networks])
+        return jsonify([network_view(network, cluster, me, encryption.describe()) for network in networks])
+
+    @admin.post("/networks")
+    def create_network() -> Response:
+        asked = _asked(Body.parse(request.get_data()).required("network"))
+        return jsonify(id=parts.docker().create(asked), mirrored=parts.mirrors)
+
+    @admin.delete("/networks")
+    def remove_network() -> Response:
+        network = driver.find_network(request.args.get("name", ""))
+        member = cluster.members.get(network.vni, {}).get(me.id)
+        if member is None:
+            raise Conflict(f"this host's Docker does not have {network.title}: remove it on one that has it")
+        if not parts.docker().remove(member.network_id):
+            raise Conflict(f"{network.title} is in use by containers of this host: remove them first")
+        return jsonify(network_view(network, cluster, me, encryption.describe()))
+
+    @admin.get("/addresses")
+    def list_addresses() -> Response:
+        name = request.args.get("name")
+        cidrs = {pool.cidr for pool in driver.find_network(name).pools} if name else None
+        return jsonify(address_view(parts.store, cluster, cidrs))
 
     @admin.get("/peers")
     def list_peers() -> Response:
@@ -146,6 +183,15 @@ def create_admin(parts: Parts) -> Blueprint:
         return jsonify([asdict(one) for one in parts.journal.after(after, wait=min(wait, _WAIT_SECONDS))])
 
     return admin
+
+
+def _asked(text: str) -> Network:
+    try:
+        network = Network.decode(text)
+        network.check()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidRequest(f"that is no network: {error}") from error
+    return network
 
 
 def _peer(host: Host, tunnel: ObservedTunnel | None) -> dict[str, Any]:

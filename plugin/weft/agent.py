@@ -415,7 +415,6 @@ class Agent:
 
     def plan(self) -> Plan:
         """What a full comparison would do now, but for devices that stay a while after their last container."""
-        self._attachments.refresh_mtu()
         steps, _ = self._plan_links(None)
         wanted, observed = set[Row](), set[Row]()
         for vni in self._wanted.keys() | self._active():

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_interface, ip_network
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -55,7 +56,7 @@ class DockerEngine:
                     found.append(network)
             return Inventory(engine, tuple(found), client.version()["Version"])
 
-    def create(self, network: Network) -> None:
+    def create(self, network: Network) -> str:
         published = network.published or Published()
         pools = [
             {
@@ -68,7 +69,7 @@ class DockerEngine:
         ]
         with self._client(_CHANGE_TIMEOUT) as client:
             try:
-                client.create_network(
+                made: dict[str, str] = client.create_network(
                     network.name,
                     driver=self._driver,
                     options=dict(published.options),
@@ -80,7 +81,8 @@ class DockerEngine:
                     attachable=published.attachable,
                 )
             except docker.errors.APIError as error:
-                raise EngineError(f"Docker refuses to create {network.title}: {error.explanation}") from error
+                raise EngineError(f"Docker refuses to create network {network.name}: {error.explanation}") from error
+            return made["Id"]
 
     def remove(self, network_id: str) -> bool:
         with self._client(_CHANGE_TIMEOUT) as client:
@@ -149,6 +151,12 @@ class DockerEngine:
                 changed(actor["ID"] if event["Type"] == "container" else actor["Attributes"]["container"])
         raise EngineError(f"the Docker Engine at {self._url} closed the event stream")
 
+    def plugin_states(self) -> list[Path]:
+        """Where managed plugins that are weft keep their state, on the host."""
+        with self._client() as client:
+            plugins = [plugin["Settings"] for plugin in client.plugins()]
+        return [folder for settings in plugins for folder in _state_folders(settings)]
+
     @contextmanager
     def _client(self, timeout: int = _TIMEOUT) -> Iterator[docker.APIClient]:
         client = None
@@ -168,6 +176,16 @@ class DockerEngine:
             raise EngineError(
                 f"the Docker Engine at {self._url} is too old for weft (API {api}): upgrade it to {release} or newer"
             )
+
+
+def _state_folders(settings: dict[str, Any]) -> Iterator[Path]:
+    """The folder, through whichever mount the plugin sees it."""
+    env = dict(text.split("=", 1) for text in settings.get("Env") or [])
+    if "WEFT_RUN" in env:
+        state = Path(env.get("WEFT_STATE") or "/var/lib/weft")
+        for mount in settings.get("Mounts") or []:
+            if state.is_relative_to(mount["Destination"]):
+                yield Path(mount["Source"]) / state.relative_to(mount["Destination"])
 
 
 def _restarts(container: dict[str, Any]) -> bool:

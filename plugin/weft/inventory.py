@@ -71,8 +71,9 @@ class Engine(Protocol):
         """All networks; with endpoints those of our driver, of these `ids`, or with one of these subnets."""
         ...
 
-    def create(self, network: Network) -> None:
-        """Make a published network with our driver, as it is elsewhere. The engine calls the driver meanwhile."""
+    def create(self, network: Network) -> str:
+        """Make a published network with our driver, as it is elsewhere; return the engine's id for it. The engine calls
+        the driver meanwhile."""
         ...
 
     def remove(self, network_id: str) -> bool:

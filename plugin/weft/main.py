@@ -43,6 +43,7 @@ from weft.metrics import Metrics
 from weft.mirror import Mirror
 from weft.model import ALIVE, HOSTS, SCHEMA_KEY, Host
 from weft.nameservice import NameService
+from weft.offline import Offline
 from weft.presence import Presence
 from weft.probes import Probes
 from weft.restarts import Restarts
@@ -204,6 +205,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         origin=settings.store,
         resolver=settings.dns if names else "",
     )
+    engine = DockerEngine(settings.docker, settings.driver) if settings.docker != "off" else None
     garbage = Garbage(presence, sweeper, collector)
     inspection = Inspection(settings.run)
     daemon = checkup.of_daemon(settings, kernel, agent, presence, encryption, garbage, sweeper, names)
@@ -211,7 +213,22 @@ def build(settings: Settings, manager: Manager) -> Weft:
     doctor = Doctor(patient, cluster, me, look, probes, tunnel=encryption.observe, port=settings.port)
     agent.listeners.append(doctor.notice)
     doctor.start()
-    parts = Parts(hosts, cluster, garbage, driver, me, encryption, agent, status, journal, probes, doctor)
+    parts = Parts(
+        hosts,
+        cluster,
+        garbage,
+        driver,
+        me,
+        encryption,
+        agent,
+        status,
+        journal,
+        probes,
+        doctor,
+        store,
+        engine,
+        settings.mirrors,
+    )
     app.register_blueprint(create_admin(parts))
     manager.watch(
         {
@@ -298,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             manager = Manager.take(os.environ)
             serve(settings, manager, check=lambda: _check_store(settings), build=lambda: build(settings, manager))
         else:
-            options.settings = settings
+            options.settings, options.offline = settings, Offline(settings)
             return cli.run(options, settings.socket)
     except WeftError as error:
         print(f"weft {options.command}: {error}", file=sys.stderr)

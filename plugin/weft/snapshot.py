@@ -9,11 +9,39 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from weft.store import Entry
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What is in such a file.
+
+    :param origin: which store the entries are of.
+    :param when: Unix time of the last change of the file.
+    :param entries: with revision 0.
+    """
+
+    path: Path
+    origin: str
+    when: float
+    entries: tuple[Entry, ...]
+
+
+def read_snapshot(path: Path) -> Snapshot | None:
+    """The snapshot; None if there is no such file, or it cannot be used."""
+    try:
+        found, when = json.loads(path.read_text()), path.stat().st_mtime
+        return Snapshot(path, found["origin"], when, tuple(Entry(key, value, 0) for key, value in found["entries"]))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("the snapshot %s cannot be used: %s", path, error)
+    return None
 
 
 class SnapshotFile:
@@ -27,15 +55,8 @@ class SnapshotFile:
 
     def load(self) -> tuple[Entry, ...]:
         """The entries, with revision 0; none if there is no such file, or it cannot be used."""
-        try:
-            found = json.loads(self._path.read_text())
-            if found["origin"] == self._origin:
-                return tuple(Entry(key, value, 0) for key, value in found["entries"])
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            log.warning("the snapshot %s cannot be used: %s", self._path, error)
-        return ()
+        found = read_snapshot(self._path)
+        return found.entries if found and found.origin == self._origin else ()
 
     def save(self, entries: Iterable[tuple[str, str]]) -> None:
         """Replace the file; a power failure leaves the old one or the new one."""

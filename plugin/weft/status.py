@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
 from time import time
 from typing import Any, Protocol
 
@@ -12,8 +14,10 @@ from weft.agent import Agent
 from weft.cluster import Cluster
 from weft.encryption import Encryption
 from weft.identity import LocalHost
-from weft.model import Endpoint, Host, Network
+from weft.ipam import usable_bounds
+from weft.model import ADDRESSES, POOLS, Allocation, Endpoint, Host, Network, PoolClaim, readable
 from weft.presence import Presence
+from weft.store import Store
 from weft.sweeper import Sweeper
 
 
@@ -120,11 +124,13 @@ def host_view(host: Host, cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def network_view(network: Network, cluster: Cluster, me: LocalHost, encryption: Encryption) -> dict[str, Any]:
+def network_view(network: Network, cluster: Cluster, me: LocalHost, encryption: str) -> dict[str, Any]:
     """One network of the cluster, as this host sees it.
 
     `mtu` is what the user asked for, 0 if nothing; `fitting_mtu` is that of new containers, `other_mtu` that of those,
     by name, which were started when it was another.
+
+    :param encryption: the state of encrypted networks, see `Encryption.describe`.
     """
     local = list(cluster.endpoints.get(network.vni, {}).values())
     hosts = [me.host, *(host for host in list(cluster.hosts.values()) if host.family == me.host.family)]
@@ -139,9 +145,10 @@ def network_view(network: Network, cluster: Cluster, me: LocalHost, encryption: 
         "internal": network.internal,
         "creator": network.creator,
         "retired": network.retired,
-        "encrypted": encryption.describe() if network.encrypted else "no",
+        "encrypted": encryption if network.encrypted else "no",
         "endpoints": len(local),
         "hosts": sorted({host_name(cluster, endpoint.host) for endpoint in local}),
+        "members": sorted(host_name(cluster, host) for host in list(cluster.members.get(network.vni, ()))),
         "unencryptable": sorted(_unencryptable(network, cluster, me)),
     }
 
@@ -150,6 +157,52 @@ def endpoint_views(cluster: Cluster) -> list[dict[str, Any]]:
     """All endpoints of the cluster, by network and address."""
     found = (e for network in list(cluster.endpoints.values()) for e in list(network.values()))
     return sorted((_endpoint(cluster, e) for e in found), key=lambda e: (e["network"], e["vni"], e["addresses"]))
+
+
+def address_view(store: Store, cluster: Cluster, cidrs: Set[str] | None) -> dict[str, Any]:
+    """The pools, and all addresses that are taken, read from the store.
+
+    :param cidrs: only these pools; None: all.
+    """
+    claims = [claim for _, claim in readable(PoolClaim.read, store.list(POOLS).entries)]
+    pools = {claim.cidr: claim for claim in claims if cidrs is None or claim.cidr in cidrs}
+    taken = [one for _, one in readable(Allocation.read, store.list(ADDRESSES).entries) if one.cidr in pools]
+    return addresses_of(cluster, {cidr: claim.vni for cidr, claim in pools.items()}, taken)
+
+
+def addresses_of(cluster: Cluster, pools: Mapping[str, int], taken: Iterable[Allocation]) -> dict[str, Any]:
+    """What is taken, by pool.
+
+    :param pools: by CIDR, the VNI of the network that has it; 0: none of weft's.
+    """
+    taken = sorted(taken, key=lambda one: (one.cidr, ip_address(one.address).packed))
+    used = Counter(one.cidr for one in taken)
+    return {
+        "pools": [_pool(cluster, cidr, vni, used[cidr]) for cidr, vni in sorted(pools.items())],
+        "addresses": [
+            {
+                "pool": one.cidr,
+                "address": one.address,
+                "holder": _holder(cluster, pools[one.cidr], one),
+                "host": host_name(cluster, one.host) if one.host else "",
+            }
+            for one in taken
+        ],
+    }
+
+
+def _pool(cluster: Cluster, cidr: str, vni: int, used: int) -> dict[str, Any]:
+    first, last = usable_bounds(ip_network(cidr))
+    network = cluster.networks.get(vni)
+    return {"pool": cidr, "network": network.name if network else "", "used": used, "free": last - first + 1 - used}
+
+
+def _holder(cluster: Cluster, vni: int, one: Allocation) -> str:
+    if one.kind != "endpoint":
+        return one.kind
+    names = cluster.names.get(vni, {}).get(one.endpoint)
+    called = f" ({names.container})" if names else ""
+    return f"endpoint {one.endpoint[:12]}{called}" if one.endpoint else "requested, not used yet"
 
 
 def host_name(cluster: Cluster, host_id: str) -> str:

@@ -52,7 +52,7 @@ LAYERS = [
     },
     {"resolver", "firewall"},
     {"nameservice", "diagnosis"},
-    {"commandline"},
+    {"commandline", "offline"},
     {"main"},
 ]
 

@@ -42,7 +42,7 @@ from weft.kernel.inspection import Inspection
 from weft.kernel.links import Links
 from weft.kernel.modules import DEVICE_MODULES, load_module
 from weft.kernel.monitor import Monitor, TunnelMonitor, open_events, open_tunnel_events
-from weft.kernel.namespace import NamespaceThread, ensure_namespace, open_namespace, set_switches
+from weft.kernel.namespace import NamespaceThread, ensure_namespace, find_namespace, open_namespace, set_switches
 from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.observe import observe_links
 from weft.kernel.rows import Rows
@@ -52,7 +52,7 @@ from weft.keys import PrivateKey
 from weft.model import IPNetwork
 from weft.reconcile import ObservedLink, ObservedTunnel, RowPlan, Step, TunnelPlan
 
-__all__ = ["DEVICE_MODULES", "Inspection", "LinuxKernel", "Monitor", "load_module"]
+__all__ = ["DEVICE_MODULES", "Inspection", "LinuxKernel", "Monitor", "has_namespaces", "load_module"]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,15 @@ class _Secured:
     inside: Connection
     reader: Rtnetlink
     wireguard: WireGuard
+
+
+def has_namespaces(run: Path) -> bool:
+    """Whether the namespaces are there that `LinuxKernel.open` would make otherwise."""
+    found = [find_namespace(run / name) for name in ("dp", "wg")]
+    for fd in found:
+        if fd is not None:
+            os.close(fd)
+    return None not in found
 
 
 class LinuxKernel:
