@@ -1,0 +1,166 @@
+"""The `weft` command against real engines: each command once, and what is left of them while the daemon is stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab import CommandFailed, Host
+from lab.host import PLUGIN_SOCKET
+from tests.engine.conftest import Cluster, eventually, reaches
+from weft import cli
+
+SUBNET = "10.88.0.0/24"
+CREATE = ("network", "create", "--subnet", SUBNET, "--gateway", "10.88.0.9", "--label", "team=net", "app")
+
+
+@pytest.fixture(scope="module")
+def app(engines: Cluster) -> Iterator[Cluster]:
+    """A network that the command made, with a container on each host."""
+    made = answer(engines.h1, *CREATE)
+    assert (made["name"], made["subnets"], made["members"]) == ("app", [SUBNET], ["h1", "h2"])
+    engines.run(engines.h1, "web1", "app", "--ip", "10.88.0.11")
+    engines.run(engines.h2, "web2", "app", "--ip", "10.88.0.12", "--network-alias", "web")
+    eventually(lambda: [e["names"][:1] for e in ask(engines.h1, "endpoints")] == [["web1"], ["web2"]], "their names")
+    yield engines
+    engines.clean()
+
+
+@pytest.fixture(scope="module")
+def stopped(app: Cluster) -> Iterator[Cluster]:
+    """The daemon of the first host does not run."""
+    snapshot = app.h1.data / "weft/snapshot.json"
+    eventually(lambda: all(name in snapshot.read_text() for name in ("web1", "web2")), "it is on disk", timeout=30)
+    app.h1.stop_weft()
+    yield app
+    app.h1.start_weft()
+
+
+def answer(host: Host, *words: str) -> Any:
+    """What the command prints for scripts."""
+    return json.loads(host.ask_weft(*words, "--json"))
+
+
+def ask(host: Host, path: str) -> Any:
+    """The same from the daemon itself, which is quicker than to start a command."""
+    return cli.ask(host.root / PLUGIN_SOCKET[1:], "GET", f"/weft/{path}")
+
+
+def refused(host: Host, *words: str) -> CommandFailed:
+    with pytest.raises(CommandFailed) as failed:
+        host.ask_weft(*words)
+    return failed.value
+
+
+def test_a_network_that_the_command_made_is_docker_s_own_on_all_hosts(app: Cluster) -> None:
+    for host in (app.h1, app.h2):
+        found = json.loads(host.docker("network", "inspect", "app"))[0]
+        assert (found["Driver"], found["IPAM"]["Driver"], found["Labels"]) == ("weft", "weft", {"team": "net"})
+        assert found["IPAM"]["Config"][0]["Gateway"] == "10.88.0.9"
+    assert reaches(app.h1, "web1", "10.88.0.12")
+
+
+def test_status_says_how_the_host_is(app: Cluster) -> None:
+    eventually(lambda: ask(app.h1, "status")["names"]["answers"], "names are answered")
+    status = answer(app.h1, "status")
+    assert status["problems"] == []
+    assert (status["agent"]["synced"], status["agent"]["links"], status["agent"]["rows"]) == (True, 3, 4)
+    assert (status["host"]["name"], status["host"]["driver"]) == ("h1", "weft")
+    assert (status["hosts"], status["alive"], status["networks"], status["endpoints"]) == (2, 2, 1, 2)
+    assert status["store"]["seconds"] > 0
+    assert status["engine"]["version"] == app.h1.docker("version", "--format", "{{.Server.Version}}")
+    shown = app.h1.ask_weft("status")
+    assert "in sync: 3 links, 4 rows" in shown
+    assert "no problem" in shown
+
+
+def test_status_names_what_does_not_work(app: Cluster) -> None:
+    app.h2.cut_link()
+    app.h2.kill_weft()
+    eventually(lambda: "h2" in " ".join(ask(app.h1, "status")["problems"]), "h2 is silent", timeout=30)
+    app.h2.restore_link()
+    app.h2.start_weft()
+    eventually(lambda: not ask(app.h1, "status")["problems"], "h2 is back", timeout=30)
+
+
+def test_endpoints_and_addresses_have_their_holders(app: Cluster) -> None:
+    web1, web2 = answer(app.h1, "endpoint", "ls")
+    assert (web1["addresses"], web1["host"], web1["network"]) == (["10.88.0.11"], "h1", "app")
+    assert (web2["addresses"], web2["host"], web2["names"][:2]) == (["10.88.0.12"], "h2", ["web2", "web"])
+    found = answer(app.h2, "addresses", "app")
+    assert found["pools"] == [{"pool": SUBNET, "network": "app", "used": 3, "free": 251}]
+    holders = {a["address"]: (a["holder"].split()[0], a["holder"][-6:], a["host"]) for a in found["addresses"]}
+    assert holders["10.88.0.9"][0] == "gateway"
+    assert holders["10.88.0.11"] == ("endpoint", "(web1)", "h1")
+    assert "10.88.0.12" in app.h1.ask_weft("addresses")
+    assert "web2 web" in app.h1.ask_weft("endpoint", "ls")
+    assert "no weft network 'other'" in refused(app.h1, "addresses", "other").stderr
+
+
+def test_drift_is_repaired_counted_and_told(app: Cluster) -> None:
+    assert "as it should be" in app.h1.ask_weft("plan")
+    before = ask(app.h1, "status")["agent"]["repaired"]
+    bridge = next(name for name in app.links(app.h1) if name.startswith("br"))
+    app.h1.dataplane("ip", "neighbour", "delete", "10.88.0.12", "dev", bridge)
+    eventually(lambda: ask(app.h1, "status")["agent"]["repaired"] > before, "the drift is repaired, and counted")
+    texts = [event["text"] for event in answer(app.h1, "events")]
+    assert any("drift repaired" in text and "10.88.0.12" in text for text in texts)
+
+
+def test_events_tell_what_happened_on_all_hosts(app: Cluster) -> None:
+    app.run(app.h2, "brief", "app", "--ip", "10.88.0.44")
+    app.h2.docker("rm", "-f", "brief")
+
+    def told(text: str) -> bool:
+        return any(event["source"] == "cluster" and text in event["text"] for event in ask(app.h1, "events"))
+
+    eventually(lambda: told("endpoint 10.88.0.44 on h2 is there"), "it came")
+    eventually(lambda: told("endpoint 10.88.0.44 on h2 is gone"), "it went")
+    assert len(app.h1.ask_weft("events", "--tail", "2").splitlines()) == 2
+
+
+def test_a_network_goes_from_all_hosts_and_is_refused_while_in_use(app: Cluster) -> None:
+    assert "in use by containers of this host" in refused(app.h1, "network", "rm", "app").stderr
+    app.h1.ask_weft("network", "create", "brief")
+    assert "brief" in app.networks(app.h2)
+    assert "is removed" in app.h2.ask_weft("network", "rm", "brief")
+    assert "brief" not in app.networks(app.h1)
+
+
+def test_what_cannot_be_made_is_refused_with_a_reason(app: Cluster) -> None:
+    assert "10.9.9.9 is in none of the subnets" in refused(app.h1, *CREATE[:-1], "--gateway", "10.9.9.9", "x").stderr
+    assert "overlaps" in refused(app.h1, "network", "create", "--subnet", "10.88.0.0/16", "x").stderr
+    assert "already exists" in refused(app.h1, "network", "create", "app").stderr
+
+
+def test_without_the_daemon_the_snapshot_and_the_kernel_are_shown(stopped: Cluster) -> None:
+    h1 = stopped.h1
+    for words, shown in {
+        ("status",): "3 links",
+        ("host", "ls"): "h2",
+        ("network", "ls"): SUBNET,
+        ("endpoint", "ls"): "web2 web",
+        ("addresses",): "10.88.0.12",
+        ("plan",): "nothing",
+    }.items():
+        failed = refused(h1, *words)
+        assert (failed.returncode, shown in failed.stdout) == (4, True), failed
+        assert "no weft daemon runs on this host" in failed.stderr
+        assert "snapshot.json" in failed.stderr
+        assert json.loads(refused(h1, *words, "--json").stdout) is not None
+
+
+def test_without_the_daemon_the_plan_is_what_its_start_would_do(stopped: Cluster) -> None:
+    bridge = next(name for name in stopped.links(stopped.h1) if name.startswith("br"))
+    stopped.h1.dataplane("ip", "link", "set", bridge, "down")
+    assert f"update bridge {bridge} (down)" in refused(stopped.h1, "plan").stdout
+
+
+def test_without_the_daemon_other_commands_say_so(stopped: Cluster) -> None:
+    for words in (("network", "create", "x"), ("network", "rm", "app"), ("events",), ("peers",), ("gc",)):
+        failed = refused(stopped.h1, *words)
+        assert (failed.returncode, failed.stdout) == (1, "")
+        assert "no weft daemon runs on this host" in failed.stderr
