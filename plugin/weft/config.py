@@ -21,6 +21,7 @@ _PLACE = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}"
 _ETCD = re.compile(rf"etcd(?P<tls>s?)://(?P<places>{_PLACE}(?:,{_PLACE})*)(?P<root>/[\w./-]*)?")
 
 
+_PACKAGE = Path(__file__).parent
 RESOLVER = "169.254.77.53"
 
 
@@ -74,7 +75,8 @@ class Settings:
     resync: float
     gc_grace: float
     host_grace: float
-    log: str
+    log: Mapping[str, str]
+    log_format: str
 
     @property
     def managed(self) -> bool:
@@ -224,9 +226,27 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _level(text: str) -> str:
-    if text not in ("debug", "info", "warning", "error"):
-        raise ValueError("must be debug, info, warning or error")
+def _levels(text: str) -> dict[str, str]:
+    """Levels by module; "" is all others."""
+    levels = {"": "info"}
+    for part in text.split(","):
+        module, level = part.rpartition("=")[::2]
+        if level not in ("debug", "info", "warning", "error"):
+            raise ValueError("must be debug, info, warning or error; or also for single modules, info,agent=debug")
+        if not _is_module(module):
+            raise ValueError(f"{module} is not a module of weft, such as agent or kernel.rows")
+        levels[module] = level
+    return levels
+
+
+def _is_module(name: str) -> bool:
+    place = _PACKAGE.joinpath(*name.split("."))
+    return not name or place.with_suffix(".py").is_file() or place.is_dir()
+
+
+def _format(text: str) -> str:
+    if text not in ("text", "json"):
+        raise ValueError("must be text or json")
     return text
 
 
@@ -363,7 +383,8 @@ SETTINGS: dict[str, Setting] = {
     "resync": Setting("30", _seconds, "seconds between full comparisons of kernel and store"),
     "gc_grace": Setting("10", _seconds, "seconds that Docker must not know an object before it is collected"),
     "host_grace": Setting("600", _seconds, "seconds that a host must be silent before what it has is collected"),
-    "log": Setting("info", _level, "debug, info, warning or error"),
+    "log": Setting("info", _levels, "debug, info, warning or error; of single modules: info,agent=debug"),
+    "log_format": Setting("text", _format, "text, or json: each line of the log is a JSON object"),
 }
 
 assert set(SETTINGS) == {field.name for field in fields(Settings)}

@@ -15,6 +15,7 @@ from time import time
 
 from weft.cluster import Cluster, Touched
 from weft.model import Endpoint
+from weft.redact import redact
 
 KEPT = 1000
 _SEVERITIES = {logging.WARNING: "warning", logging.ERROR: "error", logging.CRITICAL: "error"}
@@ -56,7 +57,7 @@ class Journal(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        self.add(_SEVERITIES.get(record.levelno, "info"), record.name.removeprefix("weft."), text)
+        self.add(_SEVERITIES.get(record.levelno, "info"), record.name.removeprefix("weft."), redact(text))
 
     def add(self, severity: str, source: str, text: str) -> None:
         with self._changed:

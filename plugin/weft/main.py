@@ -16,7 +16,7 @@ from time import monotonic
 
 from flask import Flask
 
-from weft import __version__, checkup, cli, commandline, config, topology
+from weft import __version__, checkup, cli, commandline, config, logs, topology
 from weft.admin import Parts, create_admin
 from weft.adoption import MARGIN_SECONDS, Adoption
 from weft.agent import Agent
@@ -309,8 +309,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         settings = config.from_environment(os.environ)
-        logging.basicConfig(level="WARNING", format="%(levelname)s %(name)s: %(message)s", force=True)
-        log.setLevel(settings.log.upper())  # of weft alone: pyroute2 writes pages per request
+        logs.configure(settings.log, structured=settings.log_format == "json")
         if options.command == "serve":
             manager = Manager.take(os.environ)
             serve(settings, manager, check=lambda: _check_store(settings), build=lambda: build(settings, manager))

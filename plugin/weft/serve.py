@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
 
 from weft.config import Settings
 from weft.errors import ConfigError, WeftError
@@ -49,6 +50,15 @@ class Served(Protocol):
     app: Flask
 
     def stop(self) -> None: ...
+
+
+class _Log(Logger):  # type: ignore[misc]
+    """gunicorn's messages in weft's log."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
 
 
 class _Arbiter(Arbiter):  # type: ignore[misc]
@@ -79,6 +89,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "control_socket_disable": True,
             "graceful_timeout": 5,
             "loglevel": "warning",
+            "logger_class": _Log,
             "post_fork": lambda server, _worker: _die_with_parent(server.pid),
             "worker_exit": lambda _server, _worker: self._stop(),
         }

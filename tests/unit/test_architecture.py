@@ -11,8 +11,8 @@ import weft
 
 ROOT = Path(weft.__file__).parent
 LAYERS = [
-    {"errors", "model", "dataplane", "config", "store", "inventory", "findings", "packetfilter"},
-    {"keys", "links", "facts"},
+    {"errors", "model", "dataplane", "config", "store", "inventory", "findings", "packetfilter", "redact"},
+    {"keys", "links", "facts", "logs"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
     {"journal", "doctor"},
     {
