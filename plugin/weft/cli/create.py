@@ -118,9 +118,7 @@ def _pool_of(address: IPAddress, subnets: Sequence[IPNetwork], what: str) -> str
     """CIDR of the subnet that an address is in."""
     found = next((str(subnet) for subnet in subnets if address in subnet), None)
     if found is None:
-        raise InvalidRequest(
-            f"{what} {address} is in none of the network's subnets: give the one it belongs to with --subnet"
-        )
+        raise InvalidRequest(f"{what} {address} is in none of the subnets: give its own with --subnet")
     return found
 
 
