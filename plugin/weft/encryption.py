@@ -99,8 +99,8 @@ class Encryption:
     def resume(self, record: Host) -> None:
         """Be, after a start, what this host's record says, which may be an older one.
 
-        Its key is the file's. If that is the device's as well, the address is the device's: with another, what runs here
-        would be cut off, without the store for good.
+        Its key is the file's. If that is the device's as well, the address is the device's: with another, what runs
+        here would be cut off, without the store for good.
         """
         with suppress(WeftError):  # whoever needs them will say it
             kept, seen = self._keys.read(), self._kernel.observe_tunnel()
