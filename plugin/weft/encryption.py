@@ -146,6 +146,7 @@ class Encryption:
             self._establish()
             key, address = PrivateKey.generate(), self._me.host.wg_address
             peers = self._sessions(time() - _SESSION_SECONDS)
+            began = monotonic()
             try:
                 self._configure(key, address)
                 since = time()
@@ -157,7 +158,8 @@ class Encryption:
                     self._establish()
                 raise
             log.warning("the WireGuard key of this host was replaced; the new one is %s", key.public)
-            self._begin_sessions(key, peers, since)
+            patience = max(_HANDSHAKE_SECONDS, monotonic() - began)  # a slow host's peers may be slow
+            self._begin_sessions(key, peers, since, patience)
             return key.public
 
     def plan(self) -> TunnelPlan:
@@ -177,11 +179,11 @@ class Encryption:
             return f"refused: {self._refusal or self.problem}"
         return f"active ({self.backend})" if self.backend else "no encrypted network yet"
 
-    def _begin_sessions(self, private: PrivateKey, peers: set[str], since: float) -> None:
+    def _begin_sessions(self, private: PrivateKey, peers: set[str], since: float, patience: float) -> None:
         """Those peers had sessions under the old key, and have followed in a moment; see to it."""
         with suppress(KernelError):  # the agent finds that, too
             for _ in range(_HANDSHAKES):
-                deadline = monotonic() + self._random.uniform(1, 2) * _HANDSHAKE_SECONDS
+                deadline = monotonic() + self._random.uniform(1, 2) * patience
                 while missing := peers - self._sessions(since):
                     if monotonic() > deadline:
                         break

