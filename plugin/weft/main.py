@@ -44,6 +44,7 @@ from weft.mirror import Mirror
 from weft.model import ALIVE, HOSTS, SCHEMA_KEY, Host
 from weft.nameservice import NameService
 from weft.offline import Offline
+from weft.page import Feed, create_page, parts_of
 from weft.presence import Presence
 from weft.probes import Probes
 from weft.restarts import Restarts
@@ -56,7 +57,7 @@ from weft.store.measured import MeasuredStore
 from weft.store.opening import open_store, store_addresses
 from weft.sweeper import Sweeper
 from weft.watchdog import Manager
-from weft.web import Listener, create_web
+from weft.web import Listener, Streams, create_web
 
 log = logging.getLogger("weft")
 
@@ -243,6 +244,9 @@ def build(settings: Settings, manager: Manager) -> Weft:
         metrics.watch(status, health, probes.links)
         names_of_host = {settings.hostname.lower(), platform.node().lower(), *settings.listen_names}
         web = create_web(health, metrics.expose, names_of_host)
+        feed = Feed(parts_of(status, journal, probes.links, doctor.latest))
+        agent.listeners.append(lambda _: feed.wake())
+        web.register_blueprint(create_page(feed, Streams().respond))
         listener = Listener(web, settings.listen)
         listener.start()
     return Weft(app, [store, patient], kernel, inspection, agent, presence, sweeper, names, doctor, listener)

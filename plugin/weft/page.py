@@ -13,17 +13,31 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from flask import Blueprint, Response
 
+from weft.errors import StoreError
+from weft.findings import Finding
+from weft.journal import Journal
+from weft.links import ProbeLink
+from weft.status import Status, endpoint_views, host_view, network_view
+
 BEAT_SECONDS = 2.0
 """The most between two events of a stream; what nobody announces is looked for as often."""
 _SETTLE_SECONDS = 0.2
 """Several changes at once are one event."""
+_LINKS_SECONDS = 5.0
+_EVENTS = 50
+
+Parts = Mapping[str, Callable[[], Any]]
+"""What makes each part of the state, for JSON; from memory, since viewers wait for it."""
 
 _STATIC = Path(__file__).with_name("static")
 _TYPES = {
@@ -34,13 +48,58 @@ _TYPES = {
 }
 
 
-class Feed:
-    """The state in parts, each as JSON.
-
-    :param parts: what makes each part; from memory, since viewers wait for it.
+def parts_of(
+    status: Status,
+    journal: Journal,
+    links: Callable[[], Sequence[ProbeLink]],
+    findings: Callable[[], Sequence[Finding]],
+) -> Parts:
+    """:param links: asks the store; they stay as they were last while that is away.
+    :param findings: the doctor's last ones, at once.
     """
+    cluster = status.cluster
 
-    def __init__(self, parts: Mapping[str, Callable[[], Any]]) -> None:
+    def hosts() -> list[dict[str, Any]]:
+        return [host_view(host, cluster) for host in sorted(cluster.hosts.values(), key=lambda host: host.name)]
+
+    def networks() -> list[dict[str, Any]]:
+        endpoints = defaultdict(list)
+        for endpoint in endpoint_views(cluster):
+            endpoints[endpoint["vni"]].append(endpoint)
+        found = sorted(cluster.networks.values(), key=lambda network: (network.name, network.vni))
+        views = (network_view(network, cluster, status.me, status.encryption) for network in found)
+        return [{**view, "endpoints": endpoints[view["vni"]]} for view in views]
+
+    return {
+        "status": status.view,
+        "hosts": hosts,
+        "networks": networks,
+        "links": _Recalled(lambda: [link.to_json() for link in links()]),
+        "findings": lambda: [asdict(finding) for finding in findings()],
+        "events": lambda: [asdict(event) for event in journal.after()[-_EVENTS:]],
+    }
+
+
+class _Recalled:
+    """What takes a request to the store: asked for now and then."""
+
+    def __init__(self, ask: Callable[[], list[Any]]) -> None:
+        self._ask = ask
+        self._known: list[Any] = []
+        self._due = float("-inf")
+
+    def __call__(self) -> list[Any]:
+        if monotonic() > self._due:
+            with suppress(StoreError):
+                self._known = self._ask()
+            self._due = monotonic() + _LINKS_SECONDS
+        return self._known
+
+
+class Feed:
+    """The state in parts, each as JSON."""
+
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._changed = threading.Condition()
         self._changes = 0

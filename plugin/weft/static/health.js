@@ -11,10 +11,10 @@ export const trouble = (grade) => RANK[grade] >= RANK.warning;
 /** @returns {{grade: string, text: string}} of one direction of one kind. */
 export function judge(link) {
   if (link.small == null) return { grade: "unknown", text: "not measured" };
-  if (link.small >= 1) return { grade: "error", text: "nothing arrives" };
+  if (link.small >= 1) return { grade: "error", text: link.attested ? "nothing arrives" : "no answer" };
   if (link.corrupt) return { grade: "error", text: "arrives corrupted" };
   if (link.full >= 1) return { grade: "error", text: link.mtu ? `over ${link.mtu} bytes lost` : "large packets lost" };
-  const loss = Math.max(link.small, link.full ?? 0);
+  const loss = Math.max(link.small, link.full ?? 0, link.offloaded ?? 0);
   if (loss > 0) return { grade: "warning", text: `${percent(loss)} lost` };
   return { grade: "good", text: link.rtt == null ? "fine" : duration(link.rtt) };
 }
@@ -82,7 +82,7 @@ function understood(network, known, bad) {
   }
   const why = [];
   if (network.unencryptable.length) why.push({ grade: "error", text: `no usable WireGuard key on ${listed(network.unencryptable)}` });
-  if (encrypted(network) && !network.encrypted.startsWith("active")) why.push({ grade: "error", text: `encryption: ${network.encrypted}` });
+  if (encrypted(network) && network.encrypted.startsWith("refused")) why.push({ grade: "error", text: `encryption ${network.encrypted}` });
   const kind = encrypted(network) ? "encrypted" : "plain";
   for (const { a, b, links } of bad) {
     const hit = counts.has(a.id) && counts.has(b.id) && links.filter((link) => link.kind === kind && trouble(link.grade));

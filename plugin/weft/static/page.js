@@ -86,7 +86,7 @@ function drawSummary() {
     count(view.hosts.length, "host") + (silent ? `, ${silent} silent` : ""),
     count(view.networks.length, "network"),
     count(view.networks.reduce((sum, network) => sum + network.endpoints.length, 0), "endpoint"),
-    `encryption ${status.encryption}`,
+    status.encryption.startsWith("active") ? `encryption ${status.encryption}` : status.encryption.split(":")[0].replace("refused", "encryption refused"),
   ];
   document.title = `${grade === "good" ? "" : `${text} · `}weft on ${status.host.name}`;
   document.documentElement.dataset.grade = grade;

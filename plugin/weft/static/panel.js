@@ -102,7 +102,7 @@ function ofPair(pair, bound) {
 
 function ofCluster(status) {
   const { host, store, engine, agent, names } = status;
-  const resolver = names.problem || (names.address ? `${names.address}, ${count(names.answers, "answer")}` : "off");
+  const resolver = names.problem || (names.address ? `${names.answers ? "answered" : "not answered"} at ${names.address}` : "off");
   return [
     head(status.problems.length ? "warning" : "good", "This host", host.name),
     reasons(status.problems),
