@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
-.PHONY: help setup demo lab lab-down test test-unit test-netns test-kernel test-engine lint types bench plugin wheel release docs clean
+.PHONY: help setup demo lab lab-down test test-unit test-netns test-kernel test-engine lint types bench plugin wheel release docs picture clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,9 @@ release: wheel ## what is released, into build/release, with digests: the wheel,
 
 docs: setup ## write docs/cli.md anew from the command line's parser
 	@$(PY) docs/cli.py
+
+picture: setup ## take docs/page.png anew, of the page over a sample
+	@PYTHONPATH=.:plugin $(PY) docs/page.py
 
 clean: ## forget what was built
 	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis

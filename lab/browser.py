@@ -91,8 +91,7 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network"):
             tab.call(f"{domain}.enable")
         tab.resize(width, height, scale=scale)
-        features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        tab.call("Emulation.setEmulatedMedia", features=features)
+        tab.emulate(dark=dark)
         tab.call("Page.navigate", url=url)
         tab.wait("document.readyState === 'complete' && document.body !== null", f"{url} is there")
         return tab
@@ -144,6 +143,12 @@ class Tab:
     def resize(self, width: int, height: int, *, scale: float = 1) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def emulate(self, *, dark: bool = False, still: bool = False) -> None:
+        """What the user prefers."""
+        wishes = {"color-scheme": "dark" if dark else "light", "reduced-motion": "reduce" if still else "no-preference"}
+        features = [{"name": f"prefers-{name}", "value": value} for name, value in wishes.items()]
+        self.call("Emulation.setEmulatedMedia", features=features)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, or of its promise."""

@@ -1,10 +1,23 @@
-"""States as the page gets them from a daemon (`weft.page`), of clusters that nobody has to start."""
+"""The page without a daemon: states of clusters that nobody has to start.
+
+    python -m lab.sample [PORT]     serves them on loopback: http://127.0.0.1:8077/faulty/
+
+Whoever works on the page sees it there as browsers get it.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from flask import Flask, Response
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.serving import BaseWSGIServer, make_server
+
+from weft.page import Feed, create_page
 
 State = dict[str, Any]
 
@@ -12,6 +25,7 @@ NOW = 1_764_100_000
 """Unix time at which all samples were taken."""
 
 _HOSTILE = '<img src=x onerror="document.title=1">'
+_HOSTS = ("ada", "grace", "hedy", "radia")
 _NETWORKS = ("app", "shop", "billing", "metrics", "edge", "batch")
 _CONTAINERS = ("web", "api", "worker", "cache", "db", "queue", "proxy", "cron")
 
@@ -19,7 +33,7 @@ _CONTAINERS = ("web", "api", "worker", "cache", "db", "queue", "proxy", "cron")
 def healthy(hosts: int = 3, networks: int = 5, *, seed: int = 7) -> State:
     """Nothing is wrong."""
     rng = random.Random(seed)
-    names = ["ada", "grace", "hedy"] if hosts == 3 else [f"node-{n:03d}" for n in range(1, hosts + 1)]
+    names = _HOSTS[:hosts] if hosts <= len(_HOSTS) else [f"node-{n:03d}" for n in range(1, hosts + 1)]
     all_hosts = [_host(number, name) for number, name in enumerate(names, 1)]
     all_networks = [_network(number, all_hosts, rng) for number in range(networks)]
     for host in all_hosts:
@@ -35,50 +49,39 @@ def healthy(hosts: int = 3, networks: int = 5, *, seed: int = 7) -> State:
 
 
 def faulty() -> State:
-    """A firewall drops one way, the way to the third host is narrow, and its clock is off."""
-    state = healthy()
-    a, b, c = state["hosts"]
+    """A firewall drops one way, another way loses large packets, and a clock is off."""
+    state = healthy(4, 7)
+    a, b, c, d = state["hosts"]
     for link in state["links"]:
-        if (link["from"], link["to"]) == (b["id"], a["id"]) and link["kind"] == "plain":
-            link.update(small=1.0, full=1.0, mtu=None, rtt=None)
-        elif c["id"] in (link["from"], link["to"]) and b["id"] in (link["from"], link["to"]):
-            link.update(full=1.0, mtu=1372)
+        if (link["from"], link["to"], link["kind"]) == (b["id"], a["id"], "plain"):
+            link.update(small=1.0, full=1.0, offloaded=1.0, mtu=None, rtt=None)
+        elif {link["from"], link["to"]} == {c["id"], d["id"]}:
+            link.update(full=0.12)
     state["findings"] = [
         _finding(
             "udp-port",
             "error",
-            [a["name"]],
-            "UDP port 4789 is dropped by nftables on ada",
-            "table inet filter, chain input drops what arrives; grace sent 8 probes, ada received 0",
+            [b["name"], a["name"]],
+            "nftables on ada drops UDP port 4789",
+            "table inet filter, chain input has: udp dport 4789 drop; of what grace sent, nothing arrived",
             "nft insert rule inet filter input udp dport 4789 accept",
         ),
         _finding(
-            "path-mtu",
-            "error",
-            [b["name"], c["name"]],
-            "the way between grace and hedy takes 1372 bytes, and the network shop has an MTU of 1450",
-            "8 of 8 probes of 1450 bytes were lost both ways, all of 1372 arrived",
-            "docker network create -d weft --ipam-driver weft -o weft.mtu=1372 shop",
-        ),
-        _finding(
-            "clock-skew",
+            "clock",
             "warning",
-            [c["name"]],
-            "the clock of hedy is 42 s ahead of the others'",
-            "seen from its signs of life",
+            [d["name"]],
+            "the clock of radia is 42 s ahead of the others'",
+            "asked at one moment, it told a time 42 s later than the median of 4 hosts",
             "timedatectl set-ntp true",
         ),
     ]
-    state["events"].insert(
-        0, _event(99, "error", "doctor", "UDP port 4789 is dropped by nftables on ada: nothing arrives from grace")
-    )
+    state["events"].insert(0, _event(99, "warning", "probes", "nothing arrives from host grace on UDP port 4789"))
     return state
 
 
 def empty() -> State:
     """One host, just started."""
     state = healthy(1, 0)
-    state["hosts"][0]["name"] = state["status"]["host"]["name"] = "ada"
     state["events"] = state["events"][-1:]
     return state
 
@@ -254,3 +257,23 @@ def _finding(check: str, severity: str, hosts: list[str], cause: str, evidence: 
         "evidence": evidence,
         "command": command,
     }
+
+
+def _app(state: State) -> Flask:
+    app = Flask("sample", static_folder=None)
+    feed = Feed({name: lambda part=part: part for name, part in state.items()})  # type: ignore[misc]
+    app.register_blueprint(create_page(feed, lambda events: Response(events, mimetype="text/event-stream")))
+    return app
+
+
+def server(port: int = 0) -> BaseWSGIServer:
+    """Each sample is under its name; `serve_forever()` is the caller's."""
+    logging.getLogger("werkzeug").setLevel("WARNING")
+    pages = DispatcherMiddleware(Flask("samples"), {f"/{name}": _app(make()) for name, make in SAMPLES.items()})
+    return make_server("127.0.0.1", port, pages, threaded=True)
+
+
+if __name__ == "__main__":
+    served = server(int(sys.argv[1]) if len(sys.argv) > 1 else 8077)
+    print("\n".join(f"http://127.0.0.1:{served.port}/{name}/" for name in SAMPLES))
+    served.serve_forever()

@@ -115,6 +115,7 @@ export function narrowed(view, { search, show, scope }) {
   const networks = [];
   for (const network of view.networks) {
     if ((show === "trouble" && !trouble(network.grade)) || (show === "encrypted" && !encrypted(network))) continue;
+    if (scope && !scope.some((id) => network.counts.has(id))) continue;
     const whole = has(network.name, network.vni, ...network.subnets);
     const found = words.length ? network.endpoints.filter((one) => has(network.name, network.vni, one.host, one.mac, ...one.addresses, ...one.names)) : [];
     if (whole || found.length) networks.push({ ...network, found: whole ? [] : found });

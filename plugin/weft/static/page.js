@@ -10,11 +10,12 @@ const ROWS = 12;
 const MORE = 24;
 const EVENTS = 8;
 const SILENCE = 15_000;
-const [SOONEST, LATEST] = [1_000, 10_000];
+const [SOONEST, LATEST] = [1_000, 5_000];
 
 const chosen = { search: "", show: "all", scope: null, key: null, rows: ROWS, allEndpoints: false, allEvents: false };
 let state = {};
 let view = null;
+const versions = {};
 let counts = null;
 let fresh = new Set();
 
@@ -28,7 +29,9 @@ let heard = null;
 function connect() {
   source = new EventSource("stream");
   source.addEventListener("state", (event) => {
-    state = { ...state, ...JSON.parse(event.data) };
+    const parts = JSON.parse(event.data);
+    state = { ...state, ...parts };
+    for (const name of Object.keys(parts)) versions[name] = (versions[name] ?? 0) + 1;
     view = understand(state);
     compareCounts();
     hear();
@@ -78,6 +81,9 @@ function draw() {
   drawEvents();
 }
 
+/** What the picture and the tables are made from, in short. */
+const seen = () => [versions.hosts, versions.networks, versions.links, versions.findings, chosen.search, chosen.show, chosen.scope];
+
 function drawSummary() {
   const { status } = view;
   const { grade, text } = verdict(view);
@@ -111,8 +117,7 @@ function drawPicture({ hosts, networks }) {
   const stage = byId("picture");
   const shown = networks.slice(0, chosen.rows);
   const width = Math.floor(stage.clientWidth);
-  const said = [hosts, shown.map((one) => [one, [...one.counts]]), view.pairs, width, chosen.key, [...fresh]];
-  fill(stage, said, () => {
+  fill(stage, [seen(), chosen.rows, chosen.key, width], () => {
     if (!view.networks.length && !view.hosts.length) return firstSteps(view.status.host.driver);
     const drawing = hosts.length ? picture({ hosts, networks: shown, pairs: view.pairs, width, chosen: chosen.key, choose, fresh }) : null;
     if (!view.networks.length) return [drawing, firstSteps(view.status.host.driver)];
@@ -136,15 +141,15 @@ function compareCounts() {
 
 function drawPanel() {
   byId("legend").hidden = !view.networks.length;
-  const { said, make } = panel(view, chosen.key, { all: chosen.allEndpoints, close, choose, showAll: () => set({ allEndpoints: true }) });
-  fill(byId("panel"), said, make);
+  const make = panel(view, chosen.key, { all: chosen.allEndpoints, close, showAll: () => set({ allEndpoints: true }) });
+  fill(byId("panel"), chosen.key ? [seen(), chosen.key, chosen.allEndpoints] : [view.status], make);
 }
 
 function drawPeers({ hosts }) {
   const shown = shownPeers(hosts, view.pairs);
   fill(byId("peers-lead"), lead(view.hosts, shown, view.pairs), () => lead(view.hosts, shown, view.pairs));
   byId("peers").hidden = view.hosts.length < 2 || !view.pairs.length;
-  fill(byId("peers"), [shown, view.pairs], () => matrix(shown, view.pairs));
+  fill(byId("peers"), seen(), () => matrix(shown, view.pairs));
 }
 
 function drawEvents() {

@@ -5,18 +5,20 @@ import { encrypted, title } from "./health.js";
 
 const MOST = 60;
 
-/** @returns {{said: any, make: () => Node[]}} what `dom.fill` draws; `said` changes when the drawing must. */
-export function panel(view, chosen, { all, close, choose, showAll }) {
+/**
+ * @param bound what the buttons do, and whether `all` endpoints are shown.
+ * @returns what makes its elements.
+ */
+export function panel(view, chosen, bound) {
   const [kind, ...rest] = (chosen ?? "").split(" ");
   const id = rest.join(" ");
   const network = kind === "network" && view.networks.find((one) => String(one.vni) === id);
   const host = kind === "host" && view.known.get(id);
   const pair = kind === "link" && view.pairs.find((one) => one.key === chosen);
-  const bound = { close, choose, showAll, all };
-  if (network) return { said: [chosen, all, network], make: () => ofNetwork(network, bound) };
-  if (host) return { said: [chosen, all, host, view.networks.length, of(view, host)], make: () => ofHost(view, host, bound) };
-  if (pair) return { said: [chosen, pair], make: () => ofPair(pair, bound) };
-  return { said: view.status, make: () => ofCluster(view.status) };
+  if (network) return () => ofNetwork(network, bound);
+  if (host) return () => ofHost(view, host, bound);
+  if (pair) return () => ofPair(pair, bound);
+  return () => ofCluster(view.status);
 }
 
 function head(grade, what, name, close, extra) {
