@@ -37,7 +37,7 @@ export function matrix(hosts, pairs) {
 }
 
 function cell(from, to, links) {
-  if (from === to) return h("td", { class: "self", "aria-label": "itself" }, "");
+  if (from === to) return h("td", { class: "self" }, h("span", { class: "unseen" }, "itself"));
   if (!links) return h("td", { class: "none" }, h("span", { class: "unseen" }, "not measured"), h("span", { "aria-hidden": "true" }, "·"));
   return h("td", null, [...links].sort((a, b) => b.kind.localeCompare(a.kind)).map(measured));
 }
