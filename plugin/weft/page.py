@@ -23,8 +23,8 @@ from typing import Any
 
 from flask import Blueprint, Response
 
+from weft.doctor import Examination
 from weft.errors import StoreError
-from weft.findings import Finding
 from weft.journal import Journal
 from weft.links import ProbeLink
 from weft.status import Status, endpoint_views, host_view, network_view
@@ -52,10 +52,10 @@ def parts_of(
     status: Status,
     journal: Journal,
     links: Callable[[], Sequence[ProbeLink]],
-    findings: Callable[[], Sequence[Finding]],
+    examination: Callable[[], Examination | None],
 ) -> Parts:
     """:param links: asks the store; they stay as they were last while that is away.
-    :param findings: the doctor's last ones, at once.
+    :param examination: the doctor's last one, at once; the part `findings` is None before the first.
     """
     cluster = status.cluster
 
@@ -70,12 +70,16 @@ def parts_of(
         views = (network_view(network, cluster, status.me, status.encryption) for network in found)
         return [{**view, "endpoints": endpoints[view["vni"]]} for view in views]
 
+    def findings() -> list[dict[str, Any]] | None:
+        found = examination()
+        return None if found is None else [asdict(finding) for finding in found.findings]
+
     return {
         "status": status.view,
         "hosts": hosts,
         "networks": networks,
         "links": _Recalled(lambda: [link.to_json() for link in links()]),
-        "findings": lambda: [asdict(finding) for finding in findings()],
+        "findings": findings,
         "events": lambda: [asdict(event) for event in journal.after()[-_EVENTS:]],
     }
 

@@ -26,7 +26,7 @@ export function judge(link) {
  * both directions (each with grade and text), grade and text, worst first.
  */
 export function understand(state) {
-  const findings = [...state.findings].sort((a, b) => RANK[b.severity] - RANK[a.severity]);
+  const findings = [...(state.findings ?? [])].sort((a, b) => RANK[b.severity] - RANK[a.severity]);
   const hosts = state.hosts.map((host) => ({ ...host, ...hostHealth(host, findings) })).sort((a, b) => order(a.name, b.name));
   const known = new Map();
   for (const host of hosts) {
@@ -37,7 +37,7 @@ export function understand(state) {
   const bad = pairs.filter((pair) => trouble(pair.grade));
   const networks = state.networks.map((network) => understood(network, known, bad));
   networks.sort((a, b) => RANK[b.grade] - RANK[a.grade] || order(title(a), title(b)));
-  return { ...state, findings, hosts, known, pairs, networks };
+  return { ...state, examined: state.findings !== null, findings, hosts, known, pairs, networks };
 }
 
 export const title = (network) => network.name || `VNI ${network.vni}`;
@@ -94,7 +94,7 @@ function understood(network, known, bad) {
 }
 
 /** The page's headline. */
-export function verdict({ status, findings, hosts, pairs }) {
+export function verdict({ status, examined, findings, hosts, pairs }) {
   const errors = findings.filter((finding) => finding.severity === "error").length;
   const warnings = findings.length - errors;
   const silent = hosts.filter((host) => !host.alive);
@@ -104,6 +104,7 @@ export function verdict({ status, findings, hosts, pairs }) {
   if (pairs.some((pair) => pair.grade === "error")) return { grade: "error", text: "Not every host reaches every other" };
   if (problems) return { grade: "warning", text: count(problems, "problem") + ` on ${status.host.name}` };
   if (warnings || pairs.some((pair) => pair.grade === "warning")) return { grade: "warning", text: warnings ? count(warnings, "warning") : "Some packets are lost" };
+  if (!examined) return { grade: "unknown", text: "Looking for faults…" };
   return { grade: "good", text: "All is well" };
 }
 
