@@ -170,6 +170,7 @@ def _network(number: int, hosts: list[State], rng: random.Random) -> State:
         "vni": vni,
         "subnets": [f"10.{64 + number // 256}.{number % 256}.0/24"],
         "mtu": 0,
+        "fitting_mtu": 1370 if number % 3 == 1 else 1450,
         "internal": number % 7 == 3,
         "creator": hosts[0]["id"],
         "retired": False,

@@ -67,7 +67,8 @@ def parts_of(
         for endpoint in endpoint_views(cluster):
             endpoints[endpoint["vni"]].append(endpoint)
         found = sorted(cluster.networks.values(), key=lambda network: (network.name, network.vni))
-        views = (network_view(network, cluster, status.me, status.encryption) for network in found)
+        encryption = status.encryption.describe()
+        views = (network_view(network, cluster, status.me, encryption) for network in found)
         return [{**view, "endpoints": endpoints[view["vni"]]} for view in views]
 
     def findings() -> list[dict[str, Any]] | None:

@@ -55,7 +55,7 @@ function ofNetwork(network, bound) {
       ["VNI", String(network.vni)],
       ["Subnet", network.subnets.join(", ")],
       ["Encryption", encrypted(network) ? network.encrypted : "none"],
-      ["MTU", network.mtu ? String(network.mtu) : "what each underlay allows"],
+      ["MTU", String(network.mtu || network.fitting_mtu)],
       ["Reach", network.internal && "internal: no way out"],
       ["State", network.retired && "retired: goes with its last container"],
     ]),
