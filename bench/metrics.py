@@ -117,7 +117,10 @@ METRICS = [
     Metric("crowd_real_ms", "f", "… and in the kernel of a real one", "ms"),
     Metric("arrive_100k_s", "g", "in sync with 100,000 endpoints", "s", Target(8)),
     Metric("arrive_100k_mb", "g", "most memory meanwhile", "MB", Target(300)),
-    Metric("dns_p99_ms", "h", "an answer takes, 99th percentile", "ms", Target(5)),
+    Metric(
+        "dns_p99_ms", "h", "an answer takes, 99th percentile", "ms", Target(5, percent=99, witness="dns_echo_p99_ms")
+    ),
+    Metric("dns_echo_p99_ms", "h", "… by a bare echo in its place", "ms"),
     Metric("dns_lost", "h", "answers lost", "", Target(0)),
     Metric("dns_most_qps", "h", "as many questions as it answers", "1/s", Target(5_000, at_least=True)),
     Metric("encrypted_tcp_gbps", "i", "TCP, 1 stream", "Gbit/s"),

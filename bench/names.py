@@ -14,9 +14,10 @@ def measure(results: Results, terminal: Terminal, *, rounds: int, seconds: int) 
     for number in range(rounds):
         with terminal.step(f"{RATE:,} questions a second among {SIZE:,} names, round {number + 1} of {rounds}"):
             steady = run_program("names", str(SIZE), str(RATE), str(seconds), timeout=_PATIENCE)
-        milliseconds = [second * 1000 for second in steady["seconds"]]
-        results.add("dns_p99_ms", WEFT, percentile(milliseconds, 99), milliseconds)
-        results.add("dns_lost", WEFT, steady["lost"])
+        for metric, who in (("dns_p99_ms", "weft"), ("dns_echo_p99_ms", "echo")):
+            milliseconds = [second * 1000 for second in steady[who]["seconds"]]
+            results.add(metric, WEFT, percentile(milliseconds, 99), milliseconds)
+        results.add("dns_lost", WEFT, steady["weft"]["lost"])
         with terminal.step("as many as it answers"):
             most = run_program("names", str(SIZE), "0", str(seconds), timeout=_PATIENCE)
-        results.add("dns_most_qps", WEFT, most["rate"])
+        results.add("dns_most_qps", WEFT, most["weft"]["rate"])

@@ -42,7 +42,7 @@ def summary(results: Results) -> str:
     disturbed = _disturbed(results)
     text = f"{len(judged) - len(missed)} of {len(judged)} targets met"
     text += f"; missed: {'; '.join(missed)}" if missed else ""
-    return text + (f"; not judged, for the disk alone was too slow: {'; '.join(disturbed)}" if disturbed else "")
+    return text + (f"; not judged, for the machine alone was too slow: {'; '.join(disturbed)}" if disturbed else "")
 
 
 def _disturbed(results: Results) -> list[str]:

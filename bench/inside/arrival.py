@@ -4,7 +4,6 @@ Prints how long `weft serve` takes to be in sync, its memory, and what the parts
 process of their own, without the agent's threads and without the kernel's echoes.
 """
 
-import gc
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +21,7 @@ from weft.cluster import Cluster
 from weft.dataplane import device_names
 from weft.identity import host_id
 from weft.kernel import LinuxKernel
-from weft.main import GARBAGE
+from weft.main import tune
 from weft.model import TOPOLOGY
 from weft.reconcile import Create, plan_rows
 from weft.store.etcd import EtcdStore
@@ -48,7 +47,7 @@ def main(folder: Path, population: Population) -> dict[str, float]:
 
 def _take_apart(endpoints: list[str], population: Population, host: str) -> dict[str, float]:
     """Seconds of each part."""
-    gc.set_threshold(GARBAGE)
+    tune()
     me, kernel = myself(host), LinuxKernel(Path("/run/parts"))
     kernel.open()
     with closing(kernel), closing(EtcdStore(endpoints)) as store:

@@ -6,19 +6,24 @@ import socket
 import struct
 import sys
 from time import perf_counter_ns
+from typing import NoReturn
 
 _WARM_UP = 500
 _TIMEOUT = struct.pack("ll", 2, 0)
 
 
 def serve(port: int) -> None:
-    buffer = bytearray(64)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("", port))
-        receive, send = server.recvfrom_into, server.sendto
-        while True:
-            size, client = receive(buffer)
-            send(buffer[:size], client)
+        answer(server)
+
+
+def answer(server: socket.socket) -> NoReturn:
+    buffer = bytearray(64)
+    receive, send = server.recvfrom_into, server.sendto
+    while True:
+        size, client = receive(buffer)
+        send(buffer[:size], client)
 
 
 def ask(address: str, port: int, count: int) -> list[int]:

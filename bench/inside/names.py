@@ -2,22 +2,30 @@
 
 The resolver is weft's own, from the socket to the table; only who asks is known beforehand, and one source may ask more
 than a container may. RATE 0 is as fast as it goes. Prints seconds of each answer (of 1,000, percentiles) and losses.
+
+At a rate, a bare echo is asked first, in the same way and on the same processor: what its answers take is not the
+resolver's doing. And both ends have real-time priority, where that is allowed, so that a processor is theirs alone, as
+far as the machine has it.
 """
 
-import gc
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
+from bench.inside.echo import answer
 from bench.inside.population import VNI, Population
 from weft.cluster import Cluster
 from weft.dns import Responder
-from weft.main import GARBAGE
+from weft.main import tune
 from weft.model import ENDPOINTS, Endpoint, EndpointNames
 from weft.names import Asker, Kind, lookup
 from weft.resolver import DnsServer, bind
@@ -30,6 +38,9 @@ _KINDS = ("A", "A", "A", "AAAA")
 _ANSWER = re.compile(r"^> NOERROR .* ([\d.]+)$", re.MULTILINE)
 _COUNT = re.compile(r"Queries (sent|completed|lost): +(\d+)")
 _UNLIMITED = 1e9
+_PRIORITY = 10
+
+T = TypeVar("T")
 
 
 class _Everybody:
@@ -42,20 +53,24 @@ class _Everybody:
 
 
 def main(size: int, rate: int, seconds: int) -> dict[str, object]:
-    gc.set_threshold(GARBAGE)  # as weft does
+    tune()
+    random = Random(size)
+    QUESTIONS.write_text("".join(f"web{random.randrange(size)} {random.choice(_KINDS)}\n" for _ in range(10 * size)))
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, processors[:1])
+    ask = partial(_ask, rate, seconds, processors[-1])
+    echo = _ask_echo(ask) if rate else {}
     cluster = _cluster(size)
 
     def resolve(asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
         return lookup(cluster, asker, HOST_ID, question, kind, turn)
 
-    random = Random(size)
-    QUESTIONS.write_text("".join(f"web{random.randrange(size)} {random.choice(_KINDS)}\n" for _ in range(10 * size)))
-    processors = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, processors[:1])
     server = DnsServer(Responder(resolve), _Everybody(), bind(ADDRESS), rate=_UNLIMITED, burst=_UNLIMITED)
+    if rate:
+        _prefer(0)
     server.start()
     try:
-        return _ask(rate, seconds, processors[-1])
+        return {"weft": ask(), "echo": echo}
     finally:
         server.stop()
 
@@ -71,12 +86,38 @@ def _cluster(size: int) -> Cluster:
     return cluster
 
 
+def _ask_echo(ask: Callable[[], T]) -> T:
+    """Of a process of its own, so that it has nothing of ours to do."""
+    udp, tcp = bind(ADDRESS)
+    process = get_context("fork").Process(target=answer, args=(udp,), daemon=True)
+    process.start()
+    _prefer(process.pid or 0)
+    udp.close()
+    tcp.close()
+    try:
+        return ask()
+    finally:
+        process.kill()
+        process.join()
+
+
+def _prefer(pid: int) -> None:
+    """Over all that has no real-time priority."""
+    with suppress(PermissionError):
+        os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(_PRIORITY))
+
+
 def _ask(rate: int, seconds: int, processor: int) -> dict[str, object]:
     limit = ["-Q", str(rate)] if rate else []
     dnsperf = ["dnsperf", "-s", ADDRESS, "-d", str(QUESTIONS), "-l", str(seconds), "-v", "-t", "2", *limit]
-    pin = partial(os.sched_setaffinity, 0, [processor])
+
+    def prepare() -> None:
+        os.sched_setaffinity(0, [processor])
+        if rate:
+            _prefer(0)
+
     with OUTPUT.open("w") as output:  # reading along would take the resolver's processor
-        subprocess.run(dnsperf, check=True, stdout=output, preexec_fn=pin)
+        subprocess.run(dnsperf, check=True, stdout=output, preexec_fn=prepare)
     said = OUTPUT.read_text()
     counts = {what: int(count) for what, count in _COUNT.findall(said)}
     times = sorted(map(float, _ANSWER.findall(said)))

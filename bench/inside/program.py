@@ -3,7 +3,6 @@
 Both are what the agent does in a resync: compute the wanted rows, dump the kernel's, plan, write.
 """
 
-import gc
 import json
 import sys
 from contextlib import closing
@@ -16,7 +15,7 @@ from weft import topology
 from weft.cluster import Cluster
 from weft.dataplane import bridge_name, vxlan_name
 from weft.kernel import LinuxKernel
-from weft.main import GARBAGE
+from weft.main import tune
 from weft.reconcile import Create, Remove, plan_rows
 
 HOST_ID = "e" * 32
@@ -26,7 +25,7 @@ DEVICES = (bridge_name(VNI), vxlan_name(VNI))
 
 
 def main(size: int, times: int) -> list[dict[str, dict[str, float]]]:
-    gc.set_threshold(GARBAGE)
+    tune()
     population = Population(size)
     cluster = Cluster()
     cluster.apply((put.key, put.value) for put in population.records(HOST_ID))

@@ -63,8 +63,11 @@ log = logging.getLogger("weft")
 
 PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
-GARBAGE = 50_000
+_GARBAGE = 50_000
 """New objects after which Python looks for cycles, of which records and rows have none. The default is 700."""
+_TURN_SECONDS = 0.001
+"""A thread that computes, as the agent's does with a large network, lets another go on after so long. Which waits anew
+after every system call: with the default, 0.005, each answer about a name would come so much later."""
 
 
 @dataclass(slots=True)
@@ -99,9 +102,15 @@ class Weft:
             store.close()
 
 
+def tune() -> None:
+    """Set Python's dials for many records and a few threads."""
+    gc.set_threshold(_GARBAGE)
+    sys.setswitchinterval(_TURN_SECONDS)
+
+
 def build(settings: Settings, manager: Manager) -> Weft:
     """Wire everything up and start it."""
-    gc.set_threshold(GARBAGE)
+    tune()
     journal = Journal()
     log.addHandler(journal)
     identity = host_id(settings.state)
