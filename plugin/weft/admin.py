@@ -10,6 +10,7 @@
     GET  /weft/links            the ways between the hosts, each direction, as `links.ProbeLink` says
     POST /weft/rotate-key       replace this host's WireGuard key
     GET  /weft/doctor           what is wrong (`doctor.Examination`); with ?peer=HOST what concerns that one
+    GET  /weft/settings         those in force, by name, as texts
     GET  /weft/status           how this host's weft is (`status.Status.view`)
     POST /weft/networks         {"network": a `model.Network`'s JSON}: let this host's Docker make it
     DELETE /weft/networks?name=NAME-or-VNI  let this host's Docker remove it
@@ -24,6 +25,7 @@ A refusal is status 409 with the message under `Err`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -71,6 +73,7 @@ class Parts:
     store: Store
     engine: Engine | None
     mirrors: bool
+    settings: Mapping[str, str]
 
     def docker(self) -> Engine:
         if self.engine is None:
@@ -162,6 +165,10 @@ def create_admin(parts: Parts) -> Blueprint:
             raise NotFound(f"no host is called {peer!r} (known: {', '.join(sorted(set(known.values())))})")
         found = parts.doctor.examine()
         return jsonify((found.about(known[peer]) if peer else found).to_json())
+
+    @admin.get("/settings")
+    def settings() -> Response:
+        return jsonify(parts.settings)
 
     @admin.get("/status")
     def status() -> Response:

@@ -7,7 +7,7 @@ from typing import Any
 
 import shtab
 
-from weft import __version__, cli, config, diagnosis, setup_dns, setup_host
+from weft import __version__, bundle, cli, config, diagnosis, setup_dns, setup_host
 from weft.config import SETTINGS
 
 
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     cli.add_commands(commands)
     diagnosis.add_command(commands)
+    bundle.add_command(commands)
     setup = commands.add_parser("setup", help="prepare this host").add_subparsers(required=True, metavar="WHAT")
     setup_dns.add_command(setup)
     setup_host.add_command(setup)

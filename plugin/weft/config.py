@@ -156,6 +156,11 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     return settings
 
 
+def view(settings: Settings) -> dict[str, str]:
+    """All of them, as texts. None is a secret: those are in files."""
+    return {name: str(getattr(settings, name)) for name in SETTINGS}
+
+
 def variable(name: str) -> str:
     """The environment variable of a setting."""
     return f"WEFT_{name.upper()}"

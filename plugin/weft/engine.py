@@ -151,6 +151,19 @@ class DockerEngine:
                 changed(actor["ID"] if event["Type"] == "container" else actor["Attributes"]["container"])
         raise EngineError(f"the Docker Engine at {self._url} closed the event stream")
 
+    def report(self) -> dict[str, Any]:
+        """All about this engine, for whoever is to help. Other plugins' settings are not ours to show."""
+        with self._client() as client:
+            plugins = [plugin for plugin in client.plugins() if list(_state_folders(plugin["Settings"]))]
+            shown = ("Id", "Names", "Image", "State", "Status", "NetworkSettings")
+            return {
+                "version": client.version(),
+                "info": client.info(),
+                "networks": [_inspect(client, network["Id"]) for network in client.networks()],
+                "containers": [{name: c.get(name) for name in shown} for c in client.containers(all=True)],
+                "plugins": plugins,
+            }
+
     def plugin_states(self) -> list[Path]:
         """Where managed plugins that are weft keep their state, on the host."""
         with self._client() as client:

@@ -237,7 +237,8 @@ def build(settings: Settings, manager: Manager) -> Weft:
         doctor,
         store,
         engine,
-        settings.mirrors,
+        mirrors=settings.mirrors,
+        settings=config.view(settings),
     )
     app.register_blueprint(create_admin(parts))
     manager.watch(

@@ -21,7 +21,7 @@ _NAMED = re.compile(
     r"""(?P<name>[\w.-]*
         (?:passw(?:or)?d|secret|token|credential|authorization|(?:api|private|preshared)[ _-]?key)[\w.-]*)
     (?P<between>\\?["']?\s*[=:]\s*(?:(?:bearer|basic)\s+)?)
-    (?P<value>\\?"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',;&}\]]+)""",
+    (?P<value>\\"(?:(?!\\").)*\\"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',;&}\]]+)""",
     re.IGNORECASE | re.VERBOSE,
 )
 """A name that says what it is, with its value, in JSON, a command line, a header or a configuration file."""

@@ -51,7 +51,7 @@ LAYERS = [
         "metrics",
     },
     {"resolver", "firewall"},
-    {"nameservice", "diagnosis"},
+    {"nameservice", "diagnosis", "bundle"},
     {"commandline", "offline"},
     {"main"},
 ]
