@@ -134,7 +134,9 @@ def network_view(network: Network, cluster: Cluster, me: LocalHost, encryption: 
     """
     local = list(cluster.endpoints.get(network.vni, {}).values())
     hosts = [me.host, *(host for host in list(cluster.hosts.values()) if host.family == me.host.family)]
-    mtu = network.mtu or topology.limit(hosts, encrypted=network.encrypted).mtu
+    mtu = network.mtu
+    if not mtu and any(host.mtu for host in hosts):  # a host's record had none before weft looked
+        mtu = topology.limit(hosts, encrypted=network.encrypted).mtu
     return {
         "name": network.name,
         "vni": network.vni,
@@ -214,6 +216,7 @@ def host_name(cluster: Cluster, host_id: str) -> str:
 def _endpoint(cluster: Cluster, endpoint: Endpoint) -> dict[str, Any]:
     network = cluster.networks.get(endpoint.vni)
     names = cluster.names.get(endpoint.vni, {}).get(endpoint.id)
+    called = [names.container, *names.aliases, names.hostname] if names else []
     return {
         "id": endpoint.id,
         "network": network.name if network else "",
@@ -223,7 +226,7 @@ def _endpoint(cluster: Cluster, endpoint: Endpoint) -> dict[str, Any]:
         "mac": endpoint.mac,
         "mtu": endpoint.mtu or None,
         # The container's own name first: aliases repeat it.
-        "names": list(dict.fromkeys([names.container, *names.aliases, names.hostname])) if names else [],
+        "names": list(filter(None, dict.fromkeys(called))),
     }
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tarfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,3 +177,25 @@ def test_a_device_that_is_deleted_is_made_again(cluster: Cluster, secret: tuple[
         cluster.h1.run("nsenter", "--net=/run/docker/weft/wg", "ip", "link", "del", "weft-wg")
         eventually(lambda: reaches(cluster.h1, "web1", secret[1]), "ping across", timeout=20)
     assert not any(lines)
+
+
+def test_no_key_is_in_the_log_or_in_a_support_bundle(cluster: Cluster, secret: tuple[str, str], tmp_path: Path) -> None:
+    """Nor a label that looks like a password. What is needed to help is in it."""
+    cluster.network("labelled", "--label", "db_password=hunter2", subnet="10.79.0.0/24")
+    key = (cluster.h1.data / "weft/wireguard.key").read_text().strip()
+    command = ("support-bundle", "--json", "--output", str(tmp_path / "bundle.tar.gz"))
+    answer = json.loads(cluster.h1.ask_weft(*command, timeout=90))
+    with tarfile.open(answer["file"]) as archive:
+        opened = {member.name.partition("/")[2]: archive.extractfile(member) for member in archive.getmembers()}
+        files = {name: file.read().decode() for name, file in opened.items() if file}
+    packed = "\n".join(files.values())
+    for text in (packed, cluster.h1.log("weft"), json.dumps(ask(cluster.h1, "events"))):
+        assert key not in text
+    assert "hunter2" not in packed
+    assert "db_password" in files["docker/engine.json"]
+    assert "vxlan" in files["kernel/dp/link.txt"]
+    assert "eth0" in files["kernel/host/address.txt"]
+    assert "weft-wg" in files["kernel/wg/link.txt"]
+    assert secret[0] in files["daemon/endpoints.json"]
+    assert json.loads(files["daemon/plan.json"]) == []
+    assert not {name for name in answer["missing"] if name.startswith(("daemon/", "docker/engine"))}

@@ -22,7 +22,7 @@ from weft.dataplane import (
     pack_address,
     pack_mac,
 )
-from weft.errors import StoreError
+from weft.errors import KernelError, StoreError
 from weft.model import Endpoint, Host, endpoint_key
 from weft.store import Delete, DeleteAll, Put, Watch
 from weft.store.sqlite import SqliteStore
@@ -289,3 +289,50 @@ def test_the_mtu_follows_another_hosts(running: Hosts) -> None:
     one.store.transact([], [Put(narrow.key, narrow.encode())])
     eventually(lambda: narrow.id in one.cluster.hosts)
     assert one.run("n1", "b" * 64, CIDR).mtu == 1350
+
+
+def test_a_plan_names_what_somebody_else_changed_and_a_repair_is_counted(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint],
+) -> None:
+    one, _, _, there = pair
+    eventually(lambda: not one.attachments.pinned())
+    assert list(one.agent.preview(5)) == []
+    before = one.agent.repaired
+    stray = Fdb(f"vx{there.vni}", bytes.fromhex("024200000099"), pack_address("192.168.78.9"))
+    bridge = f"br{there.vni}"
+    one.kernel.rows.add(stray)
+    one.kernel.links[bridge] = replace(one.kernel.links[bridge], mtu=1300)
+    changes = {change for _, change in one.agent.preview(5)}
+    assert changes == {f"update bridge {bridge} (mtu is 1300)", f"delete {stray}"}
+    assert stray in one.kernel.rows
+    one.agent.refresh()
+    eventually(lambda: one.agent.repaired == before + 2)
+    assert list(one.agent.preview(5)) == []
+
+
+def test_what_the_store_asks_for_is_no_drift(pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint]) -> None:
+    one, two, here, there = pair
+    eventually(lambda: one.agent.sizes == (3, 4))
+    two.driver.delete_endpoint("n2", there.id)
+    eventually(lambda: not one.kernel.rows)
+    one.driver.delete_endpoint("n1", here.id)
+    eventually(lambda: not one.agent.cluster.endpoints)
+    one.agent.refresh()
+    eventually(lambda: not one.kernel.links)  # they stayed for a container that comes back
+    assert one.agent.preview(5) is not None  # it has come round
+    assert one.agent.repaired == 0
+
+
+def test_a_plan_of_a_loop_that_is_stuck_is_refused(host: Hosts) -> None:
+    with pytest.raises(KernelError, match="busy"):
+        host(1).agent.preview(0.05)
+
+
+def test_what_fails_is_a_problem_until_it_works(pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint]) -> None:
+    one, _, _, there = pair
+    del one.kernel.links[f"br{there.vni}"]
+    one.kernel.fail("perform")
+    one.agent.refresh()
+    eventually(lambda: bool(one.agent.problem))
+    eventually(lambda: not one.agent.problem)
+    assert one.agent.resynced
