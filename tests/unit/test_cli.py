@@ -78,7 +78,8 @@ def run(place: Path, *words: str) -> int:
 def test_a_network_is_asked_for_as_docker_reads_it() -> None:
     words = (
         "--subnet 10.1.0.0/24 --subnet fd00:1::/64 --gateway 10.1.0.9 --ip-range 10.1.0.128/25 "
-        "--aux-address nas=10.1.0.5 --label a=b=c --label bare -o encrypted --opt mtu=1300 --ipam-opt x=y --internal --attachable"
+        "--aux-address nas=10.1.0.5 --label a=b=c --label bare -o encrypted --opt mtu=1300 "
+        "--ipam-opt x=y --internal --attachable"
     )
     asked = create._network(options("network", "create", "app", *words.split()))
     assert asked.pools == (Pool("10.1.0.0/24", "10.1.0.9", {"nas": "10.1.0.5"}), Pool("fd00:1::/64"))
