@@ -277,6 +277,7 @@ def test_an_endpoint_keeps_its_mtu_and_the_tunnel_has_room_for_it(
         f"wp{'b' * 12}": 1450,
     }
     one.driver.delete_endpoint("n1", old.id)
+    eventually(lambda: old.id not in one.cluster.endpoints[network.vni])
     one.agent.refresh()
     eventually(lambda: one.kernel.links[f"vx{network.vni}"].mtu == 1450)
 
