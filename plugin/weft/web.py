@@ -3,7 +3,8 @@
 It lives in the daemon's process and must not cost the driver anything. waitress fits: one thread of its own reads and
 writes all sockets, so a client that is slow, at either, holds a socket and no thread; a few threads answer; what waits
 for them, and how much of a request is read, is bounded. What it lacks is added here: a connection has a longest life
-(by itself it lives on as long as a byte comes now and then), and one whose receiver has stopped reading is ended.
+(by itself it lives on as long as a byte comes now and then), one whose receiver has stopped reading is ended, and if
+there are too many the oldest makes room, so that those who hold many keep out nobody.
 
 A browser may be led here by a page of somebody else's. Such a page can have its own name point to this address ("DNS
 rebinding"), but not send another name than its own: so a request must name this host. An address is no name, and cannot
@@ -18,7 +19,8 @@ import threading
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from ipaddress import ip_address
-from typing import Protocol
+from time import monotonic, sleep
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, request
@@ -36,6 +38,9 @@ STREAMS = 6
 """Streams of events at once: each has a thread while it lasts."""
 _THREADS = STREAMS + 2
 _CONNECTIONS = 100
+_PER_SECOND = 100
+_REST, _REST_MOST = 3, 0.2
+"""After an answer, three times as long as it took; and the most, in seconds."""
 _IDLE_SECONDS = 10
 _LIFE_SECONDS = 30
 """Of a connection, but for streams: enough for the slowest honest client."""
@@ -220,6 +225,26 @@ def _bind(place: Place) -> socket.socket:
     return bound
 
 
+def _in_turn(app: Flask) -> Callable[[Any, Any], Iterable[bytes]]:
+    """The application, but for what streams bring: one answer at a time, and a rest after each.
+
+    More threads that run would not be faster, and each is one more that the driver's have to wait for.
+    """
+    turn, due = threading.Lock(), 0.0
+
+    def answer(environ: Any, start: Any) -> Iterable[bytes]:
+        nonlocal due
+        with turn:
+            sleep(max(0.0, due - monotonic()))
+            began = monotonic()
+            try:
+                return app(environ, start)
+            finally:
+                due = monotonic() + min(_REST * (monotonic() - began), _REST_MOST)
+
+    return answer
+
+
 class _Server(TcpWSGIServer):  # type: ignore[misc]
     """waitress, with limits that it lacks."""
 
@@ -227,7 +252,7 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         limits = Adjustments(
             sockets=[bound],
             threads=_THREADS,
-            connection_limit=_CONNECTIONS,
+            connection_limit=1 << 16,  # whoever reaches that is not accepted; here the oldest goes instead
             channel_timeout=_IDLE_SECONDS,
             cleanup_interval=1,
             max_request_header_size=_HEADER_BYTES,
@@ -238,11 +263,26 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
             ident="weft",
         )
         place = (bound.family, bound.type, bound.proto, bound.getsockname())
-        super().__init__(app, {}, _sock=bound, adj=limits, bind_socket=False, sockinfo=place)
+        self._second, self._accepted = 0.0, 0
+        super().__init__(_in_turn(app), {}, _sock=bound, adj=limits, bind_socket=False, sockinfo=place)
 
     def set_socket_options(self, conn: socket.socket) -> None:
         super().set_socket_options(conn)
         conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_SECONDS * 1000)
+
+    def readable(self) -> bool:
+        """Whether to accept one. What is too much waits in the kernel, where it costs nothing."""
+        if (now := monotonic()) - self._second >= 1:
+            self._second, self._accepted = now, 0
+        return bool(super().readable()) and self._accepted < _PER_SECOND
+
+    def handle_accept(self) -> None:
+        """Of too many, the one goes that has waited longest for its own client: an honest one waits for none."""
+        super().handle_accept()
+        self._accepted += 1
+        if len(self.active_channels) > _CONNECTIONS:
+            waiting = [channel for channel in self.active_channels.values() if not channel.requests]
+            min(waiting, key=lambda channel: channel.creation_time).handle_close()
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
