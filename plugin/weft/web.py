@@ -25,6 +25,8 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, request
 from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser
 from waitress.server import TcpWSGIServer
 from waitress.wasyncore import close_all
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, MisdirectedRequest, ServiceUnavailable
@@ -245,8 +247,19 @@ def _in_turn(app: Flask) -> Callable[[Any, Any], Iterable[bytes]]:
     return answer
 
 
+class _Parser(HTTPRequestParser):  # type: ignore[misc]
+    path = ""
+    """waitress 3.0.2 names it when a client has gone, also if nothing could be read from that one."""
+
+
+class _Channel(HTTPChannel):  # type: ignore[misc]
+    parser_class = _Parser
+
+
 class _Server(TcpWSGIServer):  # type: ignore[misc]
     """waitress, with limits that it lacks."""
+
+    channel_class = _Channel
 
     def __init__(self, app: Flask, bound: socket.socket) -> None:
         limits = Adjustments(

@@ -60,6 +60,11 @@ class Site:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
+    yield from make_site()
+
+
+def make_site() -> Iterator[Site]:
+    """One that ends with the generator."""
     health, streams, proceed = FakeHealth(), Streams(), threading.Event()
     app = create_web(health, lambda: b"up 1\n", {"host-a"})
 
