@@ -62,7 +62,7 @@ class Demo:
         with self.h1.capture("udp") as lines:
             self.docker(self.h2, f"exec web2 ping -c 1 -W 2 {address}", show="^$")
         for outer, inner in zip(map(_OUTER.search, lines), map(_INNER.search, lines[1:]), strict=False):
-            if outer and inner:
+            if outer and inner and inner["target"] == address:  # weft's own probes look the same
                 self.terminal.say("  What tcpdump saw on h1, in short:")
                 self.terminal.output(
                     "{source} > {target}  UDP port {port}, VXLAN, VNI {vni}".format(**outer.groupdict())

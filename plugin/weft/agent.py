@@ -148,6 +148,7 @@ class Agent:
     :param monitor: opens the stream of kernel events.
     :param resync: seconds between timed resyncs.
     :param tunnel_monitor: the same as `monitor` for what encrypted networks need, if there can be some.
+    :param probes: have the networks for probes as well.
     """
 
     def __init__(
@@ -162,6 +163,7 @@ class Agent:
         resync: float,
         encryption: Encryption | None = None,
         tunnel_monitor: Callable[[], Monitor] | None = None,
+        probes: bool = False,
     ) -> None:
         self.cluster = cluster
         self.listeners: list[Callable[[Touched | None], None]] = []
@@ -190,6 +192,7 @@ class Agent:
         self._resync_seconds = resync
         self._encryption = encryption
         self._open_tunnel_monitor = tunnel_monitor
+        self._with_probes = probes
         self._triggers: queue.SimpleQueue[Trigger] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -473,7 +476,11 @@ class Agent:
 
     def _active(self) -> set[int]:
         pinned = {endpoint.vni for endpoint in self._attachments.pinned()}
-        return {vni for vni in self.cluster.local_networks(self._me.id) | pinned if vni in self.cluster.networks}
+        used = {vni for vni in self.cluster.local_networks(self._me.id) | pinned if vni in self.cluster.networks}
+        return used | self._probe_networks()
+
+    def _probe_networks(self) -> set[int]:
+        return topology.probe_networks(self.cluster, self._me.host) if self._with_probes else set()
 
     def _unpin_seen(self) -> None:
         for endpoint in self._attachments.pinned():
@@ -500,6 +507,9 @@ class Agent:
         shut = set(filter(None, map(vni_of, self._shut({}))))
         for vni in touched.endpoints.keys() & self._wanted.keys() - anew - shut:
             self._apply_delta(vni, touched)
+        if touched.hosts:
+            for vni in self._probe_networks() & self._wanted.keys() - anew - shut:
+                self._change(vni, set(self._wanted[vni].rows), topology.network_rows(self.cluster, vni, self._me.host))
 
     def _moved(self, vni: int, touched: Touched) -> bool:
         """True if a host that has, or until now had, endpoints on the network is at another address."""
@@ -523,7 +533,8 @@ class Agent:
         for vni in self._wanted.keys() | self._active():
             local = self.cluster.local_endpoints(vni, self._me.id)
             endpoints = [*local, *(e for e in pinned if e.vni == vni)]
-            wanted.update((link.name, link) for link in self._attachments.links(self.cluster.networks[vni], endpoints))
+            network = topology.network_of(self.cluster, vni)
+            wanted.update((link.name, link) for link in self._attachments.links(network, endpoints))
         return wanted
 
     def _sync_links(self, names: set[str] | None) -> set[int]:
@@ -556,7 +567,8 @@ class Agent:
         """Tunnel devices that must not be there: those of encrypted networks while that cannot be relied on."""
         if self._encryption is None or not self._encryption.breached:
             return set()
-        known = {vxlan_name(vni) for vni, network in self.cluster.networks.items() if network.encrypted}
+        networks = {**topology.PROBE_NETWORKS, **self.cluster.networks}
+        known = {vxlan_name(vni) for vni, network in networks.items() if network.encrypted}
         return known.union(filter(None, map(_encrypted, observed.values())))  # the store may have lost some
 
     def _used(self, names: set[str]) -> set[str]:
@@ -653,8 +665,13 @@ class Agent:
         if (hosts := self.cluster.hosts_of(vni)) != touched.spread[vni]:
             old |= topology.flood_rows(self.cluster, vni, touched.spread[vni], self._me.host)
             new |= topology.flood_rows(self.cluster, vni, hosts, self._me.host)
+        self._change(vni, old, new)
+
+    def _change(self, vni: int, old: set[Row], new: set[Row]) -> None:
+        """Put these rows of a network in the place of those."""
+        plan = plan_rows(new, old)
         self._wanted[vni].change(old, new)
-        self._write(plan_rows(new, old))
+        self._write(plan)
 
     def _repair_rows(self, events: dict[Row, bool]) -> None:
         """Put right what somebody else changed. Most events are echoes of our own writes, which match."""

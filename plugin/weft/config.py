@@ -73,6 +73,7 @@ class Settings:
     listen_names: frozenset[str]
     mirror: bool
     resync: float
+    probe_interval: float
     gc_grace: float
     host_grace: float
     log: Mapping[str, str]
@@ -231,6 +232,14 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _interval(text: str) -> float:
+    """Seconds; 0 is never."""
+    value = float(text) if text.replace(".", "", 1).isdigit() else -1.0
+    if value and not 1 <= value <= 3600:
+        raise ValueError("must be a number of seconds from 1 to 3600, or 0 for never")
+    return value
+
+
 def _levels(text: str) -> dict[str, str]:
     """Levels by module; "" is all others."""
     levels = {"": "info"}
@@ -386,6 +395,9 @@ SETTINGS: dict[str, Setting] = {
     ),
     "mirror": Setting("on", _switch, "on: a network that is created or removed on one host is so on all; or off"),
     "resync": Setting("30", _seconds, "seconds between full comparisons of kernel and store"),
+    "probe_interval": Setting(
+        "30", _interval, "seconds between probes of the network to some other hosts; 0: only when asked (weft doctor)"
+    ),
     "gc_grace": Setting("10", _seconds, "seconds that Docker must not know an object before it is collected"),
     "host_grace": Setting("600", _seconds, "seconds that a host must be silent before what it has is collected"),
     "log": Setting("info", _levels, "debug, info, warning or error; of single modules: info,agent=debug"),

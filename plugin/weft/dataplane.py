@@ -48,6 +48,7 @@ class Vxlan:
     :param local: this host's VTEP address.
     :param port: UDP destination port (RFC 7348 says 4789).
     :param encrypted: its socket is in the namespace that has no way out but WireGuard, see `Tunnel`.
+    :param whole: its packets are not fragmented on the way (DF set).
     """
 
     name: str
@@ -57,6 +58,7 @@ class Vxlan:
     mtu: int
     bridge: str
     encrypted: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

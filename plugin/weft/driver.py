@@ -24,7 +24,7 @@ from weft.model import (
     NETWORKS,
     POOLS,
     VNI_AUTO_MIN,
-    VNI_MAX,
+    VNI_USER_MAX,
     Allocation,
     Binding,
     Endpoint,
@@ -530,7 +530,7 @@ class Driver:
 
     def _free_vni(self) -> int:
         for _ in range(_ATTEMPTS):
-            vni = self._random.randint(VNI_AUTO_MIN, VNI_MAX)
+            vni = self._random.randint(VNI_AUTO_MIN, VNI_USER_MAX)
             if self._store.get(network_key(vni)) is None:
                 return vni
         raise Exhausted("no free VNI was found: choose one with -o weft.vni=NUMBER")

@@ -15,6 +15,7 @@ from weft.cluster import Cluster
 from weft.driver import Driver
 from weft.errors import Conflict, NotFound
 from weft.ipam import Ipam
+from weft.links import RESULTS, requests_prefix
 from weft.model import (
     ALIVE,
     BINDINGS,
@@ -168,7 +169,8 @@ class Hosts:
             self._store.transact([gone, KeyIs(entry.key, entry.revision)], [Delete(entry.key)])
         for entry in self._store.list(POOLS).entries:
             self._attempt(host, lambda key=entry.key: self._ipam.drop_claim(key, host.id, gone))  # type: ignore[misc]
-        rest = [DeleteAll(pending_prefix(host.id)), DeleteAll(f"{BINDINGS}{host.id}/")]
+        rest: list[Write] = [DeleteAll(pending_prefix(host.id)), DeleteAll(f"{BINDINGS}{host.id}/")]
+        rest += [Delete(RESULTS + host.id), DeleteAll(requests_prefix(host.id))]
         self._write(host, [*rest, Delete(host.key), Delete(ENGINES + host.id)])
         log.warning("%s is forgotten, with all that it had", host.title)
 

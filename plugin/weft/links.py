@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from weft.model import reading
@@ -20,8 +20,9 @@ REQUESTS = "probes/requests/"
 
 Kind = Literal["plain", "encrypted"]
 
-_SKEW_SECONDS = 15.0
-"""By which the clocks of two hosts may differ, and the ends of two measurements of the same moment."""
+_SAME_SECONDS = 60.0
+"""Measurements within that time may complete each other."""
+_MEASURED = ("small", "full", "offloaded", "mtu", "rtt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class ProbeLink:
     :param sender: id of the host; `from` in JSON. `receiver` likewise is `to`.
     :param size: MTU inside the tunnel, which is the size of a full probe.
     :param when: Unix time of the measurement.
+    :param round: which measurement that was.
     :param small: loss of small probes whose checksum was ready.
     :param full: loss of those of full size.
     :param offloaded: loss of small probes whose checksum was left to the network card, as containers' TCP and UDP does.
@@ -47,6 +49,7 @@ class ProbeLink:
     kind: Kind
     size: int
     when: float
+    round: str = ""
     small: float | None = None
     full: float | None = None
     offloaded: float | None = None
@@ -109,6 +112,10 @@ def requests_prefix(host: str) -> str:
     return f"{REQUESTS}{host}/"
 
 
+def request_key(host: str, asker: str) -> str:
+    return requests_prefix(host) + asker
+
+
 def merge(links: Iterable[ProbeLink]) -> list[ProbeLink]:
     """The one truth for each direction, of what several hosts say; sorted."""
     said: dict[tuple[str, str, Kind], list[ProbeLink]] = defaultdict(list)
@@ -117,9 +124,18 @@ def merge(links: Iterable[ProbeLink]) -> list[ProbeLink]:
     return [_best(said[key]) for key in sorted(said)]
 
 
-def _best(said: Iterable[ProbeLink]) -> ProbeLink:
-    """The newest; what the receiver attests also if it is a little older."""
-    return max(said, key=lambda link: (link.when + (_SKEW_SECONDS if link.attested else 0.0), link.attested))
+def _best(said: Sequence[ProbeLink]) -> ProbeLink:
+    """The newest, unless that had no answer and the receiver has seen just this measurement arrive."""
+    newest = max(said, key=lambda link: (link.when, link.attested))
+    best = next((link for link in said if link.attested and link.round == newest.round), newest)
+    return _completed(best, said) if best.attested else best
+
+
+def _completed(link: ProbeLink, said: Iterable[ProbeLink]) -> ProbeLink:
+    """With what it does not know, but another measurement of the same time does."""
+    near = [one for one in said if one.attested and abs(one.when - link.when) < _SAME_SECONDS]
+    known = {name: value for one in near for name in _MEASURED if (value := getattr(one, name)) is not None}
+    return replace(link, **{name: value for name, value in known.items() if getattr(link, name) is None})
 
 
 def _check(link: ProbeLink) -> None:

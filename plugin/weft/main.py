@@ -46,6 +46,7 @@ from weft.nameservice import NameService
 from weft.offline import Offline
 from weft.page import Feed, create_page, parts_of
 from weft.presence import Presence
+from weft.prober import Prober
 from weft.probes import Probes
 from weft.restarts import Restarts
 from weft.sandboxes import ResolverRoutes
@@ -84,6 +85,7 @@ class Weft:
     names: NameService | None
     doctor: Doctor
     listener: Listener | None
+    probes: Probes
 
     def stop(self) -> None:
         """Stop the control plane. The data plane stays."""
@@ -94,6 +96,7 @@ class Weft:
             self.names.stop()
         if self.sweeper:
             self.sweeper.stop()
+        self.probes.stop()
         self.presence.stop()
         self.agent.stop()
         self.kernel.close()
@@ -137,7 +140,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
 
     before = cluster.hosts.get(identity)
     underlay = locate(before.underlay if before else "")
-    me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__))
+    me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__, probes=True))
     encryption = Encryption(
         kernel,
         cluster,
@@ -162,6 +165,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         resync=settings.resync,
         encryption=encryption,
         tunnel_monitor=kernel.tunnel_monitor,
+        probes=True,
     )
     hosts = Hosts(patient, cluster, driver, ipam)
     presence = Presence(
@@ -176,7 +180,14 @@ def build(settings: Settings, manager: Manager) -> Weft:
         moved=agent.refresh,
         grace=settings.host_grace,
     )
-    probes = Probes(patient, cluster, me)
+    prober = Prober(
+        cluster,
+        me,
+        size=lambda kind: attachments.limit(encrypted=kind == "encrypted").mtu,
+        open_socket=kernel.open_probe,
+    )
+    probes = Probes(patient, cluster, me, prober, interval=settings.probe_interval)
+    agent.listeners.append(probes.follow)
     sweeper = collector = names = None
     if settings.docker != "off":
         collector = Collector(patient, me.host, cluster, driver, ipam, grace=settings.gc_grace)
@@ -196,6 +207,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     presence.start(restored=bool(restored))
     _check_kernel(attachments)
     agent.start(restored=bool(restored))
+    probes.start()
     if sweeper:
         sweeper.start()
     if names:
@@ -259,7 +271,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         web.register_blueprint(create_page(feed, Streams().respond))
         listener = Listener(web, settings.listen)
         listener.start()
-    return Weft(app, [store, patient], kernel, inspection, agent, presence, sweeper, names, doctor, listener)
+    return Weft(app, [store, patient], kernel, inspection, agent, presence, sweeper, names, doctor, listener, probes)
 
 
 def _place(cluster: Cluster, me: LocalHost) -> Place:

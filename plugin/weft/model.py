@@ -16,6 +16,8 @@
     bindings/<host>/<engine's NetworkID>     Binding: which VNI that is
     names/<network name>                     VNI of the one network that all hosts know under that name
     engines/<host>                           identity of the engine's own store, as this host last saw it
+    probes/results/<host>                    links.Results: what this host has measured of its links
+    probes/requests/<host>/<asker>           id of the request to probe the asker now; gone when that begins
 
 Everything under `topology/` is mirrored in the memory of every host (`cluster.py`); the rest is read on demand.
 Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`), MACs are lower-case with colons.
@@ -85,6 +87,11 @@ WIREGUARD_POOL = IPv4Network("100.64.0.0/10")
 of a container can collide with them."""
 
 VNI_MAX = 2**24 - 1
+PROBE_VNI = VNI_MAX - 1
+"""Of the network that spans all hosts and has no containers: probes of the underlay take it."""
+ENCRYPTED_PROBE_VNI = VNI_MAX
+"""The same for the way that encrypted networks take."""
+VNI_USER_MAX = VNI_MAX - 2
 VNI_AUTO_MIN = 4096
 """Chosen VNIs start here, as Docker's overlay does, to leave the low ones to people (moby ovmanager.go)."""
 
@@ -173,6 +180,7 @@ class Host(_Record):
     :param wg_key: WireGuard public key in base64; "" until the host has its first encrypted network.
     :param wg_address: its VTEP address in encrypted networks.
     :param wg_port: UDP port of WireGuard at `underlay`.
+    :param probes: it answers probes; an older weft does not.
     """
 
     id: str
@@ -183,6 +191,7 @@ class Host(_Record):
     wg_address: str = ""
     wg_port: int = 0
     mtu: int = 0
+    probes: bool = False
 
     @property
     def key(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from weft.errors import InvalidRequest
-from weft.model import VNI_MAX
+from weft.model import VNI_MAX, VNI_USER_MAX
 
 MTU_MIN = 576
 """The least datagram every IPv4 host must accept (RFC 791)."""
@@ -51,7 +51,10 @@ def parse_options(given: Mapping[str, Any]) -> NetworkOptions:
 
 
 def _vni(text: str) -> int:
-    return _number(text, 1, VNI_MAX)
+    vni = _number(text, 1, VNI_MAX)
+    if vni > VNI_USER_MAX:
+        raise ValueError(f"weft itself uses it, to probe the network between the hosts: choose 1 to {VNI_USER_MAX}")
+    return vni
 
 
 def _mtu(text: str) -> int:

@@ -291,7 +291,7 @@ def _incompatible(wanted: Link, seen: Link) -> str:
     if isinstance(wanted, Vxlan) and isinstance(seen, Vxlan):
         if wanted.encrypted != seen.encrypted:
             return "it is encrypted" if seen.encrypted else "it is not encrypted"
-        for name in ("vni", "local", "port"):
+        for name in ("vni", "local", "port", "whole"):
             if (has := getattr(seen, name)) != (want := getattr(wanted, name)):
                 return f"{name} is {has}, not {want}"
     return ""

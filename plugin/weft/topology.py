@@ -3,6 +3,9 @@
 Only networks with endpoints on this host are wanted here. A remote endpoint is three rows (see `dataplane.py`), a
 remote host with endpoints of the network one flood entry. Local endpoints need no row: the bridge learns them on
 their own ports, and the tunnel's port never learns.
+
+Two more networks are wanted on every host: probes take the same way as containers' frames, plain and encrypted. They
+have no endpoints; each host has a MAC there, and one row at all others.
 """
 
 from __future__ import annotations
@@ -29,13 +32,18 @@ from weft.dataplane import (
     pack_mac,
     vxlan_name,
 )
-from weft.model import Endpoint, Host, Network
+from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI, Endpoint, Host, Network
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds by IP version of the underlay: inner Ethernet 14, VXLAN 8, UDP 8, outer IP 20 or 40."""
 
 WIREGUARD_OVERHEAD = {4: 60, 6: 80}
 """Bytes that WireGuard adds by IP version of the underlay: header 16, authentication 16, UDP 8, outer IP 20 or 40."""
+
+PROBE_NETWORKS = {
+    PROBE_VNI: Network(PROBE_VNI, "probes", (), 0, False, ""),
+    ENCRYPTED_PROBE_VNI: Network(ENCRYPTED_PROBE_VNI, "encrypted probes", (), 0, False, "", encrypted=True),
+}
 
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -75,7 +83,8 @@ def family(hosts: Iterable[Host]) -> int:
 def network_links(network: Network, *, local: str, port: int, mtu: int, resolver: str = "") -> tuple[Bridge, Vxlan]:
     """The devices of a network on the host whose VTEP address there is `local`."""
     bridge = Bridge(bridge_name(network.vni), mtu, resolver_addresses(network, resolver))
-    vxlan = Vxlan(vxlan_name(network.vni), network.vni, local, port, mtu, bridge.name, network.encrypted)
+    whole = network.vni in PROBE_NETWORKS  # else a probe would pass where the path's MTU is smaller
+    vxlan = Vxlan(vxlan_name(network.vni), network.vni, local, port, mtu, bridge.name, network.encrypted, whole)
     return bridge, vxlan
 
 
@@ -150,8 +159,38 @@ def _short_id(endpoint_id: str) -> str:
     return endpoint_id[:12]
 
 
+def network_of(cluster: Cluster, vni: int) -> Network:
+    """Also one of those for probes, unless a user has had its VNI since before it was reserved; or `KeyError`."""
+    return cluster.networks.get(vni) or PROBE_NETWORKS[vni]
+
+
+def probe_networks(cluster: Cluster, me: Host) -> set[int]:
+    """VNIs of those for probes that this host can have."""
+    possible = {PROBE_VNI, ENCRYPTED_PROBE_VNI} if me.can_encrypt else {PROBE_VNI}
+    return {vni for vni in possible if vni not in cluster.networks}
+
+
+def probe_mac(host_id: str) -> str:
+    """A host's own MAC in the networks for probes."""
+    return f"02:{hashlib.sha256(host_id.encode()).digest()[:5].hex(':')}"
+
+
+def probe_peers(cluster: Cluster, vni: int, me: Host) -> dict[str, bytes]:
+    """The other hosts on a network for probes, each with its VTEP."""
+    vteps = ((host, _vtep(cluster, vni, host, me)) for host in list(cluster.hosts))
+    return {host: vtep for host, vtep in vteps if vtep}
+
+
+def probe_rows(cluster: Cluster, vni: int, me: Host) -> set[Row]:
+    """Where each other host is reached."""
+    peers = probe_peers(cluster, vni, me)
+    return {Fdb(vxlan_name(vni), pack_mac(probe_mac(host)), vtep) for host, vtep in peers.items()}
+
+
 def network_rows(cluster: Cluster, vni: int, me: Host) -> set[Row]:
     """All rows of one network: every remote endpoint's, and the flood entries."""
+    if vni in probe_networks(cluster, me):
+        return probe_rows(cluster, vni, me)
     rows = endpoint_rows(cluster, cluster.endpoints.get(vni, {}).values(), me)
     rows.update(flood_rows(cluster, vni, cluster.hosts_of(vni), me))
     return rows
@@ -186,7 +225,7 @@ def _vtep(cluster: Cluster, vni: int, host_id: str, me: Host) -> bytes | None:
 
     In an encrypted network that is its WireGuard address; a host without one is not reached at all.
     """
-    host, network = cluster.hosts.get(host_id), cluster.networks.get(vni)
+    host, network = cluster.hosts.get(host_id), cluster.networks.get(vni) or PROBE_NETWORKS.get(vni)
     if host is None or host.id == me.id or not _same_family(host, me):
         return None
     if network is None or not network.encrypted:

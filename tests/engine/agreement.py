@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab import CommandFailed, Host, LabError
+from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI
+from weft.topology import probe_mac
 
 _FLOOD = "00:00:00:00:00:00"
 
@@ -88,7 +90,7 @@ def _row(row: Any) -> str:
 
 def wanted_facts(records: Records, host_id: str) -> set[str]:
     """What a host's data plane should hold, by the store."""
-    facts, hosts = set(), records.hosts
+    facts, hosts = _probe_facts(records.hosts, host_id), records.hosts
     for vni in {one["vni"] for one in records.endpoints if one["host"] == host_id}:
         bridge, tunnel = f"br{vni}", f"vx{vni}"
         facts |= {f"link {bridge} up", f"link {tunnel} in {bridge} from {hosts[host_id]['underlay']} up"}
@@ -100,6 +102,17 @@ def wanted_facts(records: Records, host_id: str) -> set[str]:
                 facts |= {f"row {one['mac']} behind {tunnel}", f"row {one['mac']} via {vtep} on {tunnel}"}
                 facts |= {f"neighbour {address} at {one['mac']} on {bridge}" for address in one["addresses"]}
                 facts.add(f"row {_FLOOD} via {vtep} on {tunnel}")
+    return facts
+
+
+def _probe_facts(hosts: Mapping[str, Any], host_id: str) -> set[str]:
+    """Of the networks by which hosts probe each other."""
+    facts = set()
+    for vni, end in ((PROBE_VNI, "underlay"), (ENCRYPTED_PROBE_VNI, "wg_address")):
+        vteps = {known: one[end] for known, one in hosts.items() if one.get(end)}
+        if local := vteps.pop(host_id, ""):
+            facts |= {f"link br{vni} up", f"link vx{vni} in br{vni} from {local} up"}
+            facts |= {f"row {probe_mac(known)} via {vtep} on vx{vni}" for known, vtep in vteps.items()}
     return facts
 
 

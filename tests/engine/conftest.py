@@ -14,6 +14,7 @@ from lab.plan import Plan
 from lab.process import wait_until
 from tests.engine.asking import Inside, askers
 from tests.engine.managed import Builder, Built
+from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI
 
 IMAGE = "weft-lab"
 
@@ -51,9 +52,10 @@ class Cluster:
             return [key for (key,) in database.execute(query, (prefix, prefix + "\U0010ffff"))]
 
     def links(self, host: Host) -> list[str]:
-        """Names of the links in a host's data plane."""
+        """Names of the links in a host's data plane that are there for containers."""
         shown = host.dataplane("ip", "-o", "link")
-        return sorted(name for name in re.findall(r"^\d+: ([^:@]+)", shown, re.MULTILINE) if name != "lo")
+        probes = {f"{kind}{vni}" for kind in ("br", "vx") for vni in (PROBE_VNI, ENCRYPTED_PROBE_VNI)}
+        return sorted({*re.findall(r"^\d+: ([^:@]+)", shown, re.MULTILINE)} - probes - {"lo"})
 
     def clean(self) -> None:
         """Remove all containers and weft networks."""
@@ -93,7 +95,8 @@ def engines(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     hosts' subnet."""
     options = getattr(request.module, "ENGINE_OPTIONS", None)
     underlay = getattr(request.module, "UNDERLAY", Plan.subnet)
-    settings = {"WEFT_GC_GRACE": "1", **getattr(request.module, "SETTINGS", {})}
+    # What is captured on the wire is told more easily without probes.
+    settings = {"WEFT_GC_GRACE": "1", "WEFT_PROBE_INTERVAL": "0", **getattr(request.module, "SETTINGS", {})}
     with Lab(hosts=2, name="engines", subnet=underlay, engine_options=options, settings=settings) as lab:
         cluster = Cluster(lab)
         eventually(lambda: len(cluster.keys("engines/")) == len(lab.hosts), "weft has seen the engines")

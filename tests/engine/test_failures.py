@@ -34,7 +34,7 @@ Note = Callable[[str, float], None]
 
 @pytest.fixture(scope="module")
 def three(request: pytest.FixtureRequest) -> Iterator[Three]:
-    settings = {"WEFT_GC_GRACE": "1", "WEFT_HOST_GRACE": str(GRACE)}
+    settings = {"WEFT_GC_GRACE": "1", "WEFT_HOST_GRACE": str(GRACE), "WEFT_PROBE_INTERVAL": "0"}
     with Lab(hosts=3, name="failures", store="etcd", settings=settings) as lab:
         three = Three(lab)
         yield three

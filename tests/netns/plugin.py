@@ -171,6 +171,7 @@ class Plugin:
             "hostname": folder.name,
             "underlay": address,
             "docker": "off",
+            "probe_interval": "0",
             "log": "info",
             **settings,
         }

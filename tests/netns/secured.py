@@ -37,6 +37,9 @@ _numbers = count(1)
 class SecuredHost:
     """What of weft makes a host's data plane."""
 
+    probes = False
+    """Have the networks for probes as well."""
+
     def __init__(self, host: Host, store: SqliteStore, folder: Path) -> None:
         number = next(_numbers)
         self.host = host
@@ -62,6 +65,7 @@ class SecuredHost:
             resync=3600,
             encryption=self.encryption,
             tunnel_monitor=kernel.tunnel_monitor,
+            probes=self.probes,
         )
         self.agent.start()
         assert wait_for(lambda: self.cluster.loaded)

@@ -225,7 +225,7 @@ class World:
 
     def hosts(self, *underlays: str) -> list[Host]:
         """Hosts on one switch."""
-        switch = Namespace(self.namespace())
+        switch = self.switch = Namespace(self.namespace())
         switch.ip("link add switch type bridge mcast_snooping 0")
         switch.ip("link set switch up")
         for call in Path("/proc/sys/net/bridge").glob("bridge-nf-call-*"):

@@ -46,7 +46,9 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
 class FakeHost:
     """One host's weft without its edges: call the driver as the engine would."""
 
-    def __init__(self, store: SqliteStore, number: int, kernel: FakeKernel, *, mirror: bool = True) -> None:
+    def __init__(
+        self, store: SqliteStore, number: int, kernel: FakeKernel, *, mirror: bool = True, probes: bool = False
+    ) -> None:
         self.store = store
         self.kernel = kernel
         self.record = Host(f"{number:032x}", f"h{number}", f"192.168.78.{number}", mtu=kernel.mtu)
@@ -76,6 +78,7 @@ class FakeHost:
             monitor=self.monitor,
             resync=3600,
             encryption=self.encryption,
+            probes=probes,
         )
 
     def publish(self) -> None:
@@ -126,4 +129,6 @@ class FakeHost:
 @pytest.fixture
 def host(store: SqliteStore) -> Callable[..., FakeHost]:
     """Makes host number N on the shared store."""
-    return lambda number=1, mirror=True, **kernel: FakeHost(store, number, FakeKernel(**kernel), mirror=mirror)
+    return lambda number=1, mirror=True, probes=False, **kernel: FakeHost(
+        store, number, FakeKernel(**kernel), mirror=mirror, probes=probes
+    )

@@ -19,13 +19,19 @@ from weft.dataplane import (
     Row,
     RowEvent,
     Station,
+    Vxlan,
+    device_names,
     pack_address,
     pack_mac,
+    vxlan_name,
 )
-from weft.errors import KernelError, StoreError
-from weft.model import Endpoint, Host, endpoint_key
+from weft.errors import InvalidRequest, KernelError, StoreError
+from weft.keys import PrivateKey
+from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI, Endpoint, Host, Network, Pool, endpoint_key
+from weft.options import parse_options
 from weft.store import Delete, DeleteAll, Put, Watch
 from weft.store.sqlite import SqliteStore
+from weft.topology import probe_mac
 
 Hosts = Callable[..., FakeHost]
 CIDR = "10.1.0.0/24"
@@ -337,3 +343,54 @@ def test_what_fails_is_a_problem_until_it_works(pair: tuple[FakeHost, FakeHost, 
     eventually(lambda: bool(one.agent.problem))
     eventually(lambda: not one.agent.problem)
     assert one.agent.resynced
+
+
+def test_a_network_without_containers_leads_probes_to_every_host(running: Hosts, store: SqliteStore) -> None:
+    one = running(1, probes=True)
+    eventually(lambda: set(one.kernel.links) == set(device_names(PROBE_VNI)))
+    tunnel = one.kernel.links[vxlan_name(PROBE_VNI)]
+    assert isinstance(tunnel, Vxlan)
+    assert (tunnel.local, tunnel.port, tunnel.mtu, tunnel.whole) == ("192.168.78.1", 4789, 1450, True)
+    other = Host("f" * 32, "h9", "192.168.78.9")
+    row = Fdb(tunnel.name, pack_mac(probe_mac(other.id)), pack_address(other.underlay))
+    store.transact([], [Put(other.key, other.encode())])
+    eventually(lambda: one.kernel.rows == {row})
+    store.transact([], [Put(other.key, replace(other, underlay="192.168.78.99").encode())])
+    eventually(lambda: one.kernel.rows == {row._replace(vtep=pack_address("192.168.78.99"))})
+    store.transact([], [Delete(other.key)])
+    eventually(lambda: one.kernel.rows == set())
+
+
+def test_the_way_of_encrypted_networks_is_probed_on_its_own(running: Hosts, store: SqliteStore) -> None:
+    one = running(1, probes=True)
+    other = Host(
+        "f" * 32, "h9", "192.168.78.9", wg_key=PrivateKey.generate().public, wg_address="100.64.0.9", wg_port=1
+    )
+    store.transact([], [Put(other.key, other.encode())])
+    eventually(lambda: set(one.kernel.links) == set(device_names(PROBE_VNI)))
+    one.encryption.require()
+    one.agent.refresh()
+    name = vxlan_name(ENCRYPTED_PROBE_VNI)
+    mac = pack_mac(probe_mac(other.id))
+    eventually(lambda: Fdb(name, mac, pack_address("100.64.0.9")) in one.kernel.rows)
+    tunnel = one.kernel.links[name]
+    assert isinstance(tunnel, Vxlan)
+    assert (tunnel.local, tunnel.encrypted, tunnel.whole) == (one.me.host.wg_address, True, True)
+    one.kernel.beside = ["stray"]  # what leaves by that would be plain
+    one.agent.refresh()
+    eventually(lambda: name not in one.kernel.links)
+
+
+def test_a_users_network_that_has_the_vni_of_probes_keeps_it(running: Hosts, store: SqliteStore) -> None:
+    """It may be older than the reservation."""
+    network = Network(PROBE_VNI, "app", (Pool(CIDR),), 0, False, "h1")
+    store.transact([], [Put(network.key, network.encode())])
+    one = running(1, probes=True)
+    assert one.agent.responds(5)
+    assert one.kernel.links == {}
+
+
+@pytest.mark.parametrize("vni", [PROBE_VNI, ENCRYPTED_PROBE_VNI])
+def test_a_user_cannot_have_the_vni_of_probes(vni: int) -> None:
+    with pytest.raises(InvalidRequest, match=rf"weft.vni={vni}: weft itself uses it.*choose 1 to 16777213"):
+        parse_options({"weft.vni": str(vni)})

@@ -12,7 +12,8 @@ import weft
 ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory", "findings", "packetfilter", "redact"},
-    {"keys", "links", "facts", "logs"},
+    {"keys", "links", "facts", "logs", "echo"},
+    {"rounds"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
     {"journal", "doctor"},
     {
@@ -26,6 +27,7 @@ LAYERS = [
         "mirror",
         "hosts",
         "presence",
+        "prober",
         "probes",
         "garbage",
         "restarts",

@@ -15,6 +15,7 @@ from weft.driver import EndpointRequest
 from weft.errors import Conflict, NotFound, StoreError
 from weft.hosts import AddressInUse, Hosts, IdInUse, OtherFamily
 from weft.ipam import LOCAL_SPACE, PoolId
+from weft.links import RESULTS, request_key
 from weft.model import Host
 from weft.store import Condition, Delete, Entry, Put, Write
 from weft.store.sqlite import SqliteStore
@@ -123,6 +124,8 @@ def test_a_forgotten_host_leaves_nothing_but_what_others_use(
     first.ipam.request_address(
         PoolId.parse(f"{LOCAL_SPACE}/{CIDR}"), None
     )  # of a container whose start the failure interrupted
+    probes = RESULTS + first.record.id, request_key(first.record.id, second.record.id)
+    store.transact([], [Put(key, "") for key in probes])
     die(first)
     hosts_of(second).forget(first.record)
     assert not [key for key in keys(store) if first.record.id in key]

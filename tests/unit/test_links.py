@@ -11,8 +11,8 @@ from weft.links import ProbeLink, Results, merge
 from weft.store import Entry
 
 A, B = "a" * 32, "b" * 32
-GOOD = ProbeLink(A, B, "plain", 1450, 1000.0, 0.0, 0.0, 0.0, 1450, 0, 0.001)
-UNANSWERED = ProbeLink(A, B, "plain", 1450, 1010.0, 1.0, 1.0, 1.0, attested=False)
+GOOD = ProbeLink(A, B, "plain", 1450, 1000.0, "r1", 0.0, 0.0, 0.0, 1450, 0, 0.001)
+UNANSWERED = ProbeLink(A, B, "plain", 1450, 1010.0, "r2", 1.0, 1.0, 1.0, attested=False)
 
 
 def read(value: str) -> Results:
@@ -31,6 +31,7 @@ def test_json_names_the_ends_from_and_to() -> None:
         "kind": "plain",
         "size": 1450,
         "when": 1000.0,
+        "round": "r1",
         "small": 0.0,
         "full": 0.0,
         "offloaded": 0.0,
@@ -65,12 +66,18 @@ def test_what_is_no_record_is_unreadable(text: str) -> None:
 
 
 def test_what_the_receiver_says_counts_although_the_sender_got_no_answer() -> None:
-    heard = replace(GOOD, when=1002.0)
+    heard = replace(GOOD, when=1002.0, round="r2")
     assert merge([UNANSWERED, heard]) == [heard]
 
 
-def test_what_the_receiver_said_long_ago_does_not_count() -> None:
-    assert merge([replace(GOOD, when=900.0), UNANSWERED]) == [UNANSWERED]
+def test_what_the_receiver_said_of_an_earlier_measurement_does_not_count() -> None:
+    assert merge([replace(GOOD, when=1009.0), UNANSWERED]) == [UNANSWERED]
+
+
+def test_what_one_measurement_does_not_know_another_of_that_time_completes() -> None:
+    newest = replace(GOOD, when=1001.0, full=None, mtu=1300)
+    assert merge([newest, GOOD]) == [replace(newest, full=0.0)]
+    assert merge([newest, replace(GOOD, when=900.0)]) == [newest]
 
 
 def test_of_two_attestations_the_newer_counts() -> None:

@@ -7,6 +7,7 @@
     connection    pyroute2, in a namespace's thread
     links         doing link steps, over connections to both namespaces
     observe       reading links, over netlink
+    probe         sockets for probes, on the tunnel devices of the data-plane namespace
     underlay      the host's addresses and routes, over a connection
     mounts        whether a mount made here is there for the host too
     modules       loading kernel modules
@@ -45,6 +46,7 @@ from weft.kernel.monitor import Monitor, TunnelMonitor, open_events, open_tunnel
 from weft.kernel.namespace import NamespaceThread, ensure_namespace, find_namespace, open_namespace, set_switches
 from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.observe import observe_links
+from weft.kernel.probe import ProbeSocket, open_probe
 from weft.kernel.rows import Rows
 from weft.kernel.underlay import Underlay
 from weft.kernel.wireguard import DEVICE, WireGuard
@@ -230,6 +232,10 @@ class LinuxKernel:
     def open_sockets(self, make: Callable[[], Sequence[socket.socket]]) -> list[socket.socket]:
         """What `make` returns in the host's namespace, and then in the data plane's."""
         return [*self._host.run(make), *self._dp.run(make)]
+
+    def open_probe(self, device: str) -> ProbeSocket:
+        """A socket on a device of the data-plane namespace, which is closed on its own."""
+        return self._dp.run(partial(open_probe, device))
 
     def open_detour(self, address: str, server: str, seconds: int) -> None:
         """See `kernel.detour`; this and the next two are about the host's namespace."""

@@ -134,7 +134,8 @@ class Links:
             case Vxlan():
                 local = {"vxlan_local6" if ":" in link.local else "vxlan_local": link.local} if link.local else {}
                 where = {"vxlan_id": link.vni, "vxlan_port": link.port, "net_ns_fd": self._dp_fd}
-                return {"kind": "vxlan", "mtu": link.mtu, **where, **local, **_settings(observe.VXLAN)}
+                whole = {"vxlan_df": 1} if link.whole else {}
+                return {"kind": "vxlan", "mtu": link.mtu, **where, **local, **whole, **_settings(observe.VXLAN)}
             case Port():
                 address = {"address": link.mac} if link.mac else {}
                 peer = {"ifname": link.peer, "net_ns_fd": self._host_fd, "mtu": link.mtu, **address}

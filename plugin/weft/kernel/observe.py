@@ -46,6 +46,7 @@ _IFLA_VXLAN_LOCAL = 4
 _IFLA_VXLAN_PROXY = 12
 _IFLA_VXLAN_PORT = 15
 _IFLA_VXLAN_LOCAL6 = 17
+_IFLA_VXLAN_DF = 29
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _IFF_UP = 1
@@ -178,4 +179,5 @@ class _Link:
             local = inet_ntop(AF_INET6, self._chunk[data[_IFLA_VXLAN_LOCAL6]])
         port = int.from_bytes(self._chunk[data[_IFLA_VXLAN_PORT]], "big")
         encrypted = number(self._chunk, self._at[_IFLA_LINK_NETNSID]) == tunnel
-        return Vxlan(self.name, number(self._chunk, data[_IFLA_VXLAN_ID]), local, port, mtu, bridge, encrypted)
+        whole = _IFLA_VXLAN_DF in data and bool(number(self._chunk, data[_IFLA_VXLAN_DF]))
+        return Vxlan(self.name, number(self._chunk, data[_IFLA_VXLAN_ID]), local, port, mtu, bridge, encrypted, whole)
