@@ -12,6 +12,7 @@ import select
 import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from errno import ENODEV
 from itertools import zip_longest
 from time import monotonic, time
 from typing import Protocol
@@ -102,6 +103,7 @@ class Prober:
         self._open_socket = open_socket
         self._sockets: dict[Kind, Socket] = {}
         self._opening = threading.Lock()
+        self._problem = ""
         self._changed = threading.Condition()
         """Also guards what follows."""
         self._asking: dict[bytes, Round] = {}
@@ -220,8 +222,17 @@ class Prober:
         with self._opening:
             for kind, vni in NETWORKS.items():
                 if kind not in self._sockets and vni in topology.probe_networks(self._cluster, self._me.host):
-                    with suppress(KernelError):  # the agent says why the device is not there
+                    try:
                         self._sockets[kind] = self._open_socket(vxlan_name(vni))
+                        self._problem = ""
+                    except KernelError as error:
+                        self._note(error)
+
+    def _note(self, error: KernelError) -> None:
+        """Once; of a device that is not there the agent says why."""
+        if error.errno != ENODEV and str(error) != self._problem:
+            log.error("no probes: %s; weft needs the capability CAP_NET_RAW", error)
+            self._problem = str(error)
 
     def _wait(self) -> list[Kind]:
         if not self._sockets:
