@@ -38,6 +38,9 @@ _BOOT_FAILED = 3
 """gunicorn's exit status for a worker that could not start: it does not try again (gunicorn arbiter.py)."""
 _SAID = (f"exited with code {_BOOT_FAILED}.", "Shutting down: Master", "Worker failed to boot.")
 """Ends of what gunicorn then says, when the worker has already said why."""
+_KEEP_SECONDS = 24 * 3600
+"""For which an idle connection stays. The engine keeps its own for ever, and what it sends while one is being closed it
+sends again without the body (moby, pkg/plugins/client.go), which can only be refused."""
 _PR_SET_PDEATHSIG = 1
 _SPECS = (Path("/etc/docker/plugins"), Path("/usr/lib/docker/plugins"))
 _SOCKET_PATH_BYTES = 107
@@ -87,6 +90,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
             "worker_class": "gthread",
             "threads": _THREADS,
             "control_socket_disable": True,
+            "keepalive": _KEEP_SECONDS,
             "graceful_timeout": 5,
             "loglevel": "warning",
             "logger_class": _Log,

@@ -22,6 +22,7 @@ from http.client import HTTPResponse
 from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
+from select import select
 from secrets import token_hex
 from typing import Any, Self
 
@@ -111,6 +112,10 @@ class Connection:
         response.begin()
         text = response.read()
         return Reply(response.status, {k.lower(): v for k, v in response.getheaders()}, json.loads(text))
+
+    def ends(self, seconds: float) -> bool:
+        """Whether the server closes it, or says more, within so many seconds."""
+        return bool(select([self._socket], [], [], seconds)[0])
 
     def call(self, path: str, body: bytes, *, method: str = "POST", host: str = "") -> Reply:
         self.send(path, body, method=method, host=host)

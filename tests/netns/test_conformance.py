@@ -94,6 +94,7 @@ def t2(s: Scene) -> None:
     with s.plugin.connect() as connection:
         for name in ("Plugin.Activate", "NetworkDriver.GetCapabilities", "IpamDriver.GetCapabilities"):
             assert connection.call(name, b"", host="plugin.moby.localhost").status == 200
+        assert not connection.ends(4)  # what the engine sends meanwhile would be lost
 
 
 @case
