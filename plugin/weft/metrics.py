@@ -100,9 +100,7 @@ _POOL_USED = Family(
     "weft_pool_used_addresses", "gauge", (*_NETWORK_LABELS, "pool"), "of them, those of endpoints and gateways"
 )
 
-_LINKS = Family(
-    "weft_links", "gauge", ("kind", "state"), "ways to and from other hosts as last probed: sound or faulty"
-)
+_LINKS = Family("weft_links", "gauge", ("kind", "state"), "ways to and from other hosts: sound, faulty, or unknown")
 _LINK_LABELS = ("peer", "kind", "direction")
 _LINK_LOSS = Family(
     "weft_link_loss_ratio", "gauge", (*_LINK_LABELS, "probe"), "lost probes, 0 to 1: small, full or offloaded ones"
@@ -269,8 +267,7 @@ class _View(Collector):
     def _links(self) -> Iterator[Metric]:
         me = self.status.me.id
         ours = [link for link in self.links() if me in (link.sender, link.receiver)]
-        states = [((link.kind, "faulty" if link.faulty else "sound"), 1) for link in ours]
-        yield _metric(_LINKS, states)
+        yield _metric(_LINKS, [((link.kind, _state(link)), 1) for link in ours])
         shown = list(islice(self._named(ours), 4 * MOST))  # two directions, two kinds
         losses = ("small", "full", "offloaded")
         yield _metric(_LINK_LOSS, [((*of, probe), getattr(link, probe)) for of, link in shown for probe in losses])
@@ -317,6 +314,10 @@ def pool_use(cluster: Cluster, network: Network) -> Iterator[tuple[str, int, int
             used = sum(network.cidr_of(address) == pool.cidr for address in addresses)
         first, last = usable_bounds(net)
         yield pool.cidr, last - first + 1, used + bool(pool.gateway) + len(pool.auxiliary)
+
+
+def _state(link: ProbeLink) -> str:
+    return "faulty" if link.faulty else "unknown" if link.small is None else "sound"
 
 
 def _metric(family: Family, rows: Iterable[tuple[Labels, float | None]]) -> Metric:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from tests.engine.traffic import pings
 from weft import cli
 
 SUBNET = "10.78.0.0/24"
+PLACE = "127.0.0.1:9789"
+SETTINGS = {"WEFT_LISTEN": PLACE}
 ROTATIONS = 10
 STAGED_SECONDS = 128 * pinger.INTERVAL
 """WireGuard keeps so many packets for a peer without a session."""
@@ -170,6 +173,31 @@ def test_people_see_what_is_encrypted_and_how(cluster: Cluster, secret: tuple[st
     logs = "".join(host.log("weft") for host in cluster.lab.hosts)
     secrets = [(host.data / "weft/wireguard.key").read_text() for host in cluster.lab.hosts]
     assert not any(key in logs for key in secrets)
+
+
+def scrape(host: Host) -> dict[str, float]:
+    """What Prometheus would read: by series, its value."""
+    code = f"import urllib.request as u; print(u.urlopen('http://{PLACE}/metrics', timeout=10).read().decode())"
+    lines = host.run(sys.executable, "-c", code).splitlines()
+    series = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, _, value in series}
+
+
+def test_prometheus_sees_what_docker_asked_and_what_was_encrypted(cluster: Cluster, secret: tuple[str, str]) -> None:
+    eventually(lambda: reaches(cluster.h1, "web1", "web2"), "ping by name")
+    vni = state(cluster.h1, "secret")["vni"]
+    remote = f'weft_network_endpoints{{network="secret",vni="{vni}",where="remote"}}'
+    eventually(lambda: scrape(cluster.h1).get(remote) == 1, "the endpoint")
+    found = scrape(cluster.h1)
+    assert found['weft_call_duration_seconds_count{call="NetworkDriver.Join"}'] >= 1
+    assert found['weft_store_request_duration_seconds_count{request="transact"}'] >= 1
+    assert found['weft_dns_questions_total{outcome="answered"}'] >= 1
+    assert found[f'weft_pool_used_addresses{{network="secret",pool="{SUBNET}",vni="{vni}"}}'] == 3
+    assert found["weft_wireguard_peers"] == 1
+    assert found['weft_wireguard_received_bytes_total{peer="h2"}'] > 0
+    assert time.time() - found['weft_wireguard_last_handshake_timestamp_seconds{peer="h2"}'] < 200
+    for part in ("store", "engine", "dns", "encryption"):
+        assert found[f"weft_{part}_up"] == 1
 
 
 def test_a_device_that_is_deleted_is_made_again(cluster: Cluster, secret: tuple[str, str]) -> None:
