@@ -144,7 +144,7 @@ def test_attackers_do_not_hold_up_the_driver(plugin: Plugin, web: Web) -> None:
 
     def times() -> list[float]:
         found = []
-        for _ in range(20):
+        for _ in range(10):
             began = monotonic()
             plugin.remove(plugin.endpoint(network))
             found.append(monotonic() - began)
@@ -155,7 +155,7 @@ def test_attackers_do_not_hold_up_the_driver(plugin: Plugin, web: Web) -> None:
         attacked = times()
         assert web.ask("/healthz")[0] == 200
     for what, found in (("at rest", at_rest), ("attacked", attacked)):
-        print(f"a container's calls, {what}: median {found[10] * 1000:.0f} ms, most {found[-1] * 1000:.0f} ms")
+        print(f"a container's calls, {what}: median {found[5] * 1000:.0f} ms, most {found[-1] * 1000:.0f} ms")
     assert "Traceback" not in plugin.log.read_text()
     threads = len(list(Path(f"/proc/{worker(plugin)}/task").iterdir()))
     assert threads < 64
