@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from errno import EEXIST, ENODEV
+from time import monotonic
 
 from weft import topology
 from weft.cluster import Cluster
@@ -25,6 +26,9 @@ from weft.topology import Limit
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 3
+_CHEAP_SECONDS = 0.1
+_DUTY = 50
+"""Looking up the routes to very many hosts may take one fiftieth of the time."""
 
 
 class Attachments:
@@ -54,6 +58,7 @@ class Attachments:
         self._encryption = encryption
         self._pinned: dict[str, Endpoint] = {}
         self._checked = False
+        self._next_look = 0.0
 
     def check(self, *, encrypted: bool = False) -> None:
         if not self._checked:
@@ -70,11 +75,15 @@ class Attachments:
         return topology.limit([me, *(host for host in others if host.family == me.family)], encrypted=encrypted)
 
     def refresh_mtu(self) -> bool:
-        """Look again at what the underlay carries; True if that has changed."""
-        before = self._me.host
+        """Look again at what the underlay carries, unless that was dear a moment ago; True if it has changed."""
+        before, began = self._me.host, monotonic()
+        if before.mtu and began < self._next_look:
+            return False
         others = [host for host in list(self._cluster.hosts.values()) if host.id != before.id]
         towards = [host.underlay for host in others if host.family == before.family]
         mtu = self._kernel.underlay_mtu(before.underlay, towards)
+        seconds = monotonic() - began
+        self._next_look = began + _DUTY * seconds if seconds > _CHEAP_SECONDS else began
         if mtu == before.mtu:
             return False
         if before.mtu:

@@ -288,6 +288,24 @@ def test_an_endpoint_keeps_its_mtu_and_the_tunnel_has_room_for_it(
     eventually(lambda: one.kernel.links[f"vx{network.vni}"].mtu == 1450)
 
 
+def test_a_dear_look_at_the_mtu_is_not_repeated_at_once(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routes to a thousand hosts are looked up one by one."""
+    one, now = host(1), [100.0]
+
+    def look(*_: object) -> int:
+        now[0] += 1
+        return one.kernel.mtu
+
+    monkeypatch.setattr(one.kernel, "underlay_mtu", look)
+    monkeypatch.setattr("weft.attachments.monotonic", lambda: now[0])
+    one.kernel.mtu = 1400
+    assert one.attachments.refresh_mtu()
+    one.kernel.mtu = 1300
+    assert not one.attachments.refresh_mtu()
+    now[0] += 50
+    assert one.attachments.refresh_mtu()
+
+
 def test_the_mtu_follows_another_hosts(running: Hosts) -> None:
     one = running(1, mtu=9000)
     one.create_network("n1", CIDR)

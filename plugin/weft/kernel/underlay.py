@@ -66,7 +66,8 @@ class Underlay:
 
         What the kernel has learned of a path is forgotten after ten minutes, and does not count.
         """
-        routes = self._host.call("look up routes", lambda route: [_route_mtu(route, one) for one in towards])
+        links: dict[int, int] = {}
+        routes = self._host.call("look up routes", lambda route: [_route_mtu(route, one, links) for one in towards])
         return min([self._interface_mtu(address), *(mtu for mtu in routes if mtu)])
 
     def _interface_mtu(self, address: str) -> int:
@@ -190,8 +191,11 @@ def _source(route: Any, destination: str) -> IPAddress | None:
     return None if local else ip_address(found.get_attr("RTA_PREFSRC"))
 
 
-def _route_mtu(route: Any, destination: str) -> int:
-    """0 if there is no route now."""
+def _route_mtu(route: Any, destination: str, links: dict[int, int]) -> int:
+    """0 if there is no route now.
+
+    :param links: the MTU of each link that was looked up already.
+    """
     try:
         found = route.route("get", dst=destination)[0]
     except NetlinkError:
@@ -199,7 +203,11 @@ def _route_mtu(route: Any, destination: str) -> int:
     metrics, cache = found.get_attr("RTA_METRICS"), found.get_attr("RTA_CACHEINFO")
     learned = cache and cache["rta_expires"]
     mtu = metrics.get_attr("RTAX_MTU") if metrics and not learned else 0
-    return int(mtu or route.link("get", index=_output(found))[0].get_attr("IFLA_MTU"))
+    if mtu:
+        return int(mtu)
+    if (index := _output(found)) not in links:
+        links[index] = route.link("get", index=index)[0].get_attr("IFLA_MTU")
+    return links[index]
 
 
 def _matches(address: _Address, spec: str) -> bool:
