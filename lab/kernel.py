@@ -26,7 +26,8 @@ from lab.plan import PROJECT
 from lab.process import LabError
 from lab.terminal import Terminal
 
-TESTS = ("tests/kernel", "tests/netns")
+FOLDERS = ("tests/kernel", "tests/netns")
+_MARK = "mark.kernel"
 GUEST = "LAB_GUEST"
 """Set in the guest, to the release of the kernel that it should run."""
 _NO_KERNEL = 77
@@ -36,6 +37,8 @@ SILENCE = 180.0
 """Seconds until the guest is taken for hung; of silence, well above what pytest waits until it tells where it hangs."""
 _HANGS = 60
 _BOOT = "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable random.trust_cpu=on"
+_NO_PLUGINS = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
+"""Importing those that nothing here uses takes seconds."""
 _ENDED = re.compile(r"^weft: the guest's script ended with (\d+)\s*$", re.MULTILINE)
 _MACHINE = """
 -accel tcg,thread=multi -cpu max -smp 1 -m 1024 -nodefaults -no-user-config -display none -no-reboot
@@ -60,13 +63,26 @@ def fetch() -> Path:
 def script(release: str, *, columns: int, colour: bool, environment: Mapping[str, str]) -> str:
     """What the guest runs, for sh."""
     settings = {GUEST: release, "COLUMNS": str(columns), "PYTHONDONTWRITEBYTECODE": "1"}
-    # Importing plugins that nothing here uses takes seconds.
-    settings["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    settings[_NO_PLUGINS] = "1"
     settings |= {name: environment[name] for name in ("NO_SKIP",) if name in environment}
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", f"faulthandler_timeout={_HANGS}"]
-    options = ["-m", "kernel", "--durations=8", f"--color={'yes' if colour else 'no'}"]
+    options = ["-o", f"faulthandler_timeout={_HANGS}", "--durations=8", f"--color={'yes' if colour else 'no'}"]
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items())
-    return f"cd {shlex.quote(str(PROJECT))}\n{exports}{shlex.join([*pytest, *options, *TESTS])}\n"
+    return f"cd {shlex.quote(str(PROJECT))}\n{exports}{shlex.join(pytest(*options))}\n"
+
+
+def pytest(*options: str) -> list[str]:
+    """The command for the marked tests. It names their files: importing the others takes half a minute."""
+    files = sorted(path for folder in FOLDERS for path in PROJECT.joinpath(folder).glob("test_*.py"))
+    marked = [str(path.relative_to(PROJECT)) for path in files if _MARK in path.read_text()]
+    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "kernel", *options, *marked]
+
+
+def compile_tests() -> None:
+    """Here, since the guest would need long for it, each time."""
+    environment = {**os.environ, _NO_PLUGINS: "1"}
+    done = subprocess.run(pytest("--collect-only", "-q"), cwd=PROJECT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"the tests cannot be collected:\n{done.stdout}{done.stderr}")
 
 
 def qemu(tree: Path, script: Path, console: Path) -> list[str]:
@@ -121,6 +137,7 @@ def main() -> int:
     terminal = Terminal()
     try:
         tree = fetch()
+        compile_tests()
         job, console = tree / "job", tree / "console.log"
         console.unlink(missing_ok=True)
         columns, colour = shutil.get_terminal_size().columns, sys.stdout.isatty()

@@ -131,55 +131,56 @@ def test_deleting_and_putting_twice_is_done(network: Host) -> None:
         assert not network.observe(*DEVICES)
 
 
+FOREIGN: list[tuple[str, Row]] = [
+    (f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 self", fdb(MAC, "192.0.2.9")),
+    (f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 self static", fdb(MAC, "192.0.2.9")),
+    (f"bridge fdb add {MAC} dev vx7 master static", station(MAC)),
+    (f"bridge fdb add {MAC} dev vx7 master permanent", Station("vx7", pack_mac(MAC), local=True)),
+    (f"bridge fdb add {MAC} dev br7 self permanent", Station("br7", pack_mac(MAC), local=True)),
+    (f"ip neigh add 10.0.0.9 dev br7 lladdr {MAC} nud permanent", neighbour("10.0.0.9", MAC)),
+    (f"ip neigh add fd00::9 dev br7 lladdr {MAC} nud permanent", neighbour("fd00::9", MAC)),
+    (f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 port 999 self", Fdb("vx7", pack_mac(MAC), UNKNOWN_VTEP)),
+    (f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 vni 8 self", Fdb("vx7", pack_mac(MAC), UNKNOWN_VTEP)),
+]
+
+
 @pytest.mark.kernel
-@pytest.mark.parametrize(
-    ("command", "row"),
-    [
-        (f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 self", fdb(MAC, "192.0.2.9")),
-        (f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 self static", fdb(MAC, "192.0.2.9")),
-        (f"bridge fdb add {MAC} dev vx7 master static", station(MAC)),
-        (f"bridge fdb add {MAC} dev vx7 master permanent", Station("vx7", pack_mac(MAC), local=True)),
-        (f"bridge fdb add {MAC} dev br7 self permanent", Station("br7", pack_mac(MAC), local=True)),
-        (f"ip neigh add 10.0.0.9 dev br7 lladdr {MAC} nud permanent", neighbour("10.0.0.9", MAC)),
-        (f"ip neigh add fd00::9 dev br7 lladdr {MAC} nud permanent", neighbour("fd00::9", MAC)),
-        (f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 port 999 self", Fdb("vx7", pack_mac(MAC), UNKNOWN_VTEP)),
-        (f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 vni 8 self", Fdb("vx7", pack_mac(MAC), UNKNOWN_VTEP)),
-    ],
-)
-def test_foreign_row_is_seen_and_removed(network: Host, command: str, row: Row) -> None:
+def test_foreign_rows_are_seen_and_removed(network: Host) -> None:
     wanted = endpoint(1)
     network.put(*wanted)
-    network.dp.run(*command.split())
-    assert network.observe(*DEVICES) == wanted | {row}
+    for command, row in FOREIGN:
+        network.dp.run(*command.split())
+        assert network.observe(*DEVICES) == wanted | {row}, command
 
-    network.set_rows(wanted, *DEVICES)
-    assert network.observe(*DEVICES) == wanted
+        network.set_rows(wanted, *DEVICES)
+        assert network.observe(*DEVICES) == wanted, command
+
+
+IN_OUR_PLACE = [
+    f"bridge fdb add {MAC} dev vx7 dst 192.0.2.2 port 999 self",
+    f"bridge fdb add {MAC} dev vx7 dst 192.0.2.2 vni 8 self",
+    f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 self",
+    f"bridge fdb add {MAC} dev vx7 dst 192.0.2.2 self dynamic",
+    f"bridge fdb add {MAC} dev vx7 master permanent",
+    f"bridge fdb add {MAC} dev vx7 master dynamic",
+    f"bridge fdb add {MAC} dev wp1 master static",
+    f"ip neigh add 10.0.0.2 dev br7 lladdr {OTHER_MAC} nud permanent",
+    f"ip neigh add 10.0.0.2 dev br7 lladdr {MAC} nud noarp",
+]
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize(
-    "command",
-    [
-        f"bridge fdb add {MAC} dev vx7 dst 192.0.2.2 port 999 self",
-        f"bridge fdb add {MAC} dev vx7 dst 192.0.2.2 vni 8 self",
-        f"bridge fdb add {MAC} dev vx7 dst 192.0.2.9 self",
-        f"bridge fdb add {MAC} dev vx7 dst 192.0.2.2 self dynamic",
-        f"bridge fdb add {MAC} dev vx7 master permanent",
-        f"bridge fdb add {MAC} dev vx7 master dynamic",
-        f"bridge fdb add {MAC} dev wp1 master static",
-        f"ip neigh add 10.0.0.2 dev br7 lladdr {OTHER_MAC} nud permanent",
-        f"ip neigh add 10.0.0.2 dev br7 lladdr {MAC} nud noarp",
-    ],
-)
-def test_foreign_row_in_our_place_is_put_right(network: Host, command: str) -> None:
-    network.dp.run(*command.split())
+def test_foreign_rows_in_our_place_are_put_right(network: Host) -> None:
     wanted: set[Row] = {fdb(MAC, "192.0.2.2"), station(MAC), neighbour("10.0.0.2", MAC)}
+    for command in IN_OUR_PLACE:
+        network.dp.run(*command.split())
 
-    network.set_rows(wanted, *DEVICES)
+        network.set_rows(wanted, *DEVICES)
 
-    assert network.observe(*DEVICES) == wanted
-    entries = [(e["state"], e.get("dst"), e.get("port")) for e in network.dp.fdb("vx7") if e["mac"] == MAC]
-    assert sorted(entries) == [("permanent", "192.0.2.2", None), ("static", None, None)]
+        assert network.observe(*DEVICES) == wanted, command
+        entries = [(e["state"], e.get("dst"), e.get("port")) for e in network.dp.fdb("vx7") if e["mac"] == MAC]
+        assert sorted(entries) == [("permanent", "192.0.2.2", None), ("static", None, None)], command
+        network.set_rows(set(), *DEVICES)
 
 
 def test_entry_with_several_vteps_is_several_rows(network: Host) -> None:
