@@ -41,7 +41,7 @@ _NO_PLUGINS = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
 """Importing those that nothing here uses takes seconds."""
 _ENDED = re.compile(r"^weft: the guest's script ended with (\d+)\s*$", re.MULTILINE)
 _MACHINE = """
--accel tcg,thread=multi -cpu max -smp 1 -m 1024 -nodefaults -no-user-config -display none -no-reboot
+-accel tcg,thread=multi -cpu max,-avx,-avx2 -smp 1 -m 1024 -nodefaults -no-user-config -display none -no-reboot
 -virtfs local,path=/,mount_tag=machine,security_model=none,readonly=on,multidevs=remap
 """
 
