@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from threading import Semaphore
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
@@ -53,6 +54,8 @@ from weft.wire import Body
 PREFIX = "/weft"
 _PLAN_SECONDS = 20.0
 _WAIT_SECONDS = 10.0
+_WAITERS = 8
+"""Who wait for events at once; the others are answered at once: most of the 32 threads are for the engine's calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Parts:
 def create_admin(parts: Parts) -> Blueprint:
     hosts, cluster, garbage, driver = parts.hosts, parts.cluster, parts.garbage, parts.driver
     me, encryption, probes = parts.me, parts.encryption, parts.probes
+    waiters = Semaphore(_WAITERS)
     admin = Blueprint("admin", __name__, url_prefix=PREFIX)
 
     @admin.get("/version")
@@ -186,8 +190,13 @@ def create_admin(parts: Parts) -> Blueprint:
     @admin.get("/events")
     def events() -> Response:
         after = request.args.get("after", 0, type=int)
-        wait = request.args.get("wait", 0.0, type=float)
-        return jsonify([asdict(one) for one in parts.journal.after(after, wait=min(wait, _WAIT_SECONDS))])
+        wait = min(request.args.get("wait", 0.0, type=float), _WAIT_SECONDS)
+        if not (wait and waiters.acquire(blocking=False)):
+            return jsonify([asdict(one) for one in parts.journal.after(after)])
+        try:
+            return jsonify([asdict(one) for one in parts.journal.after(after, wait=wait)])
+        finally:
+            waiters.release()
 
     return admin
 

@@ -126,6 +126,17 @@ def test_what_cannot_be_made_is_refused_with_a_reason(app: Cluster) -> None:
     assert "already exists" in refused(app.h1, "network", "create", "app").stderr
 
 
+def test_each_line_of_the_log_is_an_object_if_wanted(app: Cluster) -> None:
+    app.h1.stop_weft()
+    before = len(app.h1.log("weft"))
+    app.h1.start_weft({"WEFT_LOG_FORMAT": "json"})
+    app.h1.stop_weft()
+    lines = [json.loads(line) for line in app.h1.log("weft")[before:].splitlines()]
+    app.h1.start_weft()
+    assert any(line["logger"] == "weft" and "serves host h1" in line["message"] for line in lines)
+    assert all(line["time"] and line["level"] for line in lines)
+
+
 def test_without_the_daemon_the_snapshot_and_the_kernel_are_shown(stopped: Cluster) -> None:
     h1 = stopped.h1
     for words, shown in {

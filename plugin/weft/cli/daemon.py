@@ -22,6 +22,7 @@ from weft.model import SCHEMA
 
 _WAIT_SECONDS = 5
 _RETRY_SECONDS = 1.0
+_PAUSE_SECONDS = 0.2
 _MOST = 200
 """Changes of a plan that a person is shown."""
 _COLOURS = {"warning": "yellow", "error": "red"}
@@ -128,6 +129,8 @@ def _followed(found: list[Any], socket_path: Path) -> Iterator[Any]:
         try:
             found = ask(socket_path, "GET", f"/weft/events?{urlencode({'after': last, 'wait': _WAIT_SECONDS})}")
             away = False
+            if not found:  # the daemon may be asked by many, and then it does not wait
+                sleep(_PAUSE_SECONDS)
         except NoDaemon as error:
             if not away:
                 print(f"weft events: {error}; waiting for it", file=sys.stderr)
