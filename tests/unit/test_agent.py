@@ -271,6 +271,7 @@ def test_an_endpoint_keeps_its_mtu_and_the_tunnel_has_room_for_it(
     one = running(1, mtu=9000)
     network = one.create_network("n1", CIDR)
     old = one.run("n1", "a" * 64, CIDR)
+    eventually(lambda: not one.attachments.pinned())
     one.kernel.mtu = 1500
     one.agent.refresh()
     eventually(lambda: "these containers keep another: endpoint aaaaaaaaaaaa (8950)" in caplog.text)
