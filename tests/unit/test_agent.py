@@ -271,7 +271,7 @@ def test_an_endpoint_keeps_its_mtu_and_the_tunnel_has_room_for_it(
     one = running(1, mtu=9000)
     network = one.create_network("n1", CIDR)
     old = one.run("n1", "a" * 64, CIDR)
-    eventually(lambda: not one.attachments.pinned())
+    eventually(lambda: old.id in one.cluster.endpoints.get(network.vni, {}))
     one.kernel.mtu = 1500
     one.agent.refresh()
     eventually(lambda: "these containers keep another: endpoint aaaaaaaaaaaa (8950)" in caplog.text)
@@ -321,7 +321,7 @@ def test_a_plan_names_what_somebody_else_changed_and_a_repair_is_counted(
     pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint],
 ) -> None:
     one, _, _, there = pair
-    eventually(lambda: not one.attachments.pinned())
+    eventually(lambda: one.agent.sizes == (3, 4))
     assert list(one.agent.preview(5)) == []
     before = one.agent.repaired
     stray = Fdb(f"vx{there.vni}", bytes.fromhex("024200000099"), pack_address("192.168.78.9"))
