@@ -18,7 +18,7 @@ _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIV
 _TOKENS = re.compile(r"\bSWMTKN-[\w-]+|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
 """Docker Swarm's join tokens; JSON web tokens."""
 _NAMED = re.compile(
-    r"""(?P<name>[\w.-]*
+    r"""(?<![\w.-])(?P<name>[\w.-]*
         (?:passw(?:or)?d|secret|token|credential|authorization|(?:api|private|preshared)[ _-]?key)[\w.-]*)
     (?P<between>\\?["']?\s*[=:]\s*(?:(?:bearer|basic)\s+)?)
     (?P<value>\\"(?:(?!\\").)*\\"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',;&}\]]+)""",
