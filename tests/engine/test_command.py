@@ -87,7 +87,6 @@ def test_endpoints_and_addresses_have_their_holders(app: Cluster) -> None:
     assert holders["10.88.0.9"][0] == "gateway"
     assert holders["10.88.0.11"] == ("endpoint", "(web1)", "h1")
     assert "web2 web" in app.h1.ask_weft("endpoint", "ls")
-    assert "no weft network 'other'" in refused(app.h1, "addresses", "other").stderr
 
 
 def test_drift_is_repaired_counted_and_told(app: Cluster) -> None:
@@ -120,9 +119,7 @@ def test_a_network_goes_from_all_hosts_and_is_refused_while_in_use(app: Cluster)
     assert "brief" not in app.networks(app.h1)
 
 
-def test_what_cannot_be_made_is_refused_with_a_reason(app: Cluster) -> None:
-    assert "10.9.9.9 is in none of the subnets" in refused(app.h1, *CREATE[:-1], "--gateway", "10.9.9.9", "x").stderr
-    assert "overlaps" in refused(app.h1, "network", "create", "--subnet", "10.88.0.0/16", "x").stderr
+def test_what_docker_refuses_is_told(app: Cluster) -> None:
     assert "already exists" in refused(app.h1, "network", "create", "app").stderr
 
 
@@ -143,7 +140,7 @@ def test_without_the_daemon_the_snapshot_and_the_kernel_are_shown(stopped: Clust
         ("status",): "3 links",
         ("host", "ls"): "h2",
         ("network", "ls"): SUBNET,
-        ("endpoint", "ls"): "web2 web",
+        ("endpoint", "ls", "--json"): '"web2",',
         ("addresses",): "10.88.0.12",
         ("plan",): "nothing",
     }.items():
@@ -153,14 +150,8 @@ def test_without_the_daemon_the_snapshot_and_the_kernel_are_shown(stopped: Clust
         assert "snapshot.json" in failed.stderr
 
 
-def test_without_the_daemon_scripts_get_what_they_always_get(stopped: Cluster) -> None:
-    failed = refused(stopped.h1, "endpoint", "ls", "--json")
-    assert (failed.returncode, [e["names"][0] for e in json.loads(failed.stdout)]) == (4, ["web1", "web2"])
-
-
 def test_other_hosts_see_that_a_daemon_is_silent(stopped: Cluster) -> None:
     eventually(lambda: "h1" in " ".join(ask(stopped.h2, "status")["problems"]), "h1 is silent", timeout=30)
-    assert "is silent" in stopped.h2.ask_weft("status")
 
 
 def test_without_the_daemon_the_plan_is_what_its_start_would_do(stopped: Cluster) -> None:
@@ -170,7 +161,6 @@ def test_without_the_daemon_the_plan_is_what_its_start_would_do(stopped: Cluster
 
 
 def test_without_the_daemon_other_commands_say_so(stopped: Cluster) -> None:
-    for words in (("network", "create", "x"), ("events",)):
-        failed = refused(stopped.h1, *words)
-        assert (failed.returncode, failed.stdout) == (1, "")
-        assert "no weft daemon runs on this host" in failed.stderr
+    failed = refused(stopped.h1, "network", "create", "x")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "no weft daemon runs on this host" in failed.stderr

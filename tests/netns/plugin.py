@@ -22,8 +22,8 @@ from http.client import HTTPResponse
 from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
-from select import select
 from secrets import token_hex
+from select import select
 from typing import Any, Self
 
 import weft
