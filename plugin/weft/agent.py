@@ -438,7 +438,7 @@ class Agent:
     def _report_mtu(self, vnis: set[int]) -> None:
         """Name the containers that keep an MTU which is not the network's any more, once."""
         stale: set[str] = set()
-        for network in (self.cluster.networks[vni] for vni in sorted(vnis)):
+        for network in (topology.network_of(self.cluster, vni) for vni in sorted(vnis)):
             mtu = self._attachments.mtu(network)
             local = self.cluster.local_endpoints(network.vni, self._me.id)
             others = [endpoint for endpoint in local if endpoint.mtu not in (0, mtu)]
