@@ -64,7 +64,7 @@ def faulty() -> State:
             [b["name"], a["name"]],
             "nftables on ada drops UDP port 4789",
             "table inet filter, chain input has: udp dport 4789 drop; of what grace sent, nothing arrived",
-            "nft insert rule inet filter input udp dport 4789 accept",
+            "on ada: nft insert rule inet filter input udp dport 4789 accept",
         ),
         _finding(
             "clock",
@@ -72,7 +72,7 @@ def faulty() -> State:
             [d["name"]],
             "the clock of radia is 42 s ahead of the others'",
             "asked at one moment, it told a time 42 s later than the median of 4 hosts",
-            "timedatectl set-ntp true",
+            "on radia: timedatectl set-ntp true",
         ),
     ]
     state["events"].insert(0, _event(99, "warning", "probes", "nothing arrives from host grace on UDP port 4789"))
@@ -171,6 +171,7 @@ def _network(number: int, hosts: list[State], rng: random.Random) -> State:
         "subnets": [f"10.{64 + number // 256}.{number % 256}.0/24"],
         "mtu": 0,
         "fitting_mtu": 1370 if number % 3 == 1 else 1450,
+        "other_mtu": {},
         "internal": number % 7 == 3,
         "creator": hosts[0]["id"],
         "retired": False,

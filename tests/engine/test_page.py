@@ -121,7 +121,7 @@ def test_hosts_networks_and_containers_appear_by_themselves(cluster: Cluster, br
     tab.close()
 
 
-def test_the_page_can_load_and_run_nothing_but_its_own(cluster: Cluster, browser: Browser) -> None:
+def test_the_page_can_load_and_run_nothing_but_its_own(browser: Browser) -> None:
     tab = daemon(browser)
     policy = tab.evaluate("fetch('state').then((answer) => answer.headers.get('Content-Security-Policy'))")
     assert "script-src 'self'" in policy
@@ -171,7 +171,7 @@ def test_a_lost_daemon_is_said_and_found_again_and_a_silent_host_is_named(cluste
 
 
 @pytest.mark.parametrize("name", ["healthy", "faulty", "empty", "large", "hostile"])
-def test_all_text_can_be_read_and_nothing_sticks_out(cluster: Cluster, browser: Browser, name: str) -> None:
+def test_all_text_can_be_read_and_nothing_sticks_out(browser: Browser, name: str) -> None:
     tab = sample(browser, name, width=320)
     for dark in (False, True):
         tab.emulate(dark=dark)
@@ -181,7 +181,7 @@ def test_all_text_can_be_read_and_nothing_sticks_out(cluster: Cluster, browser: 
     tab.close()
 
 
-def test_names_that_are_html_stay_text(cluster: Cluster, browser: Browser) -> None:
+def test_names_that_are_html_stay_text(browser: Browser) -> None:
     tab = sample(browser, "hostile")
     says(tab, "<img src=x")
     tab.evaluate("for (const one of document.querySelectorAll('.item')) one.dispatchEvent(new MouseEvent('click'))")
@@ -192,7 +192,7 @@ def test_names_that_are_html_stay_text(cluster: Cluster, browser: Browser) -> No
     tab.close()
 
 
-def test_a_fault_is_told_with_its_cause_its_evidence_and_a_command_to_copy(cluster: Cluster, browser: Browser) -> None:
+def test_a_fault_is_told_with_its_cause_its_evidence_and_a_command_to_copy(browser: Browser) -> None:
     tab = sample(browser, "faulty")
     says(tab, "1 fault and 1 warning", "nftables on ada drops UDP port 4789", "of what grace sent, nothing arrived")
     browser.call("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
@@ -205,7 +205,7 @@ def test_a_fault_is_told_with_its_cause_its_evidence_and_a_command_to_copy(clust
     tab.close()
 
 
-def test_a_hundred_hosts_and_two_hundred_networks_are_still_a_picture(cluster: Cluster, browser: Browser) -> None:
+def test_a_hundred_hosts_and_two_hundred_networks_are_still_a_picture(browser: Browser) -> None:
     tab = sample(browser, "large")
     drawn = "document.querySelectorAll('#picture .item.{}').length"
     assert tab.evaluate(drawn.format("network")) == 12
@@ -218,7 +218,7 @@ def test_a_hundred_hosts_and_two_hundred_networks_are_still_a_picture(cluster: C
     tab.close()
 
 
-def test_several_hosts_in_one_column_can_be_looked_at_alone(cluster: Cluster, browser: Browser) -> None:
+def test_several_hosts_in_one_column_can_be_looked_at_alone(browser: Browser) -> None:
     tab = sample(browser, "large")
     label = tab.evaluate("document.querySelector('.host[data-key^=\"hosts \"]').getAttribute('aria-label')")
     reach(tab, label)
@@ -228,7 +228,7 @@ def test_several_hosts_in_one_column_can_be_looked_at_alone(cluster: Cluster, br
     tab.close()
 
 
-def test_who_wants_no_motion_gets_none(cluster: Cluster, browser: Browser) -> None:
+def test_who_wants_no_motion_gets_none(browser: Browser) -> None:
     tab = sample(browser, "healthy")
     tab.emulate(still=True)
     tab.evaluate("document.querySelector('.knot rect').classList.add('pulse')")

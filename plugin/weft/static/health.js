@@ -26,7 +26,7 @@ export function judge(link) {
  * both directions (each with grade and text), grade and text, worst first.
  */
 export function understand(state) {
-  const findings = [...(state.findings ?? [])].sort((a, b) => RANK[b.severity] - RANK[a.severity]);
+  const findings = together(state.findings ?? []).sort((a, b) => RANK[b.severity] - RANK[a.severity]);
   const hosts = state.hosts.map((host) => ({ ...host, ...hostHealth(host, findings) })).sort((a, b) => order(a.name, b.name));
   const known = new Map();
   for (const host of hosts) {
@@ -42,6 +42,17 @@ export function understand(state) {
 
 export const title = (network) => network.name || `VNI ${network.vni}`;
 export const encrypted = (network) => network.encrypted !== "no";
+
+/** The same fault of several hosts is told once. */
+function together(findings) {
+  const found = new Map();
+  for (const finding of findings) {
+    const { hosts, ...told } = finding;
+    const key = JSON.stringify(told);
+    found.set(key, { ...told, hosts: [...new Set([...(found.get(key)?.hosts ?? []), ...hosts])] });
+  }
+  return [...found.values()];
+}
 
 function hostHealth(host, findings) {
   const why = findings.filter((finding) => finding.hosts.includes(host.name));
@@ -90,6 +101,10 @@ function understood(network, known, bad) {
   }
   const silent = [...counts.keys()].map((id) => known.get(id)).filter((host) => host && !host.alive);
   if (silent.length) why.push({ grade: "warning", text: `${listed(silent.map((host) => host.name))} gives no signs of life` });
+  for (const id of counts.keys()) {
+    const host = known.get(id);
+    if (host?.alive && host.grade === "error") why.push({ grade: "warning", text: `${host.name}: ${host.why[0]}` });
+  }
   return { ...network, counts, why: why.map((one) => one.text), grade: worst(why.map((one) => one.grade)) };
 }
 

@@ -56,6 +56,7 @@ function ofNetwork(network, bound) {
       ["Subnet", network.subnets.join(", ")],
       ["Encryption", encrypted(network) ? network.encrypted : "none"],
       ["MTU", String(network.mtu || network.fitting_mtu)],
+      ["Another MTU", Object.entries(network.other_mtu).map(([name, mtu]) => `${name}: ${mtu}`).join(", ")],
       ["Reach", network.internal && "internal: no way out"],
       ["State", network.retired && "retired: goes with its last container"],
     ]),
