@@ -101,10 +101,6 @@ function understood(network, known, bad) {
   }
   const silent = [...counts.keys()].map((id) => known.get(id)).filter((host) => host && !host.alive);
   if (silent.length) why.push({ grade: "warning", text: `${listed(silent.map((host) => host.name))} gives no signs of life` });
-  for (const id of counts.keys()) {
-    const host = known.get(id);
-    if (host?.alive && host.grade === "error") why.push({ grade: "warning", text: `${host.name}: ${host.why[0]}` });
-  }
   return { ...network, counts, why: why.map((one) => one.text), grade: worst(why.map((one) => one.grade)) };
 }
 
