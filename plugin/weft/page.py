@@ -15,7 +15,6 @@ import json
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -24,7 +23,6 @@ from typing import Any
 from flask import Blueprint, Response
 
 from weft.doctor import Examination
-from weft.errors import StoreError
 from weft.journal import Journal
 from weft.links import ProbeLink
 from weft.status import Status, endpoint_views, host_view, network_view
@@ -54,7 +52,7 @@ def parts_of(
     links: Callable[[], Sequence[ProbeLink]],
     examination: Callable[[], Examination | None],
 ) -> Parts:
-    """:param links: asks the store; they stay as they were last while that is away.
+    """:param links: asks the store.
     :param examination: the doctor's last one, at once; the part `findings` is None before the first.
     """
     cluster = status.cluster
@@ -95,8 +93,7 @@ class _Recalled:
 
     def __call__(self) -> list[Any]:
         if monotonic() > self._due:
-            with suppress(StoreError):
-                self._known = self._ask()
+            self._known = self._ask()
             self._due = monotonic() + _LINKS_SECONDS
         return self._known
 
