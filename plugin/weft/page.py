@@ -31,7 +31,6 @@ BEAT_SECONDS = 2.0
 """The most between two events of a stream; what nobody announces is looked for as often."""
 _SETTLE_SECONDS = 0.2
 """Several changes at once are one event."""
-_LINKS_SECONDS = 5.0
 _EVENTS = 50
 
 Parts = Mapping[str, Callable[[], Any]]
@@ -52,9 +51,7 @@ def parts_of(
     links: Callable[[], Sequence[ProbeLink]],
     examination: Callable[[], Examination | None],
 ) -> Parts:
-    """:param links: asks the store.
-    :param examination: the doctor's last one, at once; the part `findings` is None before the first.
-    """
+    """:param examination: the doctor's last one, at once; the part `findings` is None before the first."""
     cluster = status.cluster
 
     def hosts() -> list[dict[str, Any]]:
@@ -77,25 +74,10 @@ def parts_of(
         "status": status.view,
         "hosts": hosts,
         "networks": networks,
-        "links": _Recalled(lambda: [link.to_json() for link in links()]),
+        "links": lambda: [link.to_json() for link in links()],
         "findings": findings,
         "events": lambda: [asdict(event) for event in journal.after()[-_EVENTS:]],
     }
-
-
-class _Recalled:
-    """What takes a request to the store: asked for now and then."""
-
-    def __init__(self, ask: Callable[[], list[Any]]) -> None:
-        self._ask = ask
-        self._known: list[Any] = []
-        self._due = float("-inf")
-
-    def __call__(self) -> list[Any]:
-        if monotonic() > self._due:
-            self._known = self._ask()
-            self._due = monotonic() + _LINKS_SECONDS
-        return self._known
 
 
 class Feed:

@@ -75,7 +75,9 @@ function pairsOf(links, known) {
 }
 
 /** One way only is worth knowing: `receiver` is who does not get it. */
-function pairHealth(links) {
+function pairHealth(all) {
+  const told = all.filter((link) => link.grade !== "unknown");
+  const links = told.length ? told : all;
   const grade = worst(links.map((link) => link.grade));
   const found = links.filter((link) => link.grade === grade);
   const receivers = new Set(found.map((link) => link.receiver));
