@@ -125,6 +125,9 @@ class FakeKernel:
     def routes(self) -> list[IPNetwork]:
         return self.route_list
 
+    def has_free_port(self, address: str, port: int) -> bool:
+        return True
+
     def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         return self.mtu
 

@@ -98,6 +98,9 @@ class LightKernel:
     def routes(self) -> list[IPNetwork]:
         return []
 
+    def has_free_port(self, address: str, port: int) -> bool:
+        return True
+
     def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         return 1500
 

@@ -164,7 +164,7 @@ def _network_calls(driver: Driver, gate: Gate, routes: Routes, scope: str) -> di
         network_id, endpoint_id = body.identifier("NetworkID"), body.identifier("EndpointID")
         interface = driver.join(network_id, endpoint_id)
         # No gateway: so the engine attaches docker_gwbridge, which does the default route and published ports.
-        reply: Reply = {"InterfaceName": {"SrcName": interface, "DstPrefix": "eth"}}
+        reply: Reply = {"InterfaceName": {"SrcName": interface, "DstPrefix": driver.interface_prefix(network_id)}}
         if route := routes.take(network_id, endpoint_id, body.text("SandboxKey")):
             reply["StaticRoutes"] = [{"Destination": route, "RouteType": _ON_LINK}]
         return reply

@@ -17,7 +17,7 @@ from weft import topology
 from weft.cluster import Cluster
 from weft.dataplane import Link, Vxlan, device_names
 from weft.encryption import Encryption
-from weft.errors import ConfigError, KernelError, WeftError
+from weft.errors import ConfigError, Conflict, KernelError, WeftError
 from weft.identity import LocalHost
 from weft.model import Endpoint, Network
 from weft.reconcile import Create, Kernel, Remove, Update, plan_links
@@ -94,6 +94,21 @@ class Attachments:
     def mtu(self, network: Network) -> int:
         """MTU of a network's new endpoints."""
         return network.mtu or self.limit(encrypted=network.encrypted).mtu
+
+    def check_port(self, port: int, *, encrypted: bool) -> None:
+        if encrypted:
+            return  # nothing else is where its socket is
+        hosts = {self._me.host.name: self._encryption.port if self._encryption else 0}
+        hosts |= {host.name: host.wg_port for host in list(self._cluster.hosts.values()) if host.id != self._me.id}
+        if holder := next((name for name, taken in sorted(hosts.items()) if taken == port), ""):
+            raise Conflict(f"option port={port}: that is WireGuard's on host {holder} (WEFT_WG_PORT); choose another")
+        networks = list(self._cluster.networks.values())
+        ours = {self._port, *(network.port for network in networks if not network.encrypted)}
+        if port not in ours and not self._kernel.has_free_port(self._me.host.underlay, port):
+            raise Conflict(
+                f"option port={port}: another program has that UDP port on host {self._me.host.name} (see ss -lunp); "
+                "choose another"
+            )
 
     def endpoint_mtu(self, network: Network, endpoint_id: str) -> int:
         name = topology.port_name(endpoint_id)

@@ -49,6 +49,11 @@ class Vxlan:
     :param port: UDP destination port (RFC 7348 says 4789).
     :param encrypted: its socket is in the namespace that has no way out but WireGuard, see `Tunnel`.
     :param whole: its packets are not fragmented on the way (DF set).
+    :param source_ports: first and last UDP port to send from; none: the kernel's own range.
+    :param ttl: of the packets; 0: the kernel's own.
+    :param tos: of the packets: the DSCP and two zero bits; 1: that of the packet inside.
+    :param checksum: the UDP packets have one.
+    :param multicast: the bridge floods multicast into it.
     """
 
     name: str
@@ -59,6 +64,11 @@ class Vxlan:
     bridge: str
     encrypted: bool = False
     whole: bool = False
+    source_ports: tuple[int, ...] = ()
+    ttl: int = 0
+    tos: int = 0
+    checksum: bool = True
+    multicast: bool = True
 
 
 @dataclass(frozen=True, slots=True)

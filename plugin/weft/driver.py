@@ -54,6 +54,8 @@ NOT_IN_SWARM = (
     "option weft.network is not for Docker Swarm, whose networks are on all nodes by themselves: "
     "type the --subnet of the network instead, or leave it out"
 )
+_PREFIX = "eth"
+"""Of interfaces, as with Docker's own networks."""
 _ATTEMPTS = 50
 """Times that a transaction which lost a race is thought through again."""
 
@@ -67,6 +69,10 @@ class Attachments(Protocol):
 
     def limit(self, *, encrypted: bool = False, here: bool = False) -> Limit:
         """The largest MTU that a network can have on all hosts, or on this one."""
+        ...
+
+    def check_port(self, port: int, *, encrypted: bool) -> None:
+        """Raise `Conflict` if something else has the UDP port here, or as WireGuard on another host."""
         ...
 
     def endpoint_mtu(self, network: Network, endpoint_id: str) -> int:
@@ -337,6 +343,12 @@ class Driver:
             raise NotFound(f"endpoint {endpoint_id[:12]} of {network.title} {UNKNOWN}")
         return self._attachments.attach(network, Endpoint.read(entry))
 
+    def interface_prefix(self, network_id: str) -> str:
+        """What the name of an interface in a container begins with. The store is not needed for that."""
+        bound, vni = self._bindings.get(network_id), self._cluster.bindings.get((self._host.id, network_id), 0)
+        network = bound.network if bound else self._cluster.networks.get(vni)
+        return (network and network.ifname) or _PREFIX
+
     def is_alive(self, endpoint_id: str) -> bool:
         """True if a running container uses the endpoint's veth."""
         return self._attachments.is_alive(endpoint_id)
@@ -394,6 +406,8 @@ class Driver:
             self._check_pool(one.pool)
         self._check_disjoint([ip_network(one.pool.cidr) for one in request.pools])
         self._check_mtu(request)
+        if request.options.port:
+            self._attachments.check_port(request.options.port, encrypted=request.options.encrypted)
 
     def _check_mtu(self, request: NetworkRequest) -> None:
         mtu = request.options.mtu or 0
@@ -444,6 +458,7 @@ class Driver:
             internal=request.internal,
             creator=self._host.name,
             encrypted=request.options.encrypted,
+            **request.options.chosen(),
         )
         for pool in network.pools:
             self._ipam.refuse_overlap(ip_network(pool.cidr), pools.entries)
@@ -502,6 +517,7 @@ class Driver:
             wrong.append(f"its mtu is {network.mtu or 'automatic'}, not {options.mtu}")
         if request.internal != network.internal:
             wrong.append("it is internal" if network.internal else "it is not internal")
+        wrong += options.contradictions(network)
         if options.encrypted != network.encrypted:
             wrong.append("it is encrypted" if network.encrypted else "it is not encrypted")
         if wrong:

@@ -87,7 +87,7 @@ class Encryption:
         self._cluster = cluster
         self._me = me
         self._keys = keys
-        self._port = port
+        self.port = port
         self._refusal = refusal
         self._publish = publish
         self._rotation = rotation
@@ -107,7 +107,7 @@ class Encryption:
             if kept and record.wg_key:
                 record = replace(record, wg_key=kept.public)
             if kept and seen and seen.tunnel.key == kept.public:
-                device = replace(record, wg_key=kept.public, wg_address=seen.tunnel.address, wg_port=self._port)
+                device = replace(record, wg_key=kept.public, wg_address=seen.tunnel.address, wg_port=self.port)
                 record = device if device.can_encrypt else record
         self._me.encrypt(record.wg_key, record.wg_address, record.wg_port)
 
@@ -150,7 +150,7 @@ class Encryption:
             try:
                 self._configure(key, address)
                 since = time()
-                self._me.encrypt(key.public, address, self._port)
+                self._me.encrypt(key.public, address, self.port)
                 self._publish()
                 self._keys.write(key)
             except WeftError:
@@ -279,7 +279,7 @@ class Encryption:
         elif lost := self._lost_keys():
             taken = {value for peer in peers for value in (peer.key, peer.address)}
             peers |= {peer for peer in seen.tunnel.peers if peer.key in lost and taken.isdisjoint(peer[:2])}
-        return Tunnel(key.public, address, self._port, mtu, peers)
+        return Tunnel(key.public, address, self.port, mtu, peers)
 
     def _lost_keys(self) -> set[str]:
         """Those of hosts that the store has just lost: their sessions outlast that, as all of the data plane does."""
@@ -289,7 +289,7 @@ class Encryption:
     def _announce(self, key: PrivateKey, address: str) -> bool:
         """Let the others know; False if another host has the address, or the key, and it takes another."""
         before = self._me.host
-        self._me.encrypt(key.public, address, self._port)
+        self._me.encrypt(key.public, address, self.port)
         if self._me.host == before:
             return True
         try:

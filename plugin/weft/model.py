@@ -86,6 +86,9 @@ WIREGUARD_POOL = IPv4Network("100.64.0.0/10")
 """VTEP addresses of encrypted networks (RFC 6598). They exist in a namespace of their own only: no route of a host or
 of a container can collide with them."""
 
+INHERIT = -1
+"""As a DSCP: that of the packet inside."""
+
 VNI_MAX = 2**24 - 1
 PROBE_VNI = VNI_MAX - 1
 """Of the network that spans all hosts and has no containers: probes of the underlay take it."""
@@ -274,6 +277,13 @@ class Network(_Record):
     :param retired: somebody removed it: every engine shall drop it as soon as no container there uses it.
     :param generation: how often it was wanted again after that: who removed an earlier one did not mean this one.
     :param encrypted: it is carried by WireGuard, or not at all.
+    :param port: UDP port of its tunnels; 0: that of all hosts' settings.
+    :param source_ports: UDP ports that they send from, as LOW-HIGH; "": as the kernel of each host chooses.
+    :param ttl: of their packets; 0: as each host's kernel has it.
+    :param dscp: of their packets, or `INHERIT`: that of the packet inside.
+    :param udp_checksum: their packets have one.
+    :param multicast: multicast frames go to the other hosts.
+    :param ifname: what the names of containers' interfaces begin with; "": as Docker's own.
     """
 
     vni: int
@@ -286,6 +296,13 @@ class Network(_Record):
     retired: bool = False
     generation: int = 0
     encrypted: bool = False
+    port: int = 0
+    source_ports: str = ""
+    ttl: int = 0
+    dscp: int = 0
+    udp_checksum: bool = True
+    multicast: bool = True
+    ifname: str = ""
 
     @property
     def key(self) -> str:

@@ -6,12 +6,13 @@ Every option is called `weft.NAME`; the bare NAME is accepted as well. Options t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from weft.errors import InvalidRequest
-from weft.model import VNI_MAX, VNI_USER_MAX
+from weft.model import INHERIT, VNI_MAX, VNI_USER_MAX, Network
 
 MTU_MIN = 576
 """The least datagram every IPv4 host must accept (RFC 791)."""
@@ -30,23 +31,62 @@ class NetworkOptions:
     mtu: int | None = None
     network: str | None = None
     encrypted: bool = False
+    port: int | None = None
+    source_ports: str | None = None
+    ttl: int | None = None
+    dscp: int | None = None
+    udp_checksum: bool | None = None
+    multicast: bool | None = None
+    ifname: str | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Those of `CARRIAGE` that the user gave."""
+        return {name: value for name in CARRIAGE if (value := getattr(self, name)) is not None}
+
+    def contradictions(self, network: Network) -> Iterator[str]:
+        """In which of `CARRIAGE` the network is otherwise than the user says."""
+        for name, value in self.chosen().items():
+            if (has := getattr(network, name)) != value:
+                yield f"its {_option(name)} is {shown(name, has)}, not {shown(name, value)}"
+
+
+def chosen_options(network: Network) -> dict[str, str]:
+    """What was chosen for a network with `-o`, as far as it is not the default."""
+    fields = Network.__dataclass_fields__
+    values = ((name, getattr(network, name)) for name in CARRIAGE)
+    return {_option(name): shown(name, value) for name, value in values if value != fields[name].default}
+
+
+def shown(name: str, value: Any) -> str:
+    """The value of one of `CARRIAGE` as users write it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if name == "dscp" and value == INHERIT:
+        return "inherit"
+    return str(value) or "automatic"
+
+
+def _option(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def parse_options(given: Mapping[str, Any]) -> NetworkOptions:
     """Read the options, or raise `InvalidRequest` naming the option and, if it is unknown, all valid ones."""
     values: dict[str, Any] = {}
     for key, text in given.items():
-        name = _ALIASES.get(key, key.removeprefix("weft."))
+        name = _ALIASES.get(key, key.removeprefix("weft.")).replace("-", "_")
         if name not in _PARSERS:
             if key.startswith("com.docker.network."):
                 continue
-            raise InvalidRequest(f"unknown option {key!r}: weft knows {', '.join(f'weft.{n}' for n in _PARSERS)}")
+            known = ", ".join(f"weft.{_option(one)}" for one in _PARSERS)
+            raise InvalidRequest(f"unknown option {key!r}: weft knows {known}")
         try:
             value = _PARSERS[name](str(text))
         except ValueError as error:
             raise InvalidRequest(f"option {key}={text}: {error}") from None
         if values.setdefault(name, value) != value:
-            raise InvalidRequest(f"option {name} is given twice with different values: {values[name]} and {value}")
+            both = f"{values[name]} and {value}"
+            raise InvalidRequest(f"option {_option(name)} is given twice with different values: {both}")
     return NetworkOptions(**values)
 
 
@@ -74,12 +114,60 @@ def _flag(text: str) -> bool:
     return text.lower() in ("", "true", "1")
 
 
+def _port(text: str) -> int:
+    return _number(text, 1, 65535)
+
+
+def _ports(text: str) -> str:
+    low, dash, high = text.partition("-")
+    if not dash or _port(low) >= _port(high):
+        raise ValueError("must be LOW-HIGH, two ports from 1 to 65535, for example 40000-50000")
+    return f"{int(low)}-{int(high)}"
+
+
+def _ttl(text: str) -> int:
+    return _number(text, 1, 255)
+
+
+def _dscp(text: str) -> int:
+    return INHERIT if text == "inherit" else _number(text, 0, 63)
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError("must be on or off")
+    return text == "on"
+
+
+def _ifname(text: str) -> str:
+    """The engine appends a number, and a name has 15 characters at most."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,11}", text) or text == "lo":
+        raise ValueError("must be a letter and up to 11 letters, digits, _ and -: Docker appends a number")
+    return text
+
+
 def _number(text: str, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
         raise ValueError(f"must be a number from {low} to {high}")
     return int(text)
 
 
-_PARSERS: dict[str, Callable[[str], Any]] = {"vni": _vni, "mtu": _mtu, "network": _network, "encrypted": _flag}
+CARRIAGE: dict[str, Callable[[str], Any]] = {
+    "port": _port,
+    "source_ports": _ports,
+    "ttl": _ttl,
+    "dscp": _dscp,
+    "udp_checksum": _switch,
+    "multicast": _switch,
+    "ifname": _ifname,
+}
+"""How a network's frames are carried, and given to containers: fields of `Network` by the same name."""
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "vni": _vni,
+    "mtu": _mtu,
+    "network": _network,
+    "encrypted": _flag,
+    **CARRIAGE,
+}
 
 assert set(_PARSERS) == {field.name for field in fields(NetworkOptions)}

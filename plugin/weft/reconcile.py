@@ -205,6 +205,10 @@ class Kernel(Protocol):
         """Destinations of the host's own routes (not the default ones): a new pool must not overlap them."""
         ...
 
+    def has_free_port(self, address: str, port: int) -> bool:
+        """Whether nobody on the host has the UDP port, in the family of this address."""
+        ...
+
     def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         """MTU of the interface with the underlay address, or of a route to one of `towards` if that is less."""
         ...
@@ -291,15 +295,19 @@ def _incompatible(wanted: Link, seen: Link) -> str:
     if isinstance(wanted, Vxlan) and isinstance(seen, Vxlan):
         if wanted.encrypted != seen.encrypted:
             return "it is encrypted" if seen.encrypted else "it is not encrypted"
-        for name in ("vni", "local", "port", "whole"):
+        for name in ("vni", "local", "port", "whole", "source_ports", "checksum"):
             if (has := getattr(seen, name)) != (want := getattr(wanted, name)):
-                return f"{name} is {has}, not {want}"
+                return f"{name.replace('_', ' ')} is {_shown(has)}, not {_shown(want)}"
     return ""
 
 
 def _differences(wanted: Link, seen: Link) -> list[str]:
     return [
-        f"{name} is {getattr(seen, name) or 'none'}"
-        for name in ("mtu", "bridge", "addresses")
+        f"{name} is {_shown(getattr(seen, name))}"
+        for name in ("mtu", "bridge", "addresses", "ttl", "tos", "multicast")
         if getattr(wanted, name, None) != getattr(seen, name, None)
     ]
+
+
+def _shown(value: object) -> object:
+    return ("on" if value else "off") if isinstance(value, bool) else value or "none"

@@ -16,6 +16,7 @@ from weft.encryption import Encryption
 from weft.identity import LocalHost
 from weft.ipam import usable_bounds
 from weft.model import ADDRESSES, POOLS, Allocation, Endpoint, Host, Network, PoolClaim, readable
+from weft.options import chosen_options
 from weft.presence import Presence
 from weft.store import Store
 from weft.sweeper import Sweeper
@@ -144,6 +145,7 @@ def network_view(network: Network, cluster: Cluster, me: LocalHost, encryption: 
         "mtu": network.mtu,
         "fitting_mtu": mtu,
         "other_mtu": {cluster.title(e): e.mtu for e in local if e.mtu not in (0, mtu)},
+        "options": chosen_options(network),
         "internal": network.internal,
         "creator": network.creator,
         "retired": network.retired,

@@ -32,7 +32,7 @@ from weft.dataplane import (
     pack_mac,
     vxlan_name,
 )
-from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI, Endpoint, Host, Network
+from weft.model import ENCRYPTED_PROBE_VNI, INHERIT, PROBE_VNI, Endpoint, Host, Network
 
 OVERHEAD = {4: 50, 6: 70}
 """Bytes that VXLAN adds by IP version of the underlay: inner Ethernet 14, VXLAN 8, UDP 8, outer IP 20 or 40."""
@@ -44,6 +44,8 @@ PROBE_NETWORKS = {
     PROBE_VNI: Network(PROBE_VNI, "probes", (), 0, False, ""),
     ENCRYPTED_PROBE_VNI: Network(ENCRYPTED_PROBE_VNI, "encrypted probes", (), 0, False, "", encrypted=True),
 }
+_TOS_INHERIT = 1
+"""What the kernel takes for it (drivers/net/vxlan)."""
 
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -83,8 +85,21 @@ def family(hosts: Iterable[Host]) -> int:
 def network_links(network: Network, *, local: str, port: int, mtu: int, resolver: str = "") -> tuple[Bridge, Vxlan]:
     """The devices of a network on the host whose VTEP address there is `local`."""
     bridge = Bridge(bridge_name(network.vni), mtu, resolver_addresses(network, resolver))
-    whole = network.vni in PROBE_NETWORKS  # else a probe would pass where the path's MTU is smaller
-    vxlan = Vxlan(vxlan_name(network.vni), network.vni, local, port, mtu, bridge.name, network.encrypted, whole)
+    vxlan = Vxlan(
+        vxlan_name(network.vni),
+        network.vni,
+        local,
+        network.port or port,
+        mtu,
+        bridge.name,
+        network.encrypted,
+        whole=network.vni in PROBE_NETWORKS,  # else a probe would pass where the path's MTU is smaller
+        source_ports=tuple(map(int, network.source_ports.split("-"))) if network.source_ports else (),
+        ttl=network.ttl,
+        tos=_TOS_INHERIT if network.dscp == INHERIT else network.dscp << 2,
+        checksum=network.udp_checksum,
+        multicast=network.multicast,
+    )
     return bridge, vxlan
 
 

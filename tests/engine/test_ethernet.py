@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +17,13 @@ from tests.engine.conftest import Cluster, eventually, reaches, refusal
 from weft import cli
 
 SUBNET = "10.77.0.0/24"
+HOLD = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+    udp.bind(("", 53053))
+    print("bound", flush=True)
+    sys.stdin.read()
+"""
 JUMBO = 9000
 
 
@@ -109,3 +119,73 @@ def test_tcp_gets_through_a_narrow_path(cluster: Cluster) -> None:
     finally:
         cluster.h1.route_directly(cluster.h2)
         cluster.h2.route_directly(cluster.h1)
+
+
+CHOSEN = {
+    "port": "14789",
+    "source-ports": "40000-40999",
+    "ttl": "9",
+    "dscp": "46",
+    "udp-checksum": "off",
+    "multicast": "off",
+    "ifname": "app",
+}
+
+
+def options(chosen: dict[str, str]) -> list[str]:
+    return [word for name, value in chosen.items() for word in ("-o", f"weft.{name}={value}")]
+
+
+def test_what_a_network_is_carried_by_is_the_users(cluster: Cluster) -> None:
+    """Other ports, TTL and DSCP are on the wire; the container's interface has the name; multicast stays here."""
+    cluster.network("app", *options(CHOSEN), subnet=SUBNET)
+    h1, h2 = cluster.h1, cluster.h2
+    cluster.run(h1, "web1", "app", "--mac-address", "02:11:22:33:44:55")
+    second = cluster.run(h2, "web2", "app")
+    assert inspect(h2, "app")["options"] == CHOSEN
+    assert "multicast=off port=14789 source-ports=40000-40999 ttl=9" in h1.ask_weft("network", "inspect", "app")
+    shown = h1.docker("exec", "web1", "ip", "link", "show", "app0")
+    assert "02:11:22:33:44:55" in shown
+
+    with h2.capture("udp port 14789 and udp[6:2] == 0", "-v", "-T", "vxlan") as lines:  # without a checksum
+        assert reaches(h1, "web1", second)
+        h1.docker("exec", "web1", "ping", "-c", "1", "-W", "1", "-I", "app0", "224.0.0.1", check=False)
+    text = " ".join(" ".join(lines).split())
+    outer = re.search(rf"tos 0xb8, ttl 9, .*?\) {h1.address}\.(\d+) > {h2.address}\.14789: VXLAN", text)
+    assert outer, text
+    assert 40000 <= int(outer[1]) <= 40999
+    assert "224.0.0.1" not in text
+
+    vxlan = f"vx{inspect(h1, 'app')['vni']}"
+    h1.dataplane("ip", "link", "set", vxlan, "type", "vxlan", "ttl", "5")  # somebody meddles
+    eventually(lambda: "ttl 9" in h1.dataplane("ip", "-d", "link", "show", vxlan), "it is put right")
+    assert "(ttl is 5)" in h1.log("weft")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ({"port": "51820"}, "option port=51820: that is WireGuard's on host h1 (WEFT_WG_PORT)"),
+        ({"port": "53053"}, "another program has that UDP port on host h1"),
+        ({"source-ports": "1"}, "must be LOW-HIGH"),
+        ({"ttl": "256"}, "must be a number from 1 to 255"),
+        ({"ifname": "e/h"}, "must be a letter and up to 11"),
+    ],
+)
+def test_what_cannot_be_is_refused(cluster: Cluster, chosen: dict[str, str], words: str) -> None:
+    create = ["network", "create", "-d", "weft", "--ipam-driver", "weft", "--subnet", SUBNET, *options(chosen), "app"]
+    with_server = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(cluster.h1.enter(with_server), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        assert holder.stdout.readline()
+        assert words in refusal(cluster.h1, *create)
+        holder.stdin.close()
+    assert not cluster.keys("topology/networks/")
+
+
+def test_a_network_that_is_there_has_its_options(cluster: Cluster) -> None:
+    cluster.network("app", *options({"ttl": "9"}), subnet=SUBNET)
+    create = ["network", "create", "-d", "weft", "--ipam-driver", "weft", "--subnet", SUBNET]
+    words = refusal(cluster.h2, *create, *options({"ttl": "8", "multicast": "off"}), "other")
+    assert "its ttl is 9, not 8; its multicast is on, not off" in words

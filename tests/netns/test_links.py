@@ -85,6 +85,35 @@ def test_vxlan_device_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None
     assert (port_data["learning"], port_data["neigh_suppress"]) == (False, True)
 
 
+CHOSEN = {"source_ports": (40000, 50000), "ttl": 9, "tos": 46 << 2, "checksum": False, "multicast": False}
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("underlay", ["192.0.2.1/24", "2001:db8::1/64"])
+def test_what_users_choose_for_a_tunnel_is_made_and_read_back(world: World, underlay: str) -> None:
+    host = world.host(underlay)
+    bridge, plain = host.network(7)
+    chosen = replace(plain, port=4790, **CHOSEN)  # type: ignore[arg-type]
+    host.apply(bridge, chosen)
+    assert not host.plan(bridge, chosen)
+    seen = host.dp.link("vx7")["linkinfo"]
+    data = seen["info_data"]
+    assert (data["port"], data["port_range"]) == (4790, {"low": 40000, "high": 50000})
+    assert (data["ttl"], data["tos"], data["udp_csum"]) == (9, "0xb8", False)
+    assert (data["udp_zero_csum6_tx"], data["udp_zero_csum6_rx"]) == (True, True)
+    assert seen["info_slave_data"]["mcast_flood"] is False
+
+    reason = "port is 4790, not 4789"
+    assert host.apply(bridge, plain) == [Remove("vx7", reason), Create(plain, reason)]
+    inherited = replace(plain, tos=1, ttl=3, multicast=False)  # changed in place
+    assert [str(step) for step in host.apply(bridge, inherited)] == [
+        "update VXLAN device vx7 (VNI 7, UDP port 4789) (ttl is none, tos is none, multicast is on)"
+    ]
+    assert host.dp.link("vx7")["linkinfo"]["info_data"]["tos"] == "0x1"  # "inherit" without -j
+    host.apply(bridge, plain)
+    assert not host.plan(bridge, plain)
+
+
 @pytest.mark.kernel
 def test_vxlan_socket_is_in_the_host_and_the_device_is_not(host: Host, links: tuple[Link, ...]) -> None:
     assert f":{UDP_PORT}" in host.run("ss", "-lun")
@@ -113,6 +142,9 @@ def test_port_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None:
         ("bridge link set dev vx7 learning on", "learning on"),
         ("bridge link set dev vx7 neigh_suppress off", "neigh_suppress off"),
         ("ip link set vx7 type vxlan learning", "vxlan_learning on"),
+        ("ip link set vx7 type vxlan ttl 5", "ttl is 5"),
+        ("ip link set vx7 type vxlan tos inherit", "tos is 1"),
+        ("bridge link set dev vx7 mcast_flood off", "multicast is off"),
         ("ip link set br7 type bridge mcast_snooping 1", "mcast_snooping on"),
         ("ip link set br7 type bridge stp_state 1", "stp_state on"),
         ("ip link set br7 addrgenmode eui64", "makes IPv6 addresses"),
@@ -145,6 +177,8 @@ def test_master_of_another_network_is_put_right(host: Host, links: tuple[Link, .
         ({"local": "192.0.2.9"}, "local is 192.0.2.1, not 192.0.2.9"),
         ({"local": "2001:db8::9"}, "local is 192.0.2.1, not 2001:db8::9"),
         ({"port": 4790}, "port is 4789, not 4790"),
+        ({"source_ports": (1024, 2048)}, "source ports is none, not (1024, 2048)"),
+        ({"checksum": False}, "checksum is on, not off"),
     ],
 )
 def test_vxlan_device_that_cannot_be_changed_is_made_anew(

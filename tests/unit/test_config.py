@@ -126,6 +126,10 @@ def test_every_setting_says_what_it_means() -> None:
     [
         ({}, NetworkOptions()),
         ({"weft.vni": "42", "mtu": "1400"}, NetworkOptions(vni=42, mtu=1400)),
+        ({"weft.port": "4790", "ttl": "9"}, NetworkOptions(port=4790, ttl=9)),
+        ({"source-ports": "40000-50000"}, NetworkOptions(source_ports="40000-50000")),
+        ({"dscp": "inherit", "ifname": "app"}, NetworkOptions(dscp=-1, ifname="app")),
+        ({"udp-checksum": "off", "multicast": "on"}, NetworkOptions(udp_checksum=False, multicast=True)),
         ({"com.docker.network.driver.mtu": "1400"}, NetworkOptions(mtu=1400)),
         ({"com.docker.network.advertise_addr_nmsgs": "3"}, NetworkOptions()),
         ({"network": "app", "weft.network": "app"}, NetworkOptions(network="app")),
@@ -145,6 +149,15 @@ def test_options(given: dict[str, str], expected: NetworkOptions) -> None:
         ({"mtu": "100"}, "must be a number from 576"),
         ({"vni": "1", "weft.vni": "2"}, "given twice with different values"),
         ({"network": ""}, "must be the name or the VNI"),
+        ({"port": "65536"}, "must be a number from 1 to 65535"),
+        ({"weft.source-ports": "5000-4000"}, "option weft.source-ports=5000-4000: must be LOW-HIGH"),
+        ({"source-ports": "5000"}, "must be LOW-HIGH"),
+        ({"ttl": "0"}, "must be a number from 1 to 255"),
+        ({"dscp": "64"}, "must be a number from 0 to 63"),
+        ({"udp-checksum": "no"}, "must be on or off"),
+        ({"ifname": "1st"}, "must be a letter and up to 11"),
+        ({"ifname": "averylongname"}, "must be a letter and up to 11"),
+        ({"colour": ""}, "weft.network, weft.encrypted, weft.port, weft.source-ports, weft.ttl"),
     ],
 )
 def test_bad_options_are_named(given: dict[str, str], words: str) -> None:

@@ -83,6 +83,7 @@ def _show_network(network: Any, console: Console) -> None:
         "mtu": f"{network['fitting_mtu']} ({'as asked' if network['mtu'] else 'what every host carries'})",
     }
     del shown["fitting_mtu"]
+    shown["options"] = " ".join(f"{name}={value}" for name, value in network["options"].items()) or "-"
     if others := shown.pop("other_mtu"):
         shown["mtu"] += f"; until restarted: {', '.join(f'{name} {mtu}' for name, mtu in sorted(others.items()))}"
     if without := shown.pop("unencryptable"):

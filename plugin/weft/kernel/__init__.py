@@ -48,7 +48,7 @@ from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.observe import observe_links
 from weft.kernel.probe import ProbeSocket, open_probe
 from weft.kernel.rows import Rows
-from weft.kernel.underlay import Underlay
+from weft.kernel.underlay import Underlay, has_free_port
 from weft.kernel.wireguard import DEVICE, WireGuard
 from weft.keys import PrivateKey
 from weft.model import IPNetwork
@@ -255,6 +255,9 @@ class LinuxKernel:
                 return thread.run(work)
         finally:
             os.close(fd)
+
+    def has_free_port(self, address: str, port: int) -> bool:
+        return self._host.run(partial(has_free_port, address, port))
 
     def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         return self._underlay.mtu(address, towards)

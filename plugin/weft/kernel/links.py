@@ -42,6 +42,11 @@ def _settings(table: Iterable[observe.Fixed]) -> dict[str, int]:
     return {fixed.name: fixed.value for fixed in table}
 
 
+def _tunnel_settings(link: Vxlan) -> dict[str, int]:
+    """What can be changed in place."""
+    return {"vxlan_ttl": link.ttl, "vxlan_tos": link.tos, **_settings(observe.VXLAN)}
+
+
 class Links:
     """Any thread may call; the requests queue up for the namespace's thread.
 
@@ -133,9 +138,14 @@ class Links:
                 return {"kind": "bridge", "address": f"02:{os.urandom(5).hex(':')}", **_settings(observe.BRIDGE)}
             case Vxlan():
                 local = {"vxlan_local6" if ":" in link.local else "vxlan_local": link.local} if link.local else {}
-                where = {"vxlan_id": link.vni, "vxlan_port": link.port, "net_ns_fd": self._dp_fd}
-                whole = {"vxlan_df": 1} if link.whole else {}
-                return {"kind": "vxlan", "mtu": link.mtu, **where, **local, **whole, **_settings(observe.VXLAN)}
+                where: dict[str, Any] = {"vxlan_id": link.vni, "vxlan_port": link.port, "net_ns_fd": self._dp_fd}
+                if link.source_ports:
+                    where["vxlan_port_range"] = dict(zip(("low", "high"), link.source_ports, strict=True))
+                if not link.checksum:  # over IPv6 the receiver has to be told as well
+                    where |= {"vxlan_udp_csum": 0, "vxlan_udp_zero_csum6_tx": 1, "vxlan_udp_zero_csum6_rx": 1}
+                if link.whole:
+                    where["vxlan_df"] = 1
+                return {"kind": "vxlan", "mtu": link.mtu, **where, **local, **_tunnel_settings(link)}
             case Port():
                 address = {"address": link.mac} if link.mac else {}
                 peer = {"ifname": link.peer, "net_ns_fd": self._host_fd, "mtu": link.mtu, **address}
@@ -157,8 +167,8 @@ class Links:
             if settings:
                 route.link("set", index=index, **settings)
             if isinstance(link, Vxlan):
-                route.link("set", index=index, kind="vxlan", **_settings(observe.VXLAN))
-                route.brport("set", index=index, **_settings(observe.VXLAN_PORT))
+                route.link("set", index=index, kind="vxlan", **_tunnel_settings(link))
+                route.brport("set", index=index, **_settings(observe.VXLAN_PORT), mcast_flood=int(link.multicast))
             route.link("set", index=index, state="up")
             if isinstance(link, Bridge):
                 _set_addresses(route, index, link.addresses)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from socket import AF_INET, AF_INET6, inet_ntop
+from struct import Struct
 from typing import Any, NamedTuple
 
 from weft.dataplane import Bridge, Port, Vxlan
@@ -43,14 +44,21 @@ _IFLA_INFO_DATA = 2
 _IFLA_INFO_SLAVE_DATA = 5
 _IFLA_VXLAN_ID = 1
 _IFLA_VXLAN_LOCAL = 4
+_IFLA_VXLAN_TTL = 5
+_IFLA_VXLAN_TOS = 6
+_IFLA_VXLAN_PORT_RANGE = 10
 _IFLA_VXLAN_PROXY = 12
 _IFLA_VXLAN_PORT = 15
 _IFLA_VXLAN_LOCAL6 = 17
 _IFLA_VXLAN_DF = 29
+_IFLA_VXLAN_UDP_CSUM = 18
+_IFLA_BRPORT_MCAST_FLOOD = 27
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _IFF_UP = 1
 _IFF_LOWER_UP = 1 << 16
+
+_PORT_RANGE = Struct(">HH")
 
 _LOOPBACK = 1
 """The index of lo in each namespace."""
@@ -179,5 +187,21 @@ class _Link:
             local = inet_ntop(AF_INET6, self._chunk[data[_IFLA_VXLAN_LOCAL6]])
         port = int.from_bytes(self._chunk[data[_IFLA_VXLAN_PORT]], "big")
         encrypted = number(self._chunk, self._at[_IFLA_LINK_NETNSID]) == tunnel
-        whole = _IFLA_VXLAN_DF in data and bool(number(self._chunk, data[_IFLA_VXLAN_DF]))
-        return Vxlan(self.name, number(self._chunk, data[_IFLA_VXLAN_ID]), local, port, mtu, bridge, encrypted, whole)
+        ports = _PORT_RANGE.unpack(self._chunk[data[_IFLA_VXLAN_PORT_RANGE]])
+        slave = self._nested(self._info, _IFLA_INFO_SLAVE_DATA)
+        return Vxlan(
+            self.name,
+            number(self._chunk, data[_IFLA_VXLAN_ID]),
+            local,
+            port,
+            mtu,
+            bridge,
+            encrypted,
+            whole=_IFLA_VXLAN_DF in data and bool(number(self._chunk, data[_IFLA_VXLAN_DF])),
+            source_ports=ports if any(ports) else (),
+            ttl=number(self._chunk, data[_IFLA_VXLAN_TTL]),
+            tos=number(self._chunk, data[_IFLA_VXLAN_TOS]),
+            checksum=bool(number(self._chunk, data[_IFLA_VXLAN_UDP_CSUM])),
+            multicast=_IFLA_BRPORT_MCAST_FLOOD not in slave
+            or bool(number(self._chunk, slave[_IFLA_BRPORT_MCAST_FLOOD])),
+        )

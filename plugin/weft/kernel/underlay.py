@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from errno import EADDRNOTAVAIL, EEXIST
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SOCK_DGRAM, socket
 from typing import Any
 
 from pyroute2 import NetlinkError
@@ -182,6 +182,18 @@ class Underlay:
 
     def _link(self, index: int) -> Any:
         return self._host.call("read the underlay link", lambda route: route.link("get", index=index)[0])
+
+
+def has_free_port(address: str, port: int) -> bool:
+    """Whether a VXLAN device could have the UDP port: it takes it on all addresses of the family."""
+    with socket(AF_INET6 if ":" in address else AF_INET, SOCK_DGRAM) as udp:
+        if udp.family == AF_INET6:
+            udp.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 1)
+        try:
+            udp.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def _source(route: Any, destination: str) -> IPAddress | None:
