@@ -44,6 +44,7 @@ PROBE_NETWORKS = {
     PROBE_VNI: Network(PROBE_VNI, "probes", (), 0, False, ""),
     ENCRYPTED_PROBE_VNI: Network(ENCRYPTED_PROBE_VNI, "encrypted probes", (), 0, False, "", encrypted=True),
 }
+
 _TOS_INHERIT = 1
 """What the kernel takes for it (drivers/net/vxlan)."""
 
