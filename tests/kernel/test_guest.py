@@ -35,7 +35,12 @@ def test_this_is_the_kernel_that_was_booted() -> None:
 def test_containers_reach_each_other_by_vxlan_over_the_kernels_wireguard(world: World) -> None:
     hosts = world.hosts(*(f"{address}/24" for address in OUTSIDE))
     keys = [make_device(host, inside) for host, inside in zip(hosts, INSIDE, strict=True)]
-    one, two = (connect(world, hosts[here], here, keys[1 - here]) for here in (0, 1))
+    for here in (
+        0,
+        1,
+    ):  # both, before there is anything to send: a handshake that comes too early is repeated after 5 s
+        add_peer(hosts[here], 1 - here, keys[1 - here])
+    one, two = (connect(world, hosts[here], here) for here in (0, 1))
 
     with hosts[0].capture() as capture:
         assert one.pings("10.0.0.2")
@@ -59,19 +64,21 @@ def make_device(host: Host, address: str) -> bytes:
     return public
 
 
-def connect(world: World, host: Host, number: int, key: bytes) -> Container:
-    """A container on a network of which the other host is reached through WireGuard."""
-    there = 1 - number
+def add_peer(host: Host, number: int, key: bytes) -> None:
     peer = {
         "public_key": key.decode(),
-        "endpoint_addr": OUTSIDE[there],
+        "endpoint_addr": OUTSIDE[number],
         "endpoint_port": PORT,
-        "allowed_ips": [f"{INSIDE[there]}/32"],
+        "allowed_ips": [f"{INSIDE[number]}/32"],
     }
     wireguard(host, lambda socket: socket.set("wg0", peer=peer))
+
+
+def connect(world: World, host: Host, number: int) -> Container:
+    """A container on a network of which the other host is reached through WireGuard."""
     bridge, vxlan = host.network(VNI, MTU)
     host.apply(bridge, replace(vxlan, local=INSIDE[number]))
-    host.put(Fdb(vxlan.name, FLOOD_MAC, pack_address(INSIDE[there])))
+    host.put(Fdb(vxlan.name, FLOOD_MAC, pack_address(INSIDE[1 - number])))
     return world.container(host, VNI, f"02:42:0a:00:00:0{number + 1}", f"10.0.0.{number + 1}/24")
 
 
