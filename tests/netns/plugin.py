@@ -15,10 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from http.client import HTTPResponse
+from http.client import HTTPConnection, HTTPResponse
 from ipaddress import ip_network
 from itertools import count
 from pathlib import Path
@@ -61,6 +61,14 @@ def fresh_pool(v6: bool = False) -> str:
     """A subnet that no other case uses."""
     number = next(_numbers)
     return f"fd00:{number:x}::/64" if v6 else f"10.{100 + number // 256}.{number % 256}.0/24"
+
+
+def get(place: str, path: str) -> tuple[int, str]:
+    """Status and text of what WEFT_LISTEN serves, from the calling thread's namespace."""
+    with closing(HTTPConnection(place, timeout=10)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
 
 
 @dataclass(frozen=True, slots=True)

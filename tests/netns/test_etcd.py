@@ -19,7 +19,7 @@ import pytest
 
 import weft
 from tests.etcd import MISSING, Certificates, Cluster, Member, Place, base64, in_memory
-from tests.netns.plugin import Plugin
+from tests.netns.plugin import Plugin, get, wait_until
 from tests.netns.world import Namespace, World, wait_for
 from weft.errors import StoreError
 from weft.model import ALIVE, ENDPOINTS, HOSTS
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 THREE = (Place(), Place(), Place())
 PASSWORD = "correct horse"
+LISTEN = "127.0.0.1:9789"
 PATIENCE = 1.3
 _A_HANG = 30.0
 """Seconds. A busy machine is slow, but not as slow as that."""
@@ -731,7 +732,7 @@ def test_a_watch_goes_on_after_an_outage_though_history_is_compacted(restored: R
 
 def test_weft_serves_a_host_over_etcd(make_cluster: MakeCluster, tmp_path: Path) -> None:
     endpoint = "127.0.0.1:2379"
-    plugin = Plugin(tmp_path / "h1")
+    plugin = Plugin(tmp_path / "h1", listen=LISTEN)
     plugin.settings["store"] = f"etcd://{endpoint}"
     try:
         Namespace(Path(f"/proc/{plugin.host.pid}/ns/net")).do(lambda: serve_over_etcd(plugin, make_cluster, endpoint))
@@ -751,7 +752,13 @@ def serve_over_etcd(plugin: Plugin, make_cluster: MakeCluster, endpoint: str) ->
     cluster.members[0].freeze()
     pool_id = network.pool_id
     assert f"etcd cannot be used: {endpoint} (no answer)" in plugin.refused("RequestAddress", PoolID=pool_id)
+    wait_until(lambda: get(LISTEN, "/readyz")[0] == 503, "no readiness", 20)
+    alive, why = get(LISTEN, "/healthz")
+    assert alive == 200  # a restart would not help
+    assert "the store: etcd cannot be used" in why
+    assert "\nweft_store_up 0.0\n" in get(LISTEN, "/metrics")[1]
     cluster.members[0].thaw()
+    wait_until(lambda: get(LISTEN, "/readyz")[0] == 200, "readiness", 20)
     plugin.remove(container)
     plugin.remove_network(network)
     left = [entry.key for entry in store.list("").entries]

@@ -13,18 +13,11 @@ from time import monotonic
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.netns.plugin import Plugin, wait_until
+from tests.netns.plugin import Plugin, get, wait_until
+from tests.netns.world import Namespace
 
 PLACE = "127.0.0.1:9789"
 
-_ASK = """
-import http.client, sys
-connection = http.client.HTTPConnection(sys.argv[1], timeout=10)
-connection.request("GET", sys.argv[2])
-answer = connection.getresponse()
-print(answer.status)
-print(answer.read().decode())
-"""
 _ATTACK = """
 import socket, sys, threading, time
 host, port = sys.argv[1].rsplit(":", 1)
@@ -62,11 +55,10 @@ class Web:
     def __init__(self, plugin: Plugin, place: str = PLACE) -> None:
         self._plugin = plugin
         self._place = place
+        self._namespace = Namespace(Path(f"/proc/{plugin.host.pid}/ns/net"))
 
     def ask(self, path: str) -> tuple[int, str]:
-        answer = self._plugin.host.run(sys.executable, "-c", _ASK, self._place, path)
-        status, _, body = answer.partition("\n")
-        return int(status), body
+        return self._namespace.do(lambda: get(self._place, path))
 
     def listens(self) -> bool:
         return f"{self._place} " in self._plugin.host.run("ss", "-Hltn")
