@@ -263,7 +263,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     listener = None
     if settings.listen:
         health = Health(cluster, agent, presence, encryption)
-        metrics.watch(status, health, probes.links)
+        metrics.watch(status, health, prober.links)
         names_of_host = {settings.hostname.lower(), platform.node().lower(), *settings.listen_names}
         web = create_web(health, metrics.expose, names_of_host)
         feed = Feed(parts_of(status, journal, probes.links, doctor.latest))

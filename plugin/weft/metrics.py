@@ -30,7 +30,7 @@ from weft.cluster import Cluster
 from weft.errors import WeftError
 from weft.health import Health
 from weft.ipam import usable_bounds
-from weft.links import ProbeLink
+from weft.links import ProbeLink, merge
 from weft.model import Network
 from weft.status import Status, host_name
 
@@ -266,7 +266,7 @@ class _View(Collector):
 
     def _links(self) -> Iterator[Metric]:
         me = self.status.me.id
-        ours = [link for link in self.links() if me in (link.sender, link.receiver)]
+        ours = merge(link for link in self.links() if me in (link.sender, link.receiver))
         yield _metric(_LINKS, [((link.kind, _state(link)), 1) for link in ours])
         shown = list(islice(self._named(ours), 4 * MOST))  # two directions, two kinds
         losses = ("small", "full", "offloaded")
