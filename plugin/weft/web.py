@@ -189,9 +189,8 @@ class Listener:
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._server:
-            with suppress(OSError):  # it has gone already
-                self._server.stop()
+        if server := self._server:
+            server.stop()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
@@ -208,6 +207,7 @@ class Listener:
                 self._note(f"cannot listen on {self._place} (WEFT_LISTEN): {error.strerror}")
             except Exception:
                 log.exception("serving %s met a bug; trying again", self._place)
+            self._server = None
             self._stopping.wait(_RETRY_SECONDS)
 
     def _note(self, problem: str) -> None:
@@ -307,6 +307,7 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
         try:
             super().run()
         finally:
+            close_all(self._map)
             self.task_dispatcher.shutdown(timeout=0)
 
     def stop(self) -> None:
