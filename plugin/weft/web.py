@@ -312,4 +312,11 @@ class _Server(TcpWSGIServer):  # type: ignore[misc]
 
     def stop(self) -> None:
         """From another thread: end `run`."""
-        self.trigger.pull_trigger(lambda: close_all(self._map))
+        pulled = threading.Event()
+
+        def close() -> None:
+            pulled.wait()  # somebody else may have pulled, and what is pulled must be open
+            close_all(self._map)
+
+        self.trigger.pull_trigger(close)
+        pulled.set()
