@@ -188,8 +188,6 @@ def test_prometheus_sees_what_docker_asked_and_what_was_encrypted(cluster: Clust
     vni = state(cluster.h1, "secret")["vni"]
     remote = f'weft_network_endpoints{{network="secret",vni="{vni}",where="remote"}}'
     eventually(lambda: scrape(cluster.h1).get(remote) == 1, "the endpoint")
-    rtt = 'weft_link_rtt_seconds{direction="out",kind="plain",peer="h2"}'
-    eventually(lambda: rtt in scrape(cluster.h1), "a probe of the way to h2", timeout=60)
     found = scrape(cluster.h1)
     assert found['weft_call_duration_seconds_count{call="NetworkDriver.Join"}'] >= 1
     assert found['weft_store_request_duration_seconds_count{request="transact"}'] >= 1
