@@ -409,7 +409,7 @@ class Agent:
             del self._wanted[vni]
         self._sync_links(None)
         self._sync_rows(active)
-        self._report_mtu(active)
+        self._report_mtu(active & self.cluster.networks.keys())  # the probes' networks have no record
         if not self._failures:
             self._retry_seconds, self.problem = _RETRY_SECONDS, ""
         self.resynced, self.seconds = time(), monotonic() - began
