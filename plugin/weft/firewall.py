@@ -83,9 +83,9 @@ def _ask(address: str) -> bool:
     """Whether anything answers a question from the calling thread's namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.settimeout(_PATIENCE)
-        udp.connect((address, 53))
         for _ in range(_TIMES):
             try:
+                udp.connect((address, 53))  # there may be no route yet
                 udp.send(_QUESTION)
                 return bool(udp.recv(512))
             except OSError:
