@@ -139,6 +139,17 @@ class Etcd:
         found = member.call("kv/range", {"key": _base64(start), "range_end": _base64(end)}).get("kvs", [])
         return {_text(one["key"]).removeprefix(_ROOT): _text(one.get("value", "")) for one in found}
 
+    def put(self, key: str, value: str) -> None:
+        """Past weft, as nobody should."""
+        member = self._first(Member.serves, "no member of etcd serves")
+        member.call("kv/put", {"key": _base64(_ROOT + key), "value": _base64(value)})
+
+    def delete(self, prefix: str) -> None:
+        start = f"{_ROOT}{prefix}"
+        end = start[:-1] + chr(ord(start[-1]) + 1)
+        member = self._first(Member.serves, "no member of etcd serves")
+        member.call("kv/deleterange", {"key": _base64(start), "range_end": _base64(end)})
+
     def _first(self, fits: Callable[[Member], bool], otherwise: str) -> Member:
         for member in self.members:
             if fits(member):

@@ -88,6 +88,11 @@ class Machine(ABC):
     def restore_to(self, *others: "Machine") -> None:
         self._underlay.join(self.index, [other.index for other in others])
 
+    def block_udp(self, port: int, *others: "Machine") -> None:
+        """What this machine sends to a UDP port of those gets lost on the way, without a word."""
+        for other in others:
+            self._underlay.block(self.index, other.index, port)
+
     def change_address(self, address: str) -> None:
         """As DHCP might: the old one is gone at once. It lasts over a reboot."""
         self._underlay.readdress(self._namespaces, address)

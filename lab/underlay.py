@@ -24,9 +24,11 @@ for call in /proc/sys/net/bridge/bridge-nf-call-*; do [ ! -e "$call" ] || echo 0
 nft -f - <<END
 table bridge lab {
     set parted { type ether_addr . ether_addr; }
+    set blocked { type ether_addr . ether_addr . inet_service; }
     chain forward {
         type filter hook forward priority 0;
         ether type { ip, ip6 } ether saddr . ether daddr @parted drop
+        ether type ip meta l4proto udp ether saddr . ether daddr . udp dport @blocked drop
     }
 }
 END
@@ -99,8 +101,13 @@ class Underlay(Namespaces):
         self._change_parted("add", index, others)  # deleting what is not there is an error
         self._change_parted("delete", index, others)
 
+    def block(self, index: int, other: int, port: int) -> None:
+        """The switch drops a UDP port from one to the other, and not back."""
+        element = f"{_mac(index)} . {_mac(other)} . {port}"
+        run(self._in_switch("nft", f"add element bridge lab blocked {{ {element} }}"))
+
     def mend(self) -> None:
-        run(self._in_switch("nft", "flush set bridge lab parted"))
+        run(self._in_switch("nft", "flush set bridge lab parted; flush set bridge lab blocked"))
 
     def _change_parted(self, verb: str, index: int, others: Iterable[int]) -> None:
         pairs = [pair for other in others for pair in permutations((_mac(index), _mac(other)))]

@@ -20,7 +20,7 @@ from weft.agent import Agent
 from weft.config import Settings
 from weft.dataplane import Vxlan
 from weft.encryption import Encryption
-from weft.errors import KernelError, WeftError
+from weft.errors import IN_USE, KernelError, WeftError
 from weft.facts import Facts, PortDrop, Switch
 from weft.garbage import Garbage
 from weft.presence import Presence
@@ -187,6 +187,7 @@ def of_daemon(
     def self_view() -> dict[str, Any]:
         return {
             "registered": presence.problem,
+            "refused": agent.problem if IN_USE in agent.problem else "",
             "encryption": encryption.problem,
             "intruders": tuple(kernel.intruders()),
         }

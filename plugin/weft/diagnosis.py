@@ -104,7 +104,8 @@ def _show(answer: Any, console: Console) -> None:
 
 def _show_finding(one: Mapping[str, Any], console: Console) -> None:
     title = "[red]FAULT[/]" if one["severity"] == "error" else "[yellow]WARNING[/]"
-    console.print(f"\n{title} [bold]{one['check']}[/]", end=" ")
+    where = f" on {', '.join(one['hosts'])}" if one["hosts"] else ""
+    console.print(f"\n{title} [bold]{one['check']}[/]{where}:", end=" ", highlight=False)
     console.print(one["cause"], markup=False, highlight=False)
     console.print(f"  seen:   {one['evidence']}", markup=False, highlight=False)
     if one["command"]:

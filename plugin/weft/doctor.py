@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
@@ -121,7 +121,7 @@ class Examination:
 def of_host(facts: Facts) -> Iterator[Finding]:
     """What is wrong with a host by its own facts, without consequences of what is found first."""
     if facts.daemon:
-        yield _one(facts, "host", "weft does not run on this host", facts.daemon, "systemctl start weft")
+        yield _one(facts, "host", "weft does not run", facts.daemon, "systemctl start weft")
     port = list(_ports(facts))
     yield from port
     kernel = list(_kernel(facts))
@@ -145,7 +145,7 @@ def of_host(facts: Facts) -> Iterator[Finding]:
         yield _one(facts, "docker", cause, facts.orphans[0], "weft gc", "warning")
 
     for conflict in facts.conflicts:
-        cause = "a network of this host's Docker does not agree with the cluster"
+        cause = "a network of the host's Docker does not agree with the cluster"
         yield _one(facts, "docker", cause, conflict, "weft's log and docker network inspect show both", "warning")
 
 
@@ -166,10 +166,13 @@ def _ports(facts: Facts) -> Iterator[Finding]:
         other = "on all hosts" if port == facts.port else "here"
         command = f"stop {user}, or set another {setting} {other}"
         yield _one(facts, "udp-port", cause, f"ss -lunp shows {user} at port {port}", command)
+    if facts.refused and not facts.users:
+        cause = "a UDP port that weft needs is used by another program"
+        yield _one(facts, "udp-port", cause, facts.refused, "ss -lunp shows it: stop it, or set another WEFT_PORT")
 
 
 def _kernel(facts: Facts) -> Iterator[Finding]:
-    if facts.kernel and not facts.users:
+    if facts.kernel and not (facts.users or facts.refused):
         command = "weft setup host"
         yield _one(facts, "kernel", "this kernel cannot make what a network needs", facts.kernel, command)
     for switch in facts.switches:
@@ -189,9 +192,9 @@ def _vtep(facts: Facts) -> Iterator[Finding]:
         command = "set another WEFT_UNDERLAY here, or weft host forget the other one if it is gone"
         yield _one(facts, "vtep", cause, facts.registered, command)
     elif facts.registered and not facts.store.problem:
-        yield _one(facts, "host", "this host is not registered in the cluster", facts.registered)
+        yield _one(facts, "host", "the host is not registered in the cluster", facts.registered)
     if facts.underlay and not facts.device:
-        cause = f"the VTEP address {facts.underlay} that is published for this host is on none of its interfaces"
+        cause = f"the VTEP address {facts.underlay} that is published is on none of the host's interfaces"
         command = "set WEFT_UNDERLAY to one of them: ip -br address"
         yield _one(facts, "vtep", cause, f"no interface has {facts.underlay}", command)
 
@@ -201,7 +204,7 @@ def _names(facts: Facts) -> Iterator[Finding]:
         yield _one(facts, "names", "names of other hosts' containers are not answered", facts.resolver)
     elif facts.filtered:
         at = facts.resolver_address
-        cause = f"a packet filter of this host drops what containers ask the resolver at {at}"
+        cause = f"a packet filter of the host drops what containers ask the resolver at {at}"
         evidence = f"a question from a container's namespace to {at} port 53 got no answer"
         command = f"iptables -I INPUT -i docker_gwbridge -d {at} -p udp --dport 53 -j ACCEPT"
         yield _one(facts, "names", cause, evidence, command)
@@ -216,7 +219,7 @@ def _store(facts: Facts) -> Iterator[Finding]:
     listed = ", ".join(f"{place} ({problem})" for place, problem in sorted(broken.items()))
     command = "etcdctl endpoint status --cluster"
     if store.problem:
-        cause = "the store cannot be reached from this host"
+        cause = "the store cannot be reached"
         if broken and len(broken) < len(store.members):
             cause = f"the store has no quorum: {len(broken)} of {len(store.members)} members of etcd do not serve"
         elif broken and any("leader" in problem for problem in broken.values()):
@@ -252,7 +255,7 @@ def _encryption(facts: Facts) -> Iterator[Finding]:
         command = f"nsenter --net=/run/docker/weft/wg ip link delete {facts.intruders[0]}"
         yield _one(facts, "guard", cause, f"{there} is in /run/docker/weft/wg beside weft-wg", command)
     elif facts.encryption and facts.wg_port not in facts.users:
-        yield _one(facts, "wireguard", "no encrypted network works on this host", facts.encryption)
+        yield _one(facts, "wireguard", "no encrypted network works", facts.encryption)
 
 
 # All hosts
@@ -261,7 +264,9 @@ def _encryption(facts: Facts) -> Iterator[Finding]:
 def examine(view: View) -> Examination:
     """What is wrong with the cluster, worst first, and the table of hosts and checks."""
     absent = {host for host in view.hosts if host not in view.reports and host != view.me}
-    findings = [*_hosts(view, absent), *_doubles(view)]
+    mine = view.reports.get(view.me)
+    blind = mine is not None and any(one.check == "store" and one.severity == "error" for one in mine.findings)
+    findings = [*([] if blind else _hosts(view, absent)), *_doubles(view)]
     for report in view.reports.values():
         findings += report.findings
     blocked = _Blocked(view)
@@ -270,10 +275,19 @@ def examine(view: View) -> Examination:
     findings += _Links(view, _explaining(view, findings), blocked, down).findings()
     findings += [*_clocks(view), *_versions(view), *_pools(view)]
     order = {check: number for number, check in enumerate(CHECKS)}
-    unique = sorted(
-        dict.fromkeys(findings), key=lambda one: (one.severity, order.get(one.check, len(order)), one.hosts)
-    )
+    unique = sorted(_merged(findings), key=lambda one: (one.severity, order.get(one.check, len(order)), one.hosts))
     return Examination(tuple(unique), _table(view, absent, unique))
+
+
+def _merged(findings: Iterable[Finding]) -> list[Finding]:
+    """What several hosts say in the same words, once."""
+    same: dict[tuple[str, str, str], Finding] = {}
+    for one in findings:
+        key = one.check, one.cause, one.command
+        first = same.setdefault(key, one)
+        if first.hosts != one.hosts:
+            same[key] = replace(first, hosts=tuple(sorted({*first.hosts, *one.hosts})))
+    return list(same.values())
 
 
 def _explaining(view: View, findings: Iterable[Finding]) -> set[str]:
@@ -323,17 +337,16 @@ def _doubles(view: View) -> Iterator[Finding]:
 
 def _clocks(view: View) -> Iterator[Finding]:
     offsets = {view.me: 0.0}
-    slack = {view.me: 0.0}
     for host, (asked, heard) in view.waits.items():
         if host in view.reports and host != view.me:
-            offsets[host] = view.reports[host].time - (asked + heard) / 2
-            slack[host] = (heard - asked) / 2 + SKEW_SECONDS
+            told = view.reports[host].time
+            offsets[host] = max(0.0, told - heard) + min(0.0, told - asked)
     true = median(offsets.values())
-    wrong = sorted(host for host in offsets if abs(offsets[host] - true) > slack[host] + max(slack.values()) / 2)
+    wrong = sorted(host for host in offsets if abs(offsets[host] - true) > SKEW_SECONDS)
     command = "timedatectl set-ntp true"
-    if len(offsets) == 2 and len(wrong) == 2:
-        names = tuple(sorted(map(view.name, wrong)))
-        difference = abs(max(offsets.values()) - min(offsets.values()))
+    difference = max(offsets.values()) - min(offsets.values())
+    if len(offsets) == 2 and difference > SKEW_SECONDS:
+        names = tuple(sorted(map(view.name, offsets)))
         cause = f"the clocks of {' and '.join(names)} differ by {difference:.0f} s"
         yield Finding("clock", "warning", names, cause, "each told its time on request", command)
         return
@@ -403,7 +416,7 @@ class _Blocked:
     def _touching(self, host: str, drop: PortDrop) -> Iterator[ProbeLink]:
         for link in self._view.links:
             here, there = (link.sender, link.receiver) if drop.outgoing else (link.receiver, link.sender)
-            if here == host and there and self._view.port_of(link.kind, link.receiver) == drop.port and link.attested:
+            if here == host and there and self._view.port_of(link.kind, link.receiver) == drop.port:
                 yield link
 
 
@@ -431,11 +444,12 @@ class _Links:
         yield from self._wireguard(lost)
 
     def _is_lost(self, link: ProbeLink) -> bool:
-        """All that was sent; what was not attested to is lost only if the other direction does not account for it."""
+        """All that was sent. That nothing was answered, which is all that a sender knows, may be the other direction's
+        fault: it counts unless the sender itself says that nothing comes from there."""
         if link.small is None or link.small < _LOST:
             return False
         back = self._links.get((link.receiver, link.sender, link.kind))
-        return link.attested or back is None or back.small is None or back.small >= _LOST or not back.attested
+        return link.attested or not (back and back.attested and back.small is not None and back.small >= _LOST)
 
     def _losses(self, lost: Set[tuple[str, str]]) -> Iterator[Finding]:
         pairs = {tuple(sorted(way)) for way in lost}
@@ -478,8 +492,9 @@ class _Links:
         for pair in sorted(pairs, key=self._named):
             yield self._pair(pair, self._reached(pair))
 
-    def _pair(self, pair: tuple[str, ...], reached: bool | None) -> Finding:
-        a, b = sorted(map(self._view.name, pair))
+    def _pair(self, pair: Sequence[str], reached: bool | None) -> Finding:
+        pair = sorted(pair, key=self._view.name)
+        a, b = map(self._view.name, pair)
         port = self._view.port
         if reached is False:
             cause = f"{a} and {b} do not reach each other: the underlay does not carry packets between them"
@@ -515,40 +530,51 @@ class _Links:
         return any(said) if said else None
 
     def _sizes(self, links: Mapping[tuple[str, str], ProbeLink]) -> Iterator[Finding]:
-        done = set()
+        narrow: dict[tuple[str, ...], list[ProbeLink]] = defaultdict(list)
         for way, link in sorted(links.items(), key=lambda item: self._named(item[0])):
-            pair = tuple(sorted(way))
-            if link.full is None or link.full < _LOST or pair in done or (link.small or 0.0) >= _LOST:
-                continue
-            done.add(pair)
-            back = links.get(way[::-1])
-            fits = min((one.mtu for one in (link, back) if one and one.mtu), default=None)
-            yield self._too_narrow(way, link, fits)
+            if link.full is not None and link.full >= _LOST > (link.small or 0.0):
+                narrow[tuple(sorted(way))].append(link)
+        for host in self._common(narrow.keys()):
+            yield self._too_narrow([link for pair in list(narrow) if host in pair for link in narrow.pop(pair)], host)
+        for found in narrow.values():
+            yield self._too_narrow(found)
 
-    def _too_narrow(self, way: tuple[str, str], link: ProbeLink, fits: int | None) -> Finding:
-        a, b = map(self._view.name, way)
+    def _too_narrow(self, links: Sequence[ProbeLink], common: str = "") -> Finding:
+        """:param common: the host that all these links lead to or from."""
+        way = links[0].sender, links[0].receiver
         overhead = topology.overhead(self._at(way[0]))
+        fits = min((link.mtu for link in links if link.mtu), default=None)
         outer = fits + overhead if fits else None
-        mtus = {host: self._view.reports[host].mtu for host in way if host in self._view.reports}
-        small = min(mtus, key=lambda host: mtus[host], default="")
         fit = f"{outer} bytes fit" if outer else "how many fit is not known"
-        evidence = f"packets of {link.size + overhead} bytes are lost and small ones pass; {fit}"
-        if len(mtus) == 2 and len(set(mtus.values())) == 2 and (not outer or abs(outer - mtus[small]) <= overhead):
-            name, large = self._view.name(small), next(host for host in way if host != small)
-            cause = f"the MTU of {name}'s underlay interface is {mtus[small]}, that of {self._view.name(large)}'s "
-            cause += f"{mtus[large]}"
-            command = f"on {name}: ip link set {self._view.reports[small].device} mtu {mtus[large]}"
-            command += f", or on {self._view.name(large)}: ip link set {self._view.reports[large].device} "
-            command += f"mtu {mtus[small]}"
-            return Finding("mtu", "error", tuple(sorted((a, b))), cause, evidence, command)
-        cause = f"the path between {a} and {b} carries smaller packets than the networks send"
-        device = self._view.reports[way[0]].device if way[0] in self._view.reports else "DEVICE"
+        evidence = f"packets of {links[0].size + overhead} bytes are lost and small ones pass; {fit}"
+        hosts = (common,) if common else tuple(sorted(way, key=self._view.name))
+        names = tuple(map(self._view.name, hosts))
+        between = " and ".join([*names, *(["the other hosts"] if common else [])])
+        if finding := self._unlike(hosts, way, outer, evidence):
+            return finding
+        cause = f"the path between {between} carries smaller packets than the networks send"
         command = "raise the MTU of what is between them"
         if outer:
+            report = self._view.reports.get(way[0])
+            device = report.device if report else "DEVICE"
             command += (
-                f", or on all hosts: ip link set {device} mtu {outer} (weft follows; or networks with -o mtu={fits})"
+                f", or on all hosts: ip link set {device} mtu {outer} (weft follows), or networks with -o mtu={fits}"
             )
-        return Finding("mtu", "error", (a, b), cause, evidence, command)
+        return Finding("mtu", "error", names, cause, evidence, command)
+
+    def _unlike(self, hosts: tuple[str, ...], way: tuple[str, str], outer: int | None, evidence: str) -> Finding | None:
+        """If the two interfaces themselves have different MTUs, and that explains what fits."""
+        known = [self._view.reports[host] for host in way if host in self._view.reports]
+        if not known:
+            return None
+        small, *rest = sorted(known, key=lambda report: report.mtu)
+        large = rest[-1] if rest else small
+        if small.mtu == large.mtu or (outer and outer < small.mtu):
+            return None
+        cause = f"the MTU of {small.name}'s underlay interface is {small.mtu}, that of {large.name}'s {large.mtu}"
+        command = f"on {small.name}: ip link set {small.device} mtu {large.mtu}"
+        command += f", or on {large.name}: ip link set {large.device} mtu {small.mtu}"
+        return Finding("mtu", "error", tuple(map(self._view.name, hosts)), cause, evidence, command)
 
     def _spoilt(self, links: Mapping[tuple[str, str], ProbeLink]) -> Iterator[Finding]:
         for way, link in sorted(links.items(), key=lambda item: self._named(item[0])):

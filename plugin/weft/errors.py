@@ -23,6 +23,9 @@ import os
 UNKNOWN = "is not known to weft"
 """Part of the message when Docker means an object that the store does not have (any more)."""
 
+IN_USE = "is used by another program on this host"
+"""Part of the message when a UDP port is taken."""
+
 
 class WeftError(Exception):
     """Base of all errors that have a message for a user."""

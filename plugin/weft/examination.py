@@ -1,9 +1,9 @@
 """The doctor at work: one host asks, every host answers with a report, the one who asked judges.
 
 The question is a key of the cluster, so that every agent sees it within milliseconds; question and reports go by
-themselves after a while. Answering, a host looks at itself, pings the others and sets off its probes, so that links
-between any two hosts are measured now. That takes a few seconds and some processes: so no host asks by itself, and
-whoever shows faults all the time takes `latest`.
+themselves after a while. Answering, a host looks at itself and pings the others; meanwhile they probe each other, in a
+large cluster just the one who asks. That takes a few seconds and some processes: so no host asks by itself, and whoever
+shows faults all the time takes `latest`.
 """
 
 from __future__ import annotations
@@ -34,9 +34,13 @@ log = logging.getLogger(__name__)
 
 _LIFE_SECONDS = 30.0
 """Of a question and its answers."""
-_ANSWER_SECONDS = 4.5
-_PROBE_SECONDS = 5.0
+_ANSWER_SECONDS = 6.0
+_PROBE_SECONDS = 6.0
+_LONGEST_SECONDS = 8.0
 _POLL_SECONDS = 0.2
+_MESH = 16
+"""So many hosts measure all ways between them; of more, only those of the one who asks are measured now."""
+_PROBED = "/probed"
 _MOST_PINGED = 64
 _FRESH_SECONDS = 2.0
 """An examination that is no older serves the next one who asks."""
@@ -128,7 +132,9 @@ class Doctor:
             self._store.beat(QUESTIONS + question, self._me.id, _LIFE_SECONDS)
         mine = self._report(question)
         reports, heard = self._collect(question)
-        probing.join(_PROBE_SECONDS)
+        probing.join(_PROBE_SECONDS + 1)
+        if len(self._cluster.hosts) <= _MESH:
+            self._await_probes(question, set(reports), asked + _LONGEST_SECONDS)
         return doctor.examine(
             View(
                 me=self._me.id,
@@ -151,6 +157,8 @@ class Doctor:
         with suppress(WeftError):
             while True:
                 for entry in self._store.list(prefix).entries:
+                    if entry.key.endswith(_PROBED):
+                        continue
                     with suppress(Unreadable):
                         report = Report.decode(entry.value)
                         heard.setdefault(report.host, time())
@@ -160,6 +168,14 @@ class Doctor:
                     break
                 sleep(_POLL_SECONDS)
         return reports, heard
+
+    def _await_probes(self, question: str, hosts: set[str], end: float) -> None:
+        """Until these have probed each other, and shared what they found."""
+        keys = {f"{REPORTS}{question}/{host}{_PROBED}" for host in hosts}
+        with suppress(WeftError):
+            while keys and time() < end:
+                keys -= self._store.get_many(sorted(keys)).keys()
+                sleep(_POLL_SECONDS if keys else 0)
 
     def _links(self) -> list[ProbeLink]:
         with suppress(WeftError):
@@ -197,9 +213,14 @@ class Doctor:
             self._answered = set(questions)
 
     def _answer(self, question: str) -> None:
-        threading.Thread(target=self._probe, name="doctor-probe", daemon=True).start()
-        report = self._report(question)
-        self._store.beat(f"{REPORTS}{question}/{self._me.id}", report.encode(), _LIFE_SECONDS)
+        probing = threading.Thread(target=self._probe, name="doctor-probe", daemon=True)
+        if len(self._cluster.hosts) <= _MESH:
+            probing.start()
+        key = f"{REPORTS}{question}/{self._me.id}"
+        self._store.beat(key, self._report(question).encode(), _LIFE_SECONDS)
+        if probing.ident:
+            probing.join(_PROBE_SECONDS + 1)
+            self._store.beat(key + _PROBED, "", _LIFE_SECONDS)
 
     def _probe(self) -> None:
         try:

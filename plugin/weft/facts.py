@@ -47,6 +47,7 @@ class Facts:
     :param towards: the address from which this host sends to the others, by its routes; "" if it has none.
     :param drops: of the ports of VXLAN and, if it is used, of WireGuard.
     :param users: by UDP port, which program has it instead of the kernel.
+    :param refused: what the kernel refused because a program has a port, be it one that we do not see.
     :param kernel: what it cannot make.
     :param mounts: why the data plane would not outlive weft, or is not there.
     :param dns: what Docker's configuration lacks for names of other hosts.
@@ -71,6 +72,7 @@ class Facts:
     towards: str = ""
     drops: tuple[PortDrop, ...] = ()
     users: Mapping[int, str] = field(default_factory=dict)
+    refused: str = ""
     kernel: str = ""
     switches: tuple[Switch, ...] = ()
     mounts: str = ""

@@ -857,3 +857,35 @@ def test_a_hundred_thousand_keys_are_read_in_bounded_memory(make_cluster: MakeCl
         assert (events, deleted) == ("100000", "True")
         assert reader.wait(10) == 0
     store.close()
+
+
+def ill(store: EtcdStore) -> list[str]:
+    return [place for place, problem in store.health().members.items() if problem]
+
+
+def test_health_names_members_and_quorum(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster((Place(), Place(), Place()))
+    with closing(EtcdStore(cluster.endpoints, patience=3.0)) as store:
+        places = [endpoint.partition("://")[2] for endpoint in cluster.endpoints]
+        healthy = store.health()
+        assert (healthy.problem, healthy.history, healthy.alarm) == ("", 0, "")
+        assert healthy.members == dict.fromkeys(places, "")
+        cluster.members[0].kill()
+        assert wait_for(lambda: ill(store) == places[:1], 20)  # there may be an election first
+        assert store.health().problem == ""
+        cluster.members[1].freeze()
+        no_quorum = store.health()
+        assert no_quorum.problem
+        assert all(no_quorum.members[place] for place in places[:2])
+        cluster.members[1].thaw()
+
+
+def test_health_tells_an_etcd_that_is_never_compacted(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    with closing(EtcdStore(cluster.endpoints)) as store:
+        for number in range(20):
+            store.transact([], [Put("key", str(number))])
+        assert store.health().history == 0  # it is young
+        assert store.health(history=10).history > 20
+        cluster.forget_history()
+        assert store.health(history=10).history == 0

@@ -80,9 +80,10 @@ class Inspection:
                     yield PortDrop(port, outgoing, drop)
 
     def users(self, ports: Iterable[int]) -> dict[int, str]:
-        """The programs that have these UDP ports; the kernel's own sockets are no program's."""
+        """The programs that have these UDP ports, as far as we see processes. The kernel's sockets are no program's."""
         inodes = self._host.run(partial(_inodes, set(ports)))
-        return {port: _program(inode) for port, inode in inodes.items()}
+        found = {port: _program(inode) for port, inode in inodes.items()}
+        return {port: program for port, program in found.items() if program}
 
     def switches(self) -> list[Switch]:
         """Those of the kernel's switches that are otherwise than they must be."""
@@ -136,13 +137,13 @@ def _output(name: str, *arguments: str) -> str:
 
 
 def _inodes(ports: set[int]) -> dict[int, str]:
-    """Sockets of programs by UDP port, in the calling thread's namespace. Sockets of the kernel have no inode."""
+    """Sockets by UDP port, in the calling thread's namespace."""
     found = {}
     for name in ("udp", "udp6"):
         for line in _lines(_PROC / "thread-self/net" / name):
             fields = line.split()
             port, inode = int(fields[1].rpartition(":")[2], 16), fields[9]
-            if port in ports and inode != "0":
+            if port in ports:
                 found[port] = inode
     return found
 
@@ -154,7 +155,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _program(inode: str) -> str:
-    """Whose socket that is, with its process id, as far as we see processes."""
+    """Whose socket that is, with its process id; "" if it is the kernel's, or that of a process not for us to see."""
     for folder in _PROC.glob("[0-9]*/fd"):
         try:
             for link in folder.iterdir():
@@ -162,7 +163,7 @@ def _program(inode: str) -> str:
                     return f"{(folder.parent / 'comm').read_text().strip()} (pid {folder.parent.name})"
         except OSError:  # it has ended, or is not for us to see
             continue
-    return "another program"
+    return ""
 
 
 def _wrong(wanted: Mapping[str, str]) -> list[tuple[str, str, str]]:

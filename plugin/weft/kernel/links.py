@@ -28,7 +28,7 @@ from socket import AF_INET
 from typing import Any
 
 from weft.dataplane import Bridge, Link, Port, Vxlan
-from weft.errors import KernelError
+from weft.errors import IN_USE, KernelError
 from weft.kernel import observe
 from weft.kernel.connection import Connection
 from weft.kernel.modules import load_module
@@ -201,7 +201,7 @@ class Links:
                     "choose another with -o weft.vni=..."
                 )
             case Vxlan(), errno.EADDRINUSE:
-                return f"UDP port {link.port} is used by another program on this host: see ss -lunp"
+                return f"UDP port {link.port} {IN_USE}: see ss -lunp"
             case Vxlan(), errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
                 return f"this host cannot use {link.local} as its VTEP address"
         return ""

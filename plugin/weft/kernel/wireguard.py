@@ -31,7 +31,7 @@ from socket import AF_INET
 from typing import Any, Protocol
 
 from weft.dataplane import Peer, Tunnel
-from weft.errors import KernelError
+from weft.errors import IN_USE, KernelError
 from weft.kernel.connection import Connection
 from weft.kernel.namespace import NamespaceThread
 from weft.kernel.netlink import Rtnetlink
@@ -160,7 +160,7 @@ class WireGuard:
         except KernelError as error:
             if error.errno != EADDRINUSE:
                 raise
-            hint = f"UDP port {tunnel.port} is used by another program on this host: choose another with WEFT_WG_PORT"
+            hint = f"UDP port {tunnel.port} {IN_USE}: choose another with WEFT_WG_PORT"
             raise KernelError(what, EADDRINUSE, hint) from error
 
     def write_peers(self, plan: TunnelPlan) -> None:

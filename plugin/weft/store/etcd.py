@@ -31,7 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from time import monotonic
 
 import requests
@@ -57,7 +57,9 @@ _LOUD = 5
 """A watch that failed so many times in a row is worth a warning; fewer are a failover."""
 _UNCOMPACTED = 20_000
 """Revisions that a young etcd may have without having been compacted once."""
-_HEALTH_SECONDS = 1.0
+_HEALTH_SECONDS = 1.5
+_READINGS = 3
+"""One may meet a busy moment."""
 _TOO_LARGE = "larger than max"
 _LEASE_GONE, _REVISION_GONE = 5, 11
 """gRPC codes."""
@@ -163,10 +165,12 @@ class EtcdStore:
     def health(self, *, history: int = _UNCOMPACTED) -> Health:
         """:param history: so many revisions need not have been compacted yet."""
         members = self._members()
-        began = monotonic()
+        seconds = inf
         try:
-            moment = self.moment()
-            seconds = monotonic() - began
+            for _ in range(_READINGS):
+                began = monotonic()
+                moment = self.moment()
+                seconds = min(seconds, monotonic() - began)
             kept = moment.revision if moment.revision > history and self._has_all_history() else 0
         except StoreError as error:
             return Health(str(error), members=members)
@@ -186,13 +190,17 @@ class EtcdStore:
             return dict(zip(places.values(), pool.map(self._ailment, places), strict=True))
 
     def _ailment(self, endpoint: str) -> str:
-        try:
-            self._gateway.ask(endpoint, "kv/range", self._newest_mark, _HEALTH_SECONDS)
-        except Away as error:
-            return str(error) or "no answer"
-        except StoreError:  # an answer all the same
-            return ""
-        return ""
+        problem = ""
+        for _ in range(2):
+            try:
+                self._gateway.ask(endpoint, "kv/range", self._newest_mark, _HEALTH_SECONDS)
+            except Away as error:
+                problem = str(error) or "no answer"
+            except StoreError:  # an answer all the same
+                return ""
+            else:
+                return ""
+        return problem
 
     def _has_all_history(self) -> bool:
         """True if nothing was ever compacted: the first revisions are there."""
