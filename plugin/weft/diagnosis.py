@@ -57,7 +57,7 @@ def _alone(settings: Settings, problem: str) -> Examination:
     """What this host can find out by itself."""
     with closing(Inspection(settings.run)) as host, closing(open_store(settings, patience=_PATIENCE)) as store:
         others, me = _hosts(settings, store)
-        underlay = me.underlay if me else host.address(settings.underlay, [other.underlay for other in others])
+        underlay = host.address(settings.underlay, [other.underlay for other in others]) or (me.underlay if me else "")
         place = Place(underlay, [other.underlay for other in others], bool(me and me.wg_key))
         facts = Checkup(settings, host, lambda: place, [of_store(store)]).look()
     facts = replace(facts, daemon=problem)

@@ -272,6 +272,8 @@ def examine(view: View) -> Examination:
     blocked = _Blocked(view)
     findings += blocked.findings()
     down = {host for host in absent if host not in view.alive}
+    if blind:  # what others have measured is not to be had
+        view = replace(view, links=[link for link in view.links if view.me in (link.sender, link.receiver)])
     findings += _Links(view, _explaining(view, findings), blocked, down).findings()
     findings += [*_clocks(view), *_versions(view), *_pools(view)]
     order = {check: number for number, check in enumerate(CHECKS)}
@@ -300,9 +302,10 @@ def _explaining(view: View, findings: Iterable[Finding]) -> set[str]:
 def _hosts(view: View, absent: Set[str]) -> Iterator[Finding]:
     for host in sorted(absent, key=view.name):
         record, name = view.hosts[host], view.name(host)
-        passing = any(link.small is not None and link.small < _LOST for link in _of(view, host))
-        reached = any(report.reached.get(host) for report in view.reports.values())
         asked = [view.name(h) for h, report in view.reports.items() if host in report.reached]
+        reached = any(report.reached.get(host) for report in view.reports.values())
+        # Where nobody may send pings there are the probes, which may be from before it fell silent.
+        passing = not asked and any(link.small is not None and link.small < _LOST for link in _of(view, host))
         if host in view.alive:
             cause = f"weft on {name} is alive but did not answer what it was asked"
             evidence = f"it gives signs of life in the store; its version is {record.version or 'unknown'}"
@@ -503,7 +506,7 @@ class _Links:
         else:
             cause = f"UDP port {port} is dropped on the way between {a} and {b}"
             pings = "pings pass" if reached else "whether pings pass is not known"
-            evidence = f"probes are lost both ways, while {pings}, and neither host's packet filter drops them"
+            evidence = f"no probe is answered, while {pings}, and neither host's packet filter drops them"
             command = f"open UDP port {port} between {' and '.join(map(self._at, pair))} (firewalls, security groups)"
         return Finding("path", "error", (a, b), cause, evidence, command)
 

@@ -176,6 +176,8 @@ class Doctor:
             while keys and time() < end:
                 keys -= self._store.get_many(sorted(keys)).keys()
                 sleep(_POLL_SECONDS if keys else 0)
+        while time() < end and any(link.small and not link.attested for link in self._links()):
+            sleep(_POLL_SECONDS * 5)  # its receiver may still say what it heard
 
     def _links(self) -> list[ProbeLink]:
         with suppress(WeftError):

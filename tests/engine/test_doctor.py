@@ -1,0 +1,313 @@
+"""`weft doctor` names the right cause of faults that are made for real: three hosts over three members of etcd.
+
+An examination takes seconds, so each one has several faults that do not touch each other; nothing but these is named.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from lab import Host, Lab
+from lab.host import RESOLVER
+from lab.plan import PROJECT
+from tests.engine.conftest import eventually
+from tests.engine.three import Three
+
+pytestmark = pytest.mark.skipif(not shutil.which("etcd"), reason="etcd is not installed: run lab/setup.sh")
+
+VXLAN = 4789
+WIREGUARD = 51820
+
+
+@dataclass
+class Diagnosis:
+    """What the command answered."""
+
+    code: int
+    answer: dict[str, Any]
+
+    @property
+    def named(self) -> set[tuple[str, str, tuple[str, ...]]]:
+        return {(one["check"], one["severity"], tuple(one["hosts"])) for one in self.answer["findings"]}
+
+    def of(self, check: str, *hosts: str) -> dict[str, Any]:
+        """The one finding of this check about these hosts."""
+        (one,) = (o for o in self.answer["findings"] if o["check"] == check and o["hosts"] == list(hosts))
+        return dict(one)
+
+
+@dataclass
+class Clinic(Three):
+    lab: Lab
+    last: Diagnosis = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__(self.lab)
+
+    def doctor(self, host: Host, *options: str) -> tuple[int, str]:
+        """Exit code and output."""
+        text = host.run(
+            "sh", "-c", '"$0" "$@"; echo $?', *host._weft_command(), "doctor", *options,
+            env=host._weft_environment(), timeout=60,
+        )  # fmt: skip
+        shown, _, code = text.strip().rpartition("\n")
+        return int(code), shown
+
+    def examine(self, host: Host, *options: str) -> Diagnosis:
+        code, shown = self.doctor(host, "--json", *options)
+        self.last = Diagnosis(code, json.loads(shown))
+        return self.last
+
+    def finds(
+        self, expected: set[tuple[str, str, tuple[str, ...]]], words: str = "", on: Host | None = None
+    ) -> Diagnosis:
+        """Examine until exactly this is named, in these words: probes, elections and signs of life take their time."""
+
+        def found() -> bool:
+            named = self.examine(on or self.h1).named
+            return named == expected and words in str([one["cause"] for one in self.last.answer["findings"]])
+
+        try:
+            eventually(found, "exactly these faults", timeout=45)
+        except Exception as error:
+            raise AssertionError(f"{self.last.named} instead of {expected}: {self.last.answer['findings']}") from error
+        assert self.last.code == (2 if any(s == "error" for _, s, _ in expected) else 1 if expected else 0)
+        return self.last
+
+
+@pytest.fixture(scope="module")
+def lab(request: pytest.FixtureRequest) -> Iterator[Clinic]:
+    settings = {"WEFT_GC_GRACE": "300", "WEFT_RESYNC": "600", "WEFT_ALLOW_PLAIN_STORE": "on"}
+    with Lab(hosts=3, name="doctor", store="etcd", settings=settings) as lab:
+        clinic = Clinic(lab)
+        eventually(lambda: clinic.alive() == {"h1", "h2", "h3"}, "all hosts are alive", timeout=20)
+        yield clinic
+        if request.session.testsfailed:
+            for host in lab.hosts:
+                print(f"--- weft on {host.name}\n{host.log('weft')[-4000:]}")
+
+
+@pytest.fixture
+def clinic(lab: Clinic) -> Iterator[Clinic]:
+    yield lab
+    lab.lab.mend()
+    eventually(lambda: lab.alive() == {"h1", "h2", "h3"}, "all hosts are alive", timeout=30)
+
+
+@contextmanager
+def filtered(host: Host, *rules: str) -> Iterator[None]:
+    """Rules of nft in chains `in` and `out`, for a while."""
+    chains = "".join(
+        f"chain {name} {{ type filter hook {hook} priority -200; }}; "
+        for name, hook in (("in", "input"), ("out", "output"))
+    )
+    host.run("nft", f"table inet doctor {{ {chains} }}; " + "; ".join(f"add rule inet doctor {rule}" for rule in rules))
+    try:
+        yield
+    finally:
+        host.run("nft", "delete table inet doctor")
+
+
+def test_a_healthy_cluster_has_no_fault(clinic: Clinic) -> None:
+    code, shown = clinic.doctor(clinic.h2)
+    assert code == 0, shown
+    assert shown.splitlines()[-1] == "no fault: 3 hosts, 17 checks"
+    assert clinic.examine(clinic.h2, "--peer", "h3").answer["hosts"][0]["host"] == "h3"
+    code, _ = clinic.doctor(clinic.h2, "--peer", "h9")
+    assert code == 2
+
+
+def test_faults_inside_of_hosts(clinic: Clinic) -> None:
+    h1, h2, h3 = clinic.h1, clinic.h2, clinic.h3
+    clinic.network("tiny", subnet="10.9.0.0/29")
+    web3 = clinic.run(h3, "web3", "tiny")
+    (vni,) = (key.rpartition("/")[2] for key in clinic.keys("topology/networks/"))
+    free = [number for number in range(2, 7) if f"10.9.0.{number}" != web3]
+    for number in free:  # endpoints of h2 that its Docker does not have; with web3's the pool has no more
+        identity, address = f"{number}" * 64, f"10.9.0.{number}"
+        endpoint = {
+            "id": identity, "vni": int(vni), "mac": f"02:42:0a:09:00:0{number}",
+            "addresses": [address], "host": clinic.ids[h2],
+        }  # fmt: skip
+        clinic.etcd.put(f"topology/endpoints/{vni}/{identity}", json.dumps(endpoint))
+    h2.run("sysctl", "-qw", "net.ipv4.ip_forward=0")
+    daemon_json = {name: value for name, value in h1.engine_options.items() if name != "dns"}
+    h1.write("etc/docker/daemon.json", json.dumps(daemon_json))
+    h1.kill_engine()
+    clinic.etcd.members[2].kill()
+    try:
+        with filtered(h3, f"in ip daddr {RESOLVER} udp dport 53 drop"):
+            found = clinic.finds(
+                {
+                    ("kernel", "error", ("h2",)),
+                    ("names", "error", ("h3",)),
+                    ("docker", "error", ("h1",)),
+                    ("names", "warning", ("h1",)),
+                    ("docker", "warning", ("h2",)),
+                    ("store", "warning", ("h1", "h2", "h3")),
+                    ("pools", "warning", ()),
+                }
+            )
+        assert found.of("kernel", "h2")["command"] == "sysctl -w net.ipv4.ip_forward=1"
+        assert found.of("names", "h3")["command"].startswith("iptables -I INPUT -i docker_gwbridge")
+        assert "weft setup dns" in found.of("names", "h1")["command"]
+        assert clinic.etcd.members[2].address in found.of("store", "h1", "h2", "h3")["evidence"]
+        assert found.of("pools")["evidence"] == "5 of 5 addresses are held"
+    finally:
+        h2.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        for number in free:
+            clinic.etcd.delete(f"topology/endpoints/{vni}/{str(number) * 64}")
+        clinic.lab.mend()
+        clinic.clean()
+
+
+def test_filters_of_hosts_and_on_the_way(clinic: Clinic) -> None:
+    h1, h2, h3 = clinic.h1, clinic.h2, clinic.h3
+    h2.block_udp(VXLAN, h3)
+    with filtered(h1, f"in udp dport {VXLAN} drop"):
+        found = clinic.finds(
+            {("udp-port", "error", ("h1",)), ("path", "error", ("h2", "h3"))}, "from h2 to h3, in this direction only"
+        )
+    assert found.of("udp-port", "h1")["command"] == f"on h1: nft insert rule inet doctor in udp dport {VXLAN} accept"
+
+    clinic.lab.mend()
+    h2.cut_from(h3)
+    h1.run("iptables", "-I", "OUTPUT", "-p", "udp", "--dport", str(VXLAN), "-j", "DROP")
+    try:
+        found = clinic.finds({("udp-port", "error", ("h1",)), ("path", "error", ("h2", "h3"))})
+    finally:
+        h1.run("iptables", "-D", "OUTPUT", "-p", "udp", "--dport", str(VXLAN), "-j", "DROP")
+    assert "which it sends" in found.of("udp-port", "h1")["cause"]
+    assert "do not reach each other" in found.of("path", "h2", "h3")["cause"]
+
+    clinic.lab.mend()
+    h1.block_udp(VXLAN, h2)
+    h2.block_udp(VXLAN, h1)
+    h3.narrow_path(1400)
+    try:
+        found = clinic.finds({("path", "error", ("h1", "h2")), ("mtu", "error", ("h3",))})
+    finally:
+        h3.narrow_path(1500)
+    assert found.of("path", "h1", "h2")["cause"].endswith("dropped on the way between h1 and h2")
+    # A bridge grants a VLAN tag's four bytes more.
+    assert re.search(r"; 140[04] bytes fit", found.of("mtu", "h3")["evidence"])
+    clinic.lab.mend()
+    clinic.finds(set())
+
+
+def test_a_host_that_is_off_and_one_of_another_time_and_version(clinic: Clinic) -> None:
+    h2, h3 = clinic.h2, clinic.h3
+    old = h3.data / "old"
+    old.mkdir()
+    (old / "sitecustomize.py").write_text("import weft; weft.__version__ = '0.0.9'")
+    h2.cut_link()
+    h3.stop_weft()
+    h3.clock_offset = 3600
+    h3.start_weft({"PYTHONPATH": f"{PROJECT}/lab/clock:{PROJECT}/plugin"})
+    try:
+        found = clinic.finds({("host", "error", ("h2",)), ("clock", "warning", ("h1", "h3"))}, "h2 is off, or cut off")
+        assert "differ by 3600 s" in found.of("clock", "h1", "h3")["cause"]
+        h2.restore_link()
+        h3.stop_weft()
+        h3.clock_offset = 0
+        h3.start_weft({"PYTHONPATH": f"{old}:{PROJECT}/plugin"})
+        clinic.finds({("version", "warning", ("h3",))})
+    finally:
+        h3.clock_offset = 0
+        h3.restart_weft()
+
+
+def test_without_the_daemon(clinic: Clinic) -> None:
+    h1, h2, h3 = clinic.h1, clinic.h2, clinic.h3
+    h2.run("ip", "addr", "add", f"{h1.address}/32", "dev", "lo")
+    h2.stop_weft()
+    try:
+        code, shown = clinic.doctor(h2)
+        assert code == 2
+        assert "FAULT host on h2: weft does not run" in shown
+        # Why it would not start:
+        with_twin = {"WEFT_UNDERLAY": h1.address}
+        h2.settings.update(with_twin)
+        found = clinic.finds({("host", "error", ("h2",)), ("vtep", "error", ("h2",))}, on=h2)
+        assert f"another host has the VTEP address {h1.address}" in found.of("vtep", "h2")["cause"]
+        private = ["unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child"]
+        shown = h2.run(*private, *h2._weft_command(), "doctor", env=h2._weft_environment(), check=False)
+        assert "FAULT mounts on h2" in shown
+    finally:
+        h2.settings["WEFT_UNDERLAY"] = "eth0"
+        h2.run("ip", "addr", "del", f"{h1.address}/32", "dev", "lo")
+        h2.start_weft()
+    h3.run("ip", "addr", "add", "10.99.0.3/32", "dev", "lo")
+    h3.stop_weft()
+    try:
+        h3.start_weft({"WEFT_UNDERLAY": "10.99.0.3"})
+        found = clinic.finds({("vtep", "error", ("h3",))})
+        assert f"WEFT_UNDERLAY={h3.address}" in found.of("vtep", "h3")["command"]
+    finally:
+        h3.restart_weft()
+        h3.run("ip", "addr", "del", "10.99.0.3/32", "dev", "lo")
+
+
+def test_a_port_that_another_program_took_at_boot(clinic: Clinic) -> None:
+    h3 = clinic.h3
+    h3.crash()
+    h3.boot_alone()
+    take = f"import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', {VXLAN})); time.sleep(600)"
+    h3.run("sh", "-c", 'setsid --fork "$0" -c "$1" < /dev/null > /dev/null 2>&1', sys.executable, take)
+    h3.start_weft()
+    try:
+        found = clinic.finds({("udp-port", "error", ("h3",)), ("docker", "error", ("h3",))})
+        assert f"UDP port {VXLAN}, which VXLAN needs, is used by python" in found.of("udp-port", "h3")["cause"]
+    finally:
+        h3.crash()
+        h3.boot()
+
+
+def test_encrypted_networks(clinic: Clinic) -> None:
+    h1, h2, h3 = clinic.h1, clinic.h2, clinic.h3
+    clinic.network("secret", "-o", "encrypted", subnet="10.8.0.0/24")
+    for host in clinic.lab.hosts:
+        clinic.run(host, f"s-{host.name}", "secret")
+    try:
+        clinic.finds(set())
+        h1.block_udp(WIREGUARD, h2)
+        h2.block_udp(WIREGUARD, h1)
+        h3.run("nsenter", "--net=/run/docker/weft/wg", "ip", "link", "add", "way-out", "type", "dummy")
+        found = clinic.finds({("guard", "error", ("h3",)), ("wireguard", "error", ("h1", "h2"))})
+        assert found.of("guard", "h3")["command"] == "nsenter --net=/run/docker/weft/wg ip link delete way-out"
+        assert f"UDP port {WIREGUARD} is dropped on the way" in found.of("wireguard", "h1", "h2")["cause"]
+        h3.run("sh", "-c", found.of("guard", "h3")["command"])
+        clinic.lab.mend()
+        h2.run(sys.executable, "-c", _OTHER_KEY)
+        found = clinic.finds({("wireguard", "error", ("h2",))})
+        assert "another than the one it has published" in found.of("wireguard", "h2")["cause"]
+        h2.restart_weft()
+        clinic.finds(set())
+    finally:
+        clinic.lab.mend()
+        clinic.clean()
+
+
+_OTHER_KEY = """
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.connect("/var/run/wireguard/weft-wg.sock")
+s.sendall(b"set=1\\nprivate_key=" + b"40" * 32 + b"\\n\\n")
+print(s.recv(100))
+"""
+
+
+def test_the_store(clinic: Clinic) -> None:
+    for member in clinic.etcd.members[:2]:
+        member.kill()
+    found = clinic.finds({("store", "error", ("h1",))})
+    assert "no quorum" in found.of("store", "h1")["cause"]
