@@ -176,6 +176,8 @@ def _kernel(facts: Facts) -> Iterator[Finding]:
         command = "weft setup host"
         yield _one(facts, "kernel", "this kernel cannot make what a network needs", facts.kernel, command)
     for switch in facts.switches:
+        if facts.engine and not switch.place:
+            continue  # Docker sets those of the host when it starts
         inside = f"nsenter --net={switch.place} " if switch.place else ""
         evidence = f"{switch.name} is {switch.value}{' in ' + switch.place if switch.place else ''}"
         command = f"{inside}sysctl -w {switch.name}={switch.wanted}"
@@ -455,8 +457,11 @@ class _Links:
         return link.attested or not (back and back.attested and back.small is not None and back.small >= _LOST)
 
     def _losses(self, lost: Set[tuple[str, str]]) -> Iterator[Finding]:
+        misplaced = {host for host in self._ends(lost) if self._is_misplaced(host, lost)}
+        yield from (self._misplaced(host) for host in sorted(misplaced, key=self._view.name))
+        lost = {way for way in lost if misplaced.isdisjoint(way)}
         pairs = {tuple(sorted(way)) for way in lost}
-        both = {pair for pair in pairs if pair in lost and pair[::-1] in lost}
+        both: set[tuple[str, ...]] = {pair for pair in pairs if pair in lost and pair[::-1] in lost}
         both |= {pair for pair in pairs if pair not in both and not self._passes_back(pair, lost)}
         yield from self._both_ways(both)
         for sender, receiver in sorted(lost, key=self._named):
@@ -476,14 +481,6 @@ class _Links:
 
     def _both_ways(self, pairs: Set[tuple[str, ...]]) -> Iterator[Finding]:
         unreached = {pair for pair in pairs if self._reached(pair) is False}
-        misplaced = {host for host in self._ends(pairs) if self._is_misplaced(host, pairs)}
-        for host in sorted(misplaced, key=self._view.name):
-            report, name = self._view.reports[host], self._view.name(host)
-            cause = f"{name} publishes {report.underlay} as its VTEP address, at which others do not reach it"
-            evidence = f"its routes to the other hosts begin at {report.towards}"
-            command = f"on {name}: set WEFT_UNDERLAY={report.towards} and restart weft"
-            yield Finding("vtep", "error", (name,), cause, evidence, command)
-        pairs = {pair for pair in pairs if misplaced.isdisjoint(pair)}
         for host in self._common(unreached & pairs):
             name = self._view.name(host)
             others = sorted(self._view.name(h) for pair in pairs & unreached if host in pair for h in pair if h != host)
@@ -520,11 +517,18 @@ class _Links:
                 found.append(host)
         return found if len(found) < 2 or len(self._ends(pairs)) > len(found) else []
 
-    def _is_misplaced(self, host: str, pairs: Set[tuple[str, ...]]) -> bool:
+    def _is_misplaced(self, host: str, lost: Set[tuple[str, str]]) -> bool:
+        """Nothing comes to the address that it publishes, and it has another one towards the others."""
         report = self._view.reports.get(host)
-        if report is None or not report.towards or report.towards == report.underlay:
-            return False
-        return {pair for pair in pairs if host in pair} == {tuple(sorted(way)) for way in self._plain if host in way}
+        coming = {way for way, link in self._plain.items() if way[1] == host and link.small is not None}
+        return bool(report and report.towards not in ("", report.underlay) and coming and coming <= lost)
+
+    def _misplaced(self, host: str) -> Finding:
+        report, name = self._view.reports[host], self._view.name(host)
+        cause = f"{name} publishes {report.underlay} as its VTEP address, at which others do not reach it"
+        evidence = f"its routes to the other hosts begin at {report.towards}"
+        command = f"on {name}: set WEFT_UNDERLAY={report.towards} and restart weft"
+        return Finding("vtep", "error", (name,), cause, evidence, command)
 
     def _reached(self, pair: Sequence[str]) -> bool | None:
         """Whether one of the two answers the other's pings; None if nobody could ask."""

@@ -281,7 +281,7 @@ def test_encrypted_networks(clinic: Clinic) -> None:
         clinic.finds(set())
         h1.block_udp(WIREGUARD, h2)
         h2.block_udp(WIREGUARD, h1)
-        h3.run("nsenter", "--net=/run/docker/weft/wg", "ip", "link", "add", "way-out", "type", "dummy")
+        h3.run("nsenter", "--net=/run/docker/weft/wg", "ip", "link", "add", "way-out", "type", "bridge")
         found = clinic.finds({("guard", "error", ("h3",)), ("wireguard", "error", ("h1", "h2"))})
         assert found.of("guard", "h3")["command"] == "nsenter --net=/run/docker/weft/wg ip link delete way-out"
         assert f"UDP port {WIREGUARD} is dropped on the way" in found.of("wireguard", "h1", "h2")["cause"]

@@ -190,10 +190,10 @@ def test_a_wrong_vtep_address_that_is_published() -> None:
     wrong = replace(HOSTS[H2], underlay="10.99.0.2")
     reports = unreached(H2)
     reports[1] = replace(reports[1], underlay="10.99.0.2")
-    ways = [way for way in WAYS if H2 in way]
-    one = only(view(*reports, measured=links(lost(*ways)), hosts={**HOSTS, H2: wrong}))
-    assert (one.check, one.hosts) == ("vtep", ("h2",))
-    assert one.command == "on h2: set WEFT_UNDERLAY=192.168.78.2 and restart weft"
+    for ways in ([way for way in WAYS if H2 in way], [way for way in WAYS if way[1] == H2]):
+        one = only(view(*reports, measured=links(lost(*ways)), hosts={**HOSTS, H2: wrong}))
+        assert (one.check, one.hosts) == ("vtep", ("h2",))
+        assert one.command == "on h2: set WEFT_UNDERLAY=192.168.78.2 and restart weft"
 
 
 def test_two_hosts_with_one_vtep_address() -> None:
