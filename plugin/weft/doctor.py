@@ -278,6 +278,8 @@ def examine(view: View) -> Examination:
         view = replace(view, links=[link for link in view.links if view.me in (link.sender, link.receiver)])
     findings += _Links(view, _explaining(view, findings), blocked, down).findings()
     findings += [*_clocks(view), *_versions(view), *_pools(view)]
+    rekeyed = {one.hosts for one in findings if one.check == "wireguard" and "another than the one" in one.cause}
+    findings = [one for one in findings if one.check != "drift" or one.hosts not in rekeyed]
     order = {check: number for number, check in enumerate(CHECKS)}
     unique = sorted(_merged(findings), key=lambda one: (one.severity, order.get(one.check, len(order)), one.hosts))
     return Examination(tuple(unique), _table(view, absent, unique))

@@ -280,7 +280,8 @@ def test_what_plain_loses_wireguard_loses_too() -> None:
 
 def test_a_key_that_is_not_the_published_one() -> None:
     measured = links(lost(*[w for w in WAYS if H2 in w], kind="encrypted"), encrypted=True)
-    one = only(view(report(H2, tunnel_key="other"), measured=measured))
+    drift = tuple(of_host(Facts("h2", 4789, drift=("update WireGuard device (other key)",))))
+    one = only(view(report(H2, tunnel_key="other", findings=drift), measured=measured))
     assert (one.check, one.hosts) == ("wireguard", ("h2",))
     assert one.evidence == f"its device has other, the store {HOSTS[H2].wg_key}"
 
