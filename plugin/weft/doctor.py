@@ -129,6 +129,10 @@ def of_host(facts: Facts) -> Iterator[Finding]:
     yield from _vtep(facts)
     yield from _names(facts)
     yield from _store(facts)
+    if facts.listener:
+        cause = "nobody can read the host's health, metrics and page"
+        command = "ss -ltnp shows who has the port; or set another WEFT_LISTEN"
+        yield _one(facts, "host", cause, facts.listener, command, "warning")
     if facts.engine:
         cause = "the Docker Engine does not answer weft"
         yield _one(facts, "docker", cause, facts.engine, "systemctl status docker")

@@ -58,6 +58,7 @@ class Facts:
     :param drift: what is otherwise in the kernel than it should be.
     :param orphans: what the store has of this host and its Docker has not.
     :param conflicts: networks of Docker that cannot be as the cluster has them.
+    :param listener: why WEFT_LISTEN is not listened on.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Facts:
     drift: tuple[str, ...] = ()
     orphans: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+    listener: str = ""
 
 
 @dataclass(frozen=True, slots=True)

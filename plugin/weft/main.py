@@ -231,7 +231,8 @@ def build(settings: Settings, manager: Manager) -> Weft:
     garbage = Garbage(presence, sweeper, collector)
     inspection = Inspection(settings.run)
     daemon = checkup.of_daemon(settings, kernel, agent, presence, encryption, garbage, sweeper, names)
-    look = Checkup(settings, inspection, lambda: _place(cluster, me), [*daemon, checkup.of_store(store)])
+    looks = [*daemon, checkup.of_store(store), lambda: {"listener": status.unheard}]
+    look = Checkup(settings, inspection, lambda: _place(cluster, me), looks)
     doctor = Doctor(patient, cluster, me, look, probes, tunnel=encryption.observe, port=settings.port)
     agent.listeners.append(doctor.notice)
     doctor.start()
@@ -269,7 +270,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         feed = Feed(parts_of(status, journal, probes.links, doctor.latest))
         agent.listeners.append(lambda _: feed.wake())
         web.register_blueprint(create_page(feed, Streams().respond))
-        listener = Listener(web, settings.listen)
+        status.listener = listener = Listener(web, settings.listen)
         listener.start()
     return Weft(app, [store, patient], kernel, inspection, agent, presence, sweeper, names, doctor, listener, probes)
 

@@ -31,6 +31,12 @@ class Names(Protocol):
     def answers(self) -> bool: ...
 
 
+class Listener(Protocol):
+    """See `web.Listener`."""
+
+    problem: str
+
+
 @dataclass(slots=True)
 class Status:
     """Any thread may call.
@@ -39,6 +45,7 @@ class Status:
     :param origin: where the store is.
     :param resolver: address at which containers ask for names; "" if there shall be none.
     :param sweeper: None if Docker's API is not used.
+    :param listener: None if nobody is to ask over HTTP; it shows what is here, so it comes later.
     """
 
     me: LocalHost
@@ -51,7 +58,13 @@ class Status:
     driver: str
     origin: str
     resolver: str
+    listener: Listener | None = None
     started: float = field(default_factory=time)
+
+    @property
+    def unheard(self) -> str:
+        """Why nobody can ask over HTTP; "" if one can, or nobody is to."""
+        return self.listener.problem if self.listener else ""
 
     def view(self) -> dict[str, Any]:
         """Times are in Unix seconds, durations in seconds; what is not known is None, what is well is ""."""
@@ -107,6 +120,8 @@ class Status:
             yield f"encrypted networks: {self.encryption.problem}"
         if self.names and self.names.problem:
             yield f"names: {self.names.problem}"
+        if self.unheard:
+            yield f"health and metrics: {self.unheard}"
         for host in sorted(self.cluster.hosts.values(), key=lambda host: host.name):
             if host.id not in self.cluster.alive and host.id != self.me.id:
                 yield f"{host.title} is silent"

@@ -50,7 +50,7 @@ _HEADER_BYTES = 16 << 10
 _BODY_BYTES = 1024
 """Nothing here reads one."""
 _UNREAD_SECONDS = 20
-_RETRY_SECONDS = 15.0
+_RETRY_SECONDS = 5.0
 
 _HEADERS = {
     "Content-Security-Policy": (

@@ -200,6 +200,27 @@ def test_prometheus_sees_what_docker_asked_and_what_was_encrypted(cluster: Clust
         assert found[f"weft_{part}_up"] == 1
 
 
+def test_prometheus_sees_the_ways_between_hosts(cluster: Cluster, secret: tuple[str, str]) -> None:
+    """Of both kinds and in both directions. A busy machine may lose a probe: they are measured until it does not."""
+    mtus = {"plain": 1450, "encrypted": 1390}
+    sound = {f'weft_links{{kind="{kind}",state="sound"}}': 2.0 for kind in mtus}
+
+    def is_sound() -> bool:
+        ask(cluster.h1, "doctor")  # which measures; in this lab nothing else does
+        return sound.items() <= scrape(cluster.h1).items()
+
+    eventually(is_sound, "no loss", timeout=60)
+    found = scrape(cluster.h1)
+    for kind, mtu in mtus.items():
+        for direction in ("in", "out"):
+            way = f'direction="{direction}",kind="{kind}",peer="h2"'
+            for probe in ("small", "full", "offloaded"):
+                assert found[f'weft_link_loss_ratio{{{way},probe="{probe}"}}'] == 0
+            assert found[f"weft_link_mtu_bytes{{{way}}}"] == mtu
+            assert found[f"weft_link_corrupt_probes{{{way}}}"] == 0
+            assert 0 < found[f"weft_link_rtt_seconds{{{way}}}"] < 60
+
+
 def test_a_device_that_is_deleted_is_made_again(cluster: Cluster, secret: tuple[str, str]) -> None:
     with cluster.h2.capture("udp and port 4789") as lines:
         cluster.h1.run("nsenter", "--net=/run/docker/weft/wg", "ip", "link", "del", "weft-wg")

@@ -22,6 +22,7 @@ from tests.etcd import MISSING, Certificates, Cluster, Member, Place, base64, in
 from tests.netns.plugin import Plugin, get, wait_until
 from tests.netns.world import Namespace, World, wait_for
 from weft.errors import StoreError
+from weft.links import RESULTS
 from weft.model import ALIVE, ENDPOINTS, HOSTS
 from weft.store import Changes, Delete, DeleteAll, KeyIs, Put, Snapshot
 from weft.store.etcd import EtcdStore
@@ -762,7 +763,7 @@ def serve_over_etcd(plugin: Plugin, make_cluster: MakeCluster, endpoint: str) ->
     plugin.remove(container)
     plugin.remove_network(network)
     left = [entry.key for entry in store.list("").entries]
-    assert [key for key in left if not key.startswith((HOSTS, ALIVE))] == ["schema"]
+    assert [key for key in left if not key.startswith((HOSTS, ALIVE, RESULTS))] == ["schema"]
     store.close()
 
 

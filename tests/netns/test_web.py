@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.netns.plugin import Plugin, get, wait_until
 from tests.netns.world import Namespace
+from weft import cli
 
 PLACE = "127.0.0.1:9789"
 
@@ -181,6 +182,11 @@ def test_a_port_that_is_taken_is_said_and_had_when_it_is_free(tmp_path: Path) ->
             wait_until(
                 lambda: f"cannot listen on {place} (WEFT_LISTEN): Address" in plugin.log.read_text(), "the error"
             )
+            problem = f"cannot listen on {place} (WEFT_LISTEN): Address already in use"
+            assert f"health and metrics: {problem}" in cli.ask(plugin.socket, "GET", "/weft/status")["problems"]
+            found = cli.ask(plugin.socket, "GET", "/weft/doctor")["findings"]
+            warnings = [one for one in found if one["evidence"] == problem]
+            assert [(one["check"], one["severity"]) for one in warnings] == [("host", "warning")]
             other.kill()
         assert "can read health and metrics, without a password" in plugin.log.read_text()
         wait_until(Web(plugin, place).listens, "the listener", 20)

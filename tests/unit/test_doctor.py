@@ -333,6 +333,7 @@ def test_a_pool_that_is_nearly_full() -> None:
     [
         ({"daemon": "none listens"}, "host", "weft does not run"),
         ({"registered": "the name h1 is another's"}, "host", "not registered"),
+        ({"listener": "cannot listen on 127.0.0.1:9789"}, "host", "nobody can read"),
         ({"registered": "the underlay address 192.168.78.1 of this host is host h2's"}, "vtep", "another host has"),
         ({"device": ""}, "vtep", "on none of the host's interfaces"),
         ({"users": {51820: "x (pid 1)"}, "wg_port": 51820, "encryption": "in use"}, "udp-port", "WireGuard needs"),
