@@ -30,8 +30,8 @@ test-netns: setup ## the real kernel, in namespaces made for the purpose (root)
 test-kernel: setup ## the kernel's part of that on Debian's kernel, in QEMU; QEMU and the kernel are fetched when first needed
 	@$(PY) -m lab.kernel
 
-test-engine: setup ## real Docker Engines (root)
-	@$(SUDO) $(PY) -m pytest tests/engine
+test-engine: setup ## real Docker Engines (root); two files at a time, as most of it is waiting
+	@$(SUDO) $(PY) -m pytest --numprocesses=2 --dist=loadfile tests/engine
 
 lint: setup ## ruff
 	@$(PY) -m ruff check .

@@ -6,8 +6,11 @@ import re
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
 
 from lab import CommandFailed, Host, Lab
 from lab.plan import Plan
@@ -17,6 +20,20 @@ from tests.engine.managed import Builder, Built
 from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI
 
 IMAGE = "weft-lab"
+
+_PLUGIN = ("test_plugin", "test_swarm")
+
+
+class _ByFile(LoadFileScheduling):  # type: ignore[misc]
+    """Files run beside each other; a file's tests stay with its lab, and all that need the plugin with it."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "plugin" if Path(file).stem in _PLUGIN else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    return _ByFile(config, log)
 
 
 class Cluster:
@@ -90,14 +107,14 @@ def eventually(condition: Callable[[], bool], what: str, timeout: float = 10) ->
 
 
 @pytest.fixture(scope="module")
-def engines(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+def engines(request: pytest.FixtureRequest, worker_id: str) -> Iterator[Cluster]:
     """A lab per module; `ENGINE_OPTIONS` and `SETTINGS` of the module are daemon.json's and weft's, `UNDERLAY` is the
     hosts' subnet."""
     options = getattr(request.module, "ENGINE_OPTIONS", None)
     underlay = getattr(request.module, "UNDERLAY", Plan.subnet)
     # What is captured on the wire is told more easily without probes.
     settings = {"WEFT_GC_GRACE": "1", "WEFT_PROBE_INTERVAL": "0", **getattr(request.module, "SETTINGS", {})}
-    with Lab(hosts=2, name="engines", subnet=underlay, engine_options=options, settings=settings) as lab:
+    with Lab(hosts=2, name=f"engines-{worker_id}", subnet=underlay, engine_options=options, settings=settings) as lab:
         cluster = Cluster(lab)
         eventually(lambda: len(cluster.keys("engines/")) == len(lab.hosts), "weft has seen the engines")
         yield cluster
