@@ -18,10 +18,10 @@ from bench.inside.serving import ETCD_BATCH, ETCD_OPTIONS, STATE, Serving, fill
 from tests.etcd import Cluster as Etcd
 from weft import topology
 from weft.cluster import Cluster
+from weft.daemon import tune
 from weft.dataplane import device_names
 from weft.identity import host_id
 from weft.kernel import LinuxKernel
-from weft.main import tune
 from weft.model import TOPOLOGY
 from weft.reconcile import Create, plan_rows
 from weft.store.etcd import EtcdStore

@@ -24,8 +24,8 @@ from typing import TypeVar
 from bench.inside.echo import answer
 from bench.inside.population import VNI, Population
 from weft.cluster import Cluster
+from weft.daemon import tune
 from weft.dns import Responder
-from weft.main import tune
 from weft.model import ENDPOINTS, Endpoint, EndpointNames
 from weft.names import Asker, Kind, lookup
 from weft.resolver import DnsServer, bind

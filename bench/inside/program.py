@@ -13,9 +13,9 @@ from time import perf_counter
 from bench.inside.population import MTU, UNDERLAY, VNI, Population, myself
 from weft import topology
 from weft.cluster import Cluster
+from weft.daemon import tune
 from weft.dataplane import bridge_name, vxlan_name
 from weft.kernel import LinuxKernel
-from weft.main import tune
 from weft.reconcile import Create, Remove, plan_rows
 
 HOST_ID = "e" * 32

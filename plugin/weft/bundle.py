@@ -24,7 +24,6 @@ from weft import __version__, config
 from weft.cli import NoDaemon, ask
 from weft.cli.show import add, progress
 from weft.config import Settings
-from weft.engine import DockerEngine
 from weft.errors import ConfigError, WeftError
 from weft.redact import redact
 
@@ -105,6 +104,8 @@ def parts(options: argparse.Namespace, socket_path: Path) -> dict[str, Part]:
     }
     docker: dict[str, Part] = {}
     if settings.docker != "off":
+        from weft.engine import DockerEngine
+
         docker["docker/engine.json"] = partial(_as_json, DockerEngine(settings.docker, settings.driver).report)
     return {
         "settings.json": partial(_as_json, lambda: config.view(settings)),
@@ -182,7 +183,7 @@ def _ask(options: argparse.Namespace, socket_path: Path, name: str, path: str) -
     try:
         answer = ask(socket_path, "GET", f"/weft/{path}", timeout=_ASK_SECONDS)
     except NoDaemon:
-        without = getattr(options.offline, name, None)
+        without = getattr(options.offline(), name, None)
         if without is None:
             raise
         answer = without()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-import shtab
-
 from weft import __version__, bundle, cli, config, diagnosis, setup_dns, setup_host
 from weft.config import SETTINGS
 
@@ -36,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
 
 def completion(shell: str) -> str:
     """The script that lets a shell complete `weft`."""
+    import shtab
+
     return str(shtab.complete(parser(), shell))
 
 

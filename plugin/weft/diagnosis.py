@@ -18,15 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from weft import __version__, cli, doctor
-from weft.checkup import Checkup, Place, of_store
 from weft.config import Settings
 from weft.doctor import Examination, View
 from weft.errors import ConfigError, StoreError, WeftError
 from weft.facts import Report
-from weft.kernel import Inspection
 from weft.model import HOSTS, Host, readable
 from weft.store import Store
-from weft.store.opening import open_store
 
 _SHOWN = {"ok": "[green]ok[/]", "warning": "[yellow]warn[/]", "error": "[red]FAULT[/]", "unknown": "[dim]-[/]"}
 _CODES = {"warning": 1, "error": 2}
@@ -55,6 +52,10 @@ def _run(options: argparse.Namespace, socket_path: Path) -> Any:
 
 def _alone(settings: Settings, problem: str) -> Examination:
     """What this host can find out by itself."""
+    from weft.checkup import Checkup, Place, of_store
+    from weft.kernel import Inspection
+    from weft.store.opening import open_store
+
     with closing(Inspection(settings.run)) as host, closing(open_store(settings, patience=_PATIENCE)) as store:
         others, me = _hosts(settings, store)
         underlay = host.address(settings.underlay, [other.underlay for other in others]) or (me.underlay if me else "")

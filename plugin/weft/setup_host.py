@@ -13,8 +13,6 @@ from typing import Any
 
 from rich.console import Console
 
-from weft.kernel import DEVICE_MODULES, LinuxKernel, load_module
-
 
 def add_command(commands: Any) -> None:
     meaning = "load the kernel modules and mount the data-plane namespace, as the service does before each start"
@@ -24,6 +22,8 @@ def add_command(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, socket_path: Path) -> Any:
+    from weft.kernel import DEVICE_MODULES, LinuxKernel, load_module
+
     for module in DEVICE_MODULES:
         load_module(module)
     with closing(LinuxKernel(options.settings.run)) as kernel:

@@ -55,6 +55,7 @@ LAYERS = [
     {"resolver", "firewall"},
     {"nameservice", "diagnosis", "bundle"},
     {"commandline", "offline"},
+    {"daemon"},
     {"main"},
 ]
 
@@ -79,7 +80,7 @@ def importers(library: str) -> set[str]:
     [
         ("pyroute2", "kernel"),
         ("nacl", "keys"),
-        ("flask", {"admin", "api", "main", "page", "serve", "web"}),
+        ("flask", {"admin", "api", "daemon", "page", "serve", "web"}),
         ("waitress", "web"),
         ("prometheus_client", "metrics"),
         ("rich", {"cli", "diagnosis", "setup_dns", "setup_host"}),

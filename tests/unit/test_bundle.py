@@ -44,7 +44,7 @@ def options(tmp_path: Path) -> argparse.Namespace:
             "WEFT_DOCKER": "off",
         }
     )
-    return argparse.Namespace(settings=settings, output=tmp_path / "out.tar.gz", offline=None)
+    return argparse.Namespace(settings=settings, output=tmp_path / "out.tar.gz", offline=lambda: None)
 
 
 def content(path: Path) -> dict[str, str]:

@@ -179,7 +179,7 @@ def test_followed_events_come_one_by_one_whatever_becomes_of_the_daemon(
 
 def test_no_daemon_is_told_by_the_exit_code(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = options("host", "ls", "--json")
-    asked.offline = argparse.Namespace(source="from the snapshot", hosts=lambda: [{"name": "h1"}])
+    asked.offline = lambda: argparse.Namespace(source="from the snapshot", hosts=lambda: [{"name": "h1"}])
     assert cli.run(asked, place) == cli.WITHOUT_DAEMON
     said = capsys.readouterr()
     assert json.loads(said.out) == [{"name": "h1"}]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import runpy
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +34,16 @@ def test_the_completion_of_zsh_names_every_command() -> None:
     script = commandline.completion("zsh")
     assert script.startswith("#compdef weft")
     assert all(f"\n    {command}:'" in script for command in COMMANDS)
+
+
+def test_a_command_that_asks_the_daemon_imports_none_of_its_libraries(tmp_path: Path) -> None:
+    """They take a second of CPU."""
+    program = "import sys; from weft.main import main; main(); print([*sys.modules], file=sys.stderr)"
+    command = [sys.executable, "-c", program, "version", "--json"]
+    environment = {"WEFT_SOCKET": str(tmp_path / "none.sock")}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "daemon" in json.loads(done.stdout)
+    imported = set(ast.literal_eval(done.stderr))
+    assert "weft.cli" in imported
+    assert not imported & {"flask", "gunicorn", "waitress", "prometheus_client", "pyroute2", "docker", "requests"}
+    assert not imported & {"dns", "nacl", "shtab", "sqlite3", "weft.daemon", "weft.offline"}

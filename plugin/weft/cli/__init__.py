@@ -39,8 +39,8 @@ def add_commands(commands: Any) -> None:
 def run(options: argparse.Namespace, socket_path: Path) -> int:
     """Do one command, print its answer, and return the exit code.
 
-    A command that sets `without` is done by that if no daemon runs: it is given the options and `options.offline`. One
-    that sets `code` decides by its answer.
+    A command that sets `without` is done by that if no daemon runs: it is given the options, with `offline()` to ask.
+    One that sets `code` decides by its answer.
     """
     decide = getattr(options, "code", lambda _: 0)
     try:
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace, socket_path: Path) -> int:
         if not hasattr(options, "without"):
             raise
         answer, code = options.without(options), WITHOUT_DAEMON
-        print(f"weft {options.command}: {error}; {options.offline.source}", file=sys.stderr)
+        print(f"weft {options.command}: {error}; {options.offline().source}", file=sys.stderr)
     if answer is None:  # it has shown everything already
         return int(code)
     if options.json:

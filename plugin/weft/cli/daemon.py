@@ -31,9 +31,9 @@ _COLOURS = {"warning": "yellow", "error": "red"}
 def add_commands(commands: Any) -> None:
     add(commands, "version", _version, _show_version, "show the versions of this command and of the running daemon")
     status = add(commands, "status", _status, _show_status, "how this host's weft is, and what does not work")
-    status.set_defaults(without=lambda options: options.offline.status())
+    status.set_defaults(without=lambda options: options.offline().status())
     plan = add(commands, "plan", _plan, _show_plan, "what would be changed in the kernel now")
-    plan.set_defaults(without=lambda options: options.offline.plan())
+    plan.set_defaults(without=lambda options: options.offline().plan())
     events = add(commands, "events", _events, _show_events, "what happened on this host and in the cluster lately")
     events.add_argument("--follow", action="store_true", help="go on with what happens from now on")
     events.add_argument("--tail", type=int, default=0, metavar="N", help="only the last N of what happened")

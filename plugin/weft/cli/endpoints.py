@@ -17,11 +17,11 @@ def add_commands(commands: Any) -> None:
     endpoint = commands.add_parser("endpoint", help="the endpoints of the cluster: containers on its networks")
     endpoint = endpoint.add_subparsers(required=True, metavar="COMMAND")
     ls = add(endpoint, "ls", _list_endpoints, _show_endpoints, "list the endpoints")
-    ls.set_defaults(without=lambda options: options.offline.endpoints())
+    ls.set_defaults(without=lambda options: options.offline().endpoints())
     meaning = "the pools, how much of each is used, and who has which address"
     addresses = add(commands, "addresses", _list_addresses, _show_addresses, meaning)
     addresses.add_argument("network", nargs="?", help="name or VNI: only its pools")
-    addresses.set_defaults(without=lambda options: options.offline.addresses(options.network))
+    addresses.set_defaults(without=lambda options: options.offline().addresses(options.network))
 
 
 def _list_endpoints(options: argparse.Namespace, socket_path: Path) -> Any:

@@ -17,7 +17,7 @@ _STATES = {True: "[green]alive[/]", False: "[red]silent[/]", None: "not known"}
 def add_commands(commands: Any) -> None:
     host = commands.add_parser("host", help="the hosts of the cluster").add_subparsers(required=True, metavar="COMMAND")
     ls = add(host, "ls", _list_hosts, _show_hosts, "list the hosts")
-    ls.set_defaults(without=lambda options: options.offline.hosts())
+    ls.set_defaults(without=lambda options: options.offline().hosts())
     forget = add(host, "forget", _forget, _show_forgotten, "collect what a host that is gone for good has")
     forget.add_argument("host", help="name, id or underlay address")
     forget.add_argument("--force", action="store_true", help="even if it was alive a moment ago")

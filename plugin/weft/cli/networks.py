@@ -24,7 +24,7 @@ def add_commands(commands: Any) -> None:
     network = commands.add_parser("network", help="the networks of the cluster")
     network = network.add_subparsers(required=True, metavar="COMMAND")
     ls = add(network, "ls", _list_networks, _show_networks, "list the networks")
-    ls.set_defaults(without=lambda options: options.offline.networks())
+    ls.set_defaults(without=lambda options: options.offline().networks())
     inspect = add(network, "inspect", _inspect_network, _show_network, "all about one network, as this host sees it")
     inspect.add_argument("network", help="name or VNI")
     create.add_command(network)
