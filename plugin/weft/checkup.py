@@ -152,6 +152,14 @@ def of_daemon(
 ) -> list[Part]:
     """What only the daemon knows."""
 
+    def refused() -> str:
+        """A device that weft has shows that the port is its own: the kernel was busy closing another one."""
+        if IN_USE not in agent.problem:
+            return ""
+        links = (seen.link for seen in kernel.observe_links().values())
+        own = {link.port for link in links if isinstance(link, Vxlan) and not link.encrypted}
+        return "" if any(f"UDP port {port} " in agent.problem for port in own) else agent.problem
+
     def able() -> dict[str, Any]:
         if any(isinstance(seen.link, Vxlan) for seen in kernel.observe_links().values()):
             return {}  # it has made one
@@ -187,7 +195,7 @@ def of_daemon(
     def self_view() -> dict[str, Any]:
         return {
             "registered": presence.problem,
-            "refused": agent.problem if IN_USE in agent.problem else "",
+            "refused": refused(),
             "encryption": encryption.problem,
             "intruders": tuple(kernel.intruders()),
         }

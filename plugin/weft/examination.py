@@ -36,7 +36,10 @@ _LIFE_SECONDS = 30.0
 """Of a question and its answers."""
 _ANSWER_SECONDS = 6.0
 _PROBE_SECONDS = 6.0
+_MEASURE_SECONDS = 4.0
 _LONGEST_SECONDS = 8.0
+_HEARD_SECONDS = 2.5
+"""A host that was late has others probe back; then what it heard is known."""
 _POLL_SECONDS = 0.2
 _MESH = 16
 """So many hosts measure all ways between them; of more, only those of the one who asks are measured now."""
@@ -133,7 +136,7 @@ class Doctor:
         mine = self._report(question)
         reports, heard = self._collect(question)
         probing.join(_PROBE_SECONDS + 1)
-        if len(self._cluster.hosts) <= _MESH:
+        if self._is_mesh:
             self._await_probes(question, set(reports), asked + _LONGEST_SECONDS)
         return doctor.examine(
             View(
@@ -176,12 +179,19 @@ class Doctor:
             while keys and time() < end:
                 keys -= self._store.get_many(sorted(keys)).keys()
                 sleep(_POLL_SECONDS if keys else 0)
-        while time() < end and any(link.small and not link.attested for link in self._links()):
-            sleep(_POLL_SECONDS * 5)  # its receiver may still say what it heard
+        end = min(end, time() + _HEARD_SECONDS)
+        while time() < end and any(
+            link.small and not link.attested and link.receiver in {*hosts, self._me.id} for link in self._links()
+        ):
+            sleep(_POLL_SECONDS)
+
+    @property
+    def _is_mesh(self) -> bool:
+        return len(self._cluster.hosts) <= _MESH
 
     def _links(self) -> list[ProbeLink]:
         with suppress(WeftError):
-            return self._probes.links()
+            return self._probes.links(fresh=True)
         return []
 
     def _uses(self, network: Network) -> Iterable[PoolUse]:
@@ -216,7 +226,7 @@ class Doctor:
 
     def _answer(self, question: str) -> None:
         probing = threading.Thread(target=self._probe, name="doctor-probe", daemon=True)
-        if len(self._cluster.hosts) <= _MESH:
+        if self._is_mesh:
             probing.start()
         key = f"{REPORTS}{question}/{self._me.id}"
         self._store.beat(key, self._report(question).encode(), _LIFE_SECONDS)
@@ -225,8 +235,12 @@ class Doctor:
             self._store.beat(key + _PROBED, "", _LIFE_SECONDS)
 
     def _probe(self) -> None:
+        """Those of a mesh need not ask each other: the question has all of them measure."""
         try:
-            self._probes.probe(deadline=_PROBE_SECONDS)
+            if self._is_mesh:
+                self._probes.measure(_MEASURE_SECONDS)
+            else:
+                self._probes.probe(deadline=_PROBE_SECONDS)
         except WeftError as error:
             log.debug("no probes now: %s", error)
         except Exception:

@@ -90,8 +90,13 @@ class Probes:
             if thread.is_alive():
                 thread.join(timeout=5)
 
-    def links(self) -> list[ProbeLink]:
-        """What is known of the links between all hosts, in both directions; while the store is away, what was known."""
+    def links(self, *, fresh: bool = False) -> list[ProbeLink]:
+        """What is known of the links between all hosts, in both directions; while the store is away, what was known.
+
+        :param fresh: as the store has it now, not a moment ago.
+        """
+        if fresh:
+            self._others = (0.0, self._others[1])
         others = (link for results in self._read() if results.host != self._me.id for link in results.links)
         able = {host.id for host in list(self._cluster.hosts.values()) if host.probes}
         links = (link for link in (*self._prober.links(), *others) if link.sender in able and link.receiver in able)
@@ -112,10 +117,14 @@ class Probes:
         with suppress(StoreError):
             self._await(targets, request, end)
             self._publish()
-        self._others = (0.0, self._others[1])
-        return [
-            link for link in self.links() if self._me.id in (link.sender, link.receiver) and _ends(link) & {*targets}
-        ]
+        links = self.links(fresh=True)
+        return [link for link in links if self._me.id in (link.sender, link.receiver) and _ends(link) & {*targets}]
+
+    def measure(self, seconds: float) -> None:
+        """Measure the ways to and from all other hosts in about so many seconds, and share what was found: for when the
+        others do so at the same time, unasked."""
+        self._prober.measure(self._targets(None), seconds)
+        self._publish()
 
     def follow(self, touched: Touched | None) -> None:
         """A host that is gone is to be in no record: called after each change in the cluster."""

@@ -11,7 +11,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 from ipaddress import ip_address
@@ -82,8 +82,8 @@ class Inspection:
     def users(self, ports: Iterable[int]) -> dict[int, str]:
         """The programs that have these UDP ports, as far as we see processes. The kernel's sockets are no program's."""
         inodes = self._host.run(partial(_inodes, set(ports)))
-        found = {port: _program(inode) for port, inode in inodes.items()}
-        return {port: program for port, program in found.items() if program}
+        programs = _programs(set(inodes.values()))
+        return {port: programs[inode] for port, inode in inodes.items() if inode in programs}
 
     def switches(self) -> list[Switch]:
         """Those of the kernel's switches that are otherwise than they must be."""
@@ -154,16 +154,15 @@ def _lines(path: Path) -> list[str]:
     return []
 
 
-def _program(inode: str) -> str:
-    """Whose socket that is, with its process id; "" if it is the kernel's, or that of a process not for us to see."""
-    for folder in _PROC.glob("[0-9]*/fd"):
-        try:
-            for link in folder.iterdir():
-                if os.readlink(link) == f"socket:[{inode}]":
-                    return f"{(folder.parent / 'comm').read_text().strip()} (pid {folder.parent.name})"
-        except OSError:  # it has ended, or is not for us to see
-            continue
-    return ""
+def _programs(inodes: Collection[str]) -> dict[str, str]:
+    """Whose sockets these are, with its process id. Not those of the kernel, nor of processes not for us to see."""
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: dict[str, str] = {}
+    for folder in _PROC.glob("[0-9]*/fd") if wanted else ():
+        with suppress(OSError):  # it has ended, or is not for us to see
+            for inode in {wanted[target] for target in map(os.readlink, folder.iterdir()) if target in wanted}:
+                found[inode] = f"{(folder.parent / 'comm').read_text().strip()} (pid {folder.parent.name})"
+    return found
 
 
 def _wrong(wanted: Mapping[str, str]) -> list[tuple[str, str, str]]:
