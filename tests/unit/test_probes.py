@@ -6,6 +6,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
@@ -155,6 +156,15 @@ def test_one_broken_direction_is_told_from_the_other(machines: MakeMachines, wir
     for observer in (one, two):
         assert bad(observer.link(one, two))
         assert good(observer.link(two, one))
+
+
+def test_hosts_that_measure_at_the_same_time_ask_nobody(machines: MakeMachines, wire: Wire) -> None:
+    one, two, three = machines(3)
+    wire.cut_way(one.host, two.host)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda machine: machine.probes.measure(4.0), (one, two)))
+    assert not any("requests" in entry.key for entry in one.store.list("probes/").entries)
+    assert wait_for(lambda: bad(three.link(one, two)) and good(three.link(two, one)))
 
 
 def test_the_background_finds_the_direction_by_itself(machines: MakeMachines, wire: Wire) -> None:
