@@ -12,16 +12,19 @@ from hashlib import sha256
 
 GONE = "***"
 
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@\"']*@")
-"""User and password in a URL."""
+_CREDENTIALS = re.compile(r"(?<=://)[^\s\"']*@")
+"""User and password in a URL; a password may have a slash or another @, though it should not."""
 _PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _TOKENS = re.compile(r"\bSWMTKN-[\w-]+|\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*")
 """Docker Swarm's join tokens; JSON web tokens."""
+_AUTHORIZATION = re.compile(r"(?<=authorization:) *[^\s\"'][^\n\"']*", re.IGNORECASE)
+"""Of a header, whatever its scheme."""
+_NAME = r"[\w.-]*(?:passw(?:or)?d|secret|token|credential|authorization|(?:api|private|preshared)[\x20_-]?key)[\w.-]*"
+_FLAG = re.compile(rf"(?<!\S)(?P<name>--{_NAME})(?P<between>\s+)(?P<value>[^\s-]\S*)", re.IGNORECASE)
 _NAMED = re.compile(
-    r"""(?<![\w.-])(?P<name>[\w.-]*
-        (?:passw(?:or)?d|secret|token|credential|authorization|(?:api|private|preshared)[ _-]?key)[\w.-]*)
-    (?P<between>\\?["']?\s*[=:]\s*(?:(?:bearer|basic)\s+)?)
-    (?P<value>\\"(?:(?!\\").)*\\"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',;&}\]]+)""",
+    rf"""(?<![\w.-])(?P<name>{_NAME})
+    (?P<between>\\?["']?\s*[=:]\s*)
+    (?P<value>\\"(?:(?!\\").)*\\"|"(?:[^"\\]|\\.)*"|'[^']*'|[^\s"',;&}}\]]+)""",
     re.IGNORECASE | re.VERBOSE,
 )
 """A name that says what it is, with its value, in JSON, a command line, a header or a configuration file."""
@@ -40,6 +43,8 @@ def redact(text: str, secrets: Iterable[str] = (), *, keys: bool = False) -> str
     text = _PEM.sub(GONE, text)
     text = _CREDENTIALS.sub(f"{GONE}@", text)
     text = _TOKENS.sub(GONE, text)
+    text = _AUTHORIZATION.sub(f" {GONE}", text)
+    text = _FLAG.sub(_without_value, text)
     text = _NAMED.sub(_without_value, text)
     return _KEY.sub(lambda found: f"<key {sha256(found[0].encode()).hexdigest()[:8]}>", text) if keys else text
 
