@@ -205,6 +205,8 @@ class Agent:
         """As the last resync had it."""
         self._stale: set[str] = set()
         """Endpoints with an MTU that is not their network's any more, and were reported."""
+        self._large: set[tuple[int, int]] = set()
+        """Networks whose users chose an MTU that is too large, with what fits; these were reported as well."""
         self._done = 0
         """Steps done and rows written."""
         self._kept: set[str] = set()
@@ -368,7 +370,7 @@ class Agent:
         try:
             if batch.resync:
                 self._refresh_mtu()
-            elif batch.touched.hosts and self._attachments.limit() != self._limit:
+            elif batch.touched.hosts and self._attachments.limit(paths=True) != self._limit:
                 batch.resync = True
             if self._sync_encryption(batch):
                 batch.resync = True
@@ -403,7 +405,7 @@ class Agent:
     def resync(self) -> None:
         """Compare everything with the kernel and correct it."""
         began = monotonic()
-        self._limit = self._attachments.limit()
+        self._limit = self._attachments.limit(paths=True)
         active = self._active()
         for vni in self._wanted.keys() - active:
             del self._wanted[vni]
@@ -438,6 +440,7 @@ class Agent:
     def _report_mtu(self, vnis: set[int]) -> None:
         """Name the containers that keep an MTU which is not the network's any more, once."""
         stale: set[str] = set()
+        large: set[tuple[int, int]] = set()
         for network in (topology.network_of(self.cluster, vni) for vni in sorted(vnis)):
             mtu = self._attachments.mtu(network)
             local = self.cluster.local_endpoints(network.vni, self._me.id)
@@ -450,7 +453,12 @@ class Agent:
                     mtu,
                     ", ".join(f"{self.cluster.title(endpoint)} ({endpoint.mtu})" for endpoint in others),
                 )
-        self._stale = stale
+            fits = self._attachments.limit(encrypted=network.encrypted, paths=True).mtu if network.mtu else 0
+            if network.mtu > fits:
+                large.add((network.vni, fits))
+                if (network.vni, fits) not in self._large:
+                    log.warning("%s was made with mtu=%d, but only %d gets through", network.title, network.mtu, fits)
+        self._stale, self._large = stale, large
 
     def _refresh_mtu(self) -> None:
         try:

@@ -19,7 +19,7 @@ from weft.dataplane import Link, Vxlan, device_names
 from weft.encryption import Encryption
 from weft.errors import ConfigError, Conflict, KernelError, WeftError
 from weft.identity import LocalHost
-from weft.model import Endpoint, Network
+from weft.model import Endpoint, Host, Network
 from weft.reconcile import Create, Kernel, Remove, Update, plan_links
 from weft.topology import Limit
 
@@ -67,12 +67,16 @@ class Attachments:
         if encrypted:
             self._require_encryption()
 
-    def limit(self, *, encrypted: bool = False, here: bool = False) -> Limit:
+    def limit(self, *, encrypted: bool = False, here: bool = False, paths: bool = False) -> Limit:
+        hosts = self._hosts()
+        return topology.limit(hosts[:1] if here else hosts, encrypted=encrypted, paths=paths)
+
+    def _hosts(self) -> list[Host]:
+        """This one, which is measured, and the others that can reach it."""
         if not self._me.host.mtu:
             self.refresh_mtu()
         me = self._me.host
-        others = [] if here else [h for h in list(self._cluster.hosts.values()) if h.id != me.id]
-        return topology.limit([me, *(host for host in others if host.family == me.family)], encrypted=encrypted)
+        return [me, *(h for h in list(self._cluster.hosts.values()) if h.id != me.id and h.family == me.family)]
 
     def refresh_mtu(self) -> bool:
         """Look again at what the underlay carries, unless that was dear a moment ago; True if it has changed."""
@@ -93,7 +97,7 @@ class Attachments:
 
     def mtu(self, network: Network) -> int:
         """MTU of a network's new endpoints."""
-        return network.mtu or self.limit(encrypted=network.encrypted).mtu
+        return network.mtu or topology.fitting_mtu(network, self._hosts())
 
     def check_port(self, port: int, *, encrypted: bool) -> None:
         if encrypted:

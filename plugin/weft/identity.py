@@ -33,6 +33,11 @@ class LocalHost:
         with self._changing:
             self.host = replace(self.host, mtu=mtu)
 
+    def narrow(self, path_mtu: int) -> None:
+        """What the paths to other hosts carry, if that is less; else 0."""
+        with self._changing:
+            self.host = replace(self.host, path_mtu=path_mtu)
+
     def encrypt(self, key: str, address: str, port: int) -> None:
         """What others need to send to this host encrypted; all empty if they cannot."""
         with self._changing:

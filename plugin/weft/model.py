@@ -180,6 +180,7 @@ class Host(_Record):
     """A machine that runs weft. `underlay` is its VTEP address: data that may change, not its identity.
 
     :param mtu: of the narrowest route from there to another host; 0 if an older weft does not tell.
+    :param path_mtu: of the narrowest path to another host, if probes found that less than `mtu` passes; else 0.
     :param wg_key: WireGuard public key in base64; "" until the host has its first encrypted network.
     :param wg_address: its VTEP address in encrypted networks.
     :param wg_port: UDP port of WireGuard at `underlay`.
@@ -195,6 +196,7 @@ class Host(_Record):
     wg_port: int = 0
     mtu: int = 0
     probes: bool = False
+    path_mtu: int = 0
 
     @property
     def key(self) -> str:
@@ -210,9 +212,9 @@ class Host(_Record):
         return 6 if ":" in self.underlay else 4
 
     @property
-    def reached(self) -> tuple[str, str, str, int, int]:
+    def reached(self) -> tuple[str, str, str, int, int, int]:
         """All that decides how others send to it."""
-        return self.underlay, self.wg_key, self.wg_address, self.wg_port, self.mtu
+        return self.underlay, self.wg_key, self.wg_address, self.wg_port, self.mtu, self.path_mtu
 
     @property
     def can_encrypt(self) -> bool:

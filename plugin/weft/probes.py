@@ -19,12 +19,14 @@ from contextlib import suppress
 from secrets import token_hex
 from time import monotonic, time
 
+from weft import topology
 from weft.cluster import Cluster, Touched
 from weft.errors import KernelError, StoreError, WeftError
 from weft.identity import LocalHost
 from weft.links import RESULTS, ProbeLink, Results, merge, request_key, requests_prefix
 from weft.model import readable
-from weft.prober import Prober
+from weft.pathmtu import PathMtu
+from weft.prober import NETWORKS, Prober
 from weft.store import Delete, Put, Snapshot, Store, Watch
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class Probes:
         self._me = me
         self._prober = prober
         self._interval = interval
+        overhead = {kind: topology.overhead(me.host.underlay, encrypted=kind == "encrypted") for kind in NETWORKS}
+        self._path_mtu = PathMtu(overhead)
         self._answered: dict[str, str] = {}
         self._published: tuple[float, object] = (0.0, None)
         self._mentioned: set[str] = set()
@@ -245,9 +249,21 @@ class Probes:
             hosts = heard
             self._heard -= heard
         self._prober.measure(hosts, _MEASURE_SECONDS)
+        if self._interval:
+            self._follow_paths()
         fresh = sorted(self._prober.suspects() - before)
         self._ask(fresh[:_ASKED], token_hex(8))
         self._publish(always=False)
+
+    def _follow_paths(self) -> None:
+        """Have the networks' MTU follow what passes: the others get to know with this host's record."""
+        found, before = self._path_mtu.take(self._prober.links(), self._cluster.alive | {self._me.id}), self._me.host
+        if found != before.path_mtu:
+            self._me.narrow(found)
+            if found:
+                log.warning("a path to another host carries %d bytes only (weft doctor shows which one)", found)
+            else:
+                log.warning("the paths to other hosts carry all again")
 
     def _choose(self, hosts: Collection[str], number: int) -> list[str]:
         """Some of these by chance, and of those with which something was wrong as many as can be."""

@@ -152,7 +152,7 @@ def network_view(network: Network, cluster: Cluster, me: LocalHost, encryption: 
     hosts = [me.host, *(host for host in list(cluster.hosts.values()) if host.family == me.host.family)]
     mtu = network.mtu
     if not mtu and any(host.mtu for host in hosts):  # a host's record had none before weft looked
-        mtu = topology.limit(hosts, encrypted=network.encrypted).mtu
+        mtu = topology.fitting_mtu(network, hosts)
     return {
         "name": network.name,
         "vni": network.vni,

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from weft.cluster import Cluster
@@ -48,6 +48,9 @@ PROBE_NETWORKS = {
 _TOS_INHERIT = 1
 """What the kernel takes for it (drivers/net/vxlan)."""
 
+_IPV6_MIN_MTU = 1280
+_WIREGUARD_BLOCK = 16
+"""WireGuard fills packets up to a multiple of so many bytes, but for those of its device's MTU."""
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -58,10 +61,34 @@ class Limit(NamedTuple):
     host: str
 
 
-def limit(hosts: Iterable[Host], *, encrypted: bool = False) -> Limit:
-    """One network, one MTU, as on any Ethernet: that of the narrowest host. At least one of them must be measured."""
-    known = [host for host in hosts if host.mtu]
-    return min(Limit(host.mtu - overhead(host.underlay, encrypted=encrypted), host.name) for host in known)
+def limit(hosts: Iterable[Host], *, encrypted: bool = False, paths: bool = False) -> Limit:
+    """One network, one MTU, as on any Ethernet: that of the narrowest host. At least one of them must be measured.
+
+    :param paths: take what probes have found into account, not only what the hosts say of themselves.
+    """
+    carried = ((_carried(host, encrypted, paths), host) for host in hosts if host.mtu)
+    return min(Limit(mtu - overhead(host.underlay, encrypted=encrypted), host.name) for mtu, host in carried)
+
+
+def _carried(host: Host, encrypted: bool, paths: bool) -> int:
+    if not (paths and 0 < host.path_mtu < host.mtu):
+        return host.mtu
+    padding = (host.path_mtu - wireguard_overhead(host.underlay)) % _WIREGUARD_BLOCK
+    return host.path_mtu - padding if encrypted else host.path_mtu
+
+
+def fitting_mtu(network: Network, hosts: Collection[Host]) -> int:
+    """MTU of a network's new endpoints: what the user chose, else what every host and every path carries.
+
+    Probes' own networks keep what the hosts carry, else nobody would see that a path carries it again. IPv6 keeps its
+    least MTU, below which a container would have no IPv6 at all.
+    """
+    if network.mtu:
+        return network.mtu
+    mtu = limit(hosts, encrypted=network.encrypted, paths=network.vni not in PROBE_NETWORKS).mtu
+    if mtu < _IPV6_MIN_MTU and any(":" in pool.cidr for pool in network.pools):
+        return min(_IPV6_MIN_MTU, limit(hosts, encrypted=network.encrypted).mtu)
+    return mtu
 
 
 def overhead(underlay: str, *, encrypted: bool = False) -> int:

@@ -111,6 +111,48 @@ def test_tcp_gets_through_a_narrow_path(cluster: Cluster) -> None:
         cluster.h2.route_directly(cluster.h1)
 
 
+@pytest.fixture
+def probing(mended: Cluster) -> Iterator[Cluster]:
+    hosts = mended.lab.hosts
+    for host in hosts:
+        host.stop_weft()
+        host.start_weft({"WEFT_PROBE_INTERVAL": "1"})
+    yield mended
+    for host in hosts:
+        host.run("ip", "link", "set", "eth0", "gso_max_segs", "65535")
+        host.restart_weft()
+
+
+def test_new_containers_fit_through_a_switch_that_drops_what_is_large(probing: Cluster) -> None:
+    cluster, h1, h2 = probing, probing.h1, probing.h2
+    cluster.network("app", subnet=SUBNET)
+    cluster.network("chosen", "-o", "mtu=1450", subnet="10.78.0.0/24")
+    cluster.run(h1, "old1", "app")
+    old = cluster.run(h2, "old2", "app")
+    cluster.run(h1, "chosen1", "chosen")
+    for host in (h1, h2):  # no bundles of TCP packets: the lab's switch would let them pass
+        host.run("ip", "link", "set", "eth0", "gso_max_segs", "1")
+    h1.narrow_path(1400)
+    assert not reaches(h1, "old1", old, "-s", "1422")
+
+    fits = 1354  # a bridge grants a VLAN tag's four bytes more
+    for host in (h1, h2):
+        eventually(lambda host=host: inspect(host, "app")["fitting_mtu"] == fits, host.name, timeout=60)  # type: ignore[misc]
+    words = "these containers keep another: old1 (1450)"
+    eventually(lambda: words in h1.log("weft"), "running ones are named")
+    assert inspect(h1, "app")["other_mtu"] == {"old1": 1450, "old2": 1450}
+    eventually(lambda: "was made with mtu=1450, but only 1354 gets through" in h1.log("weft"), "the user's choice")
+    first, second = cluster.run(h1, "new1", "app"), cluster.run(h2, "new2", "app")
+    assert mtu_of(h1, "new1") == mtu_of(h2, "new2") == fits
+    assert reaches(h1, "new1", second, "-s", str(fits - 28))
+    send(h1, "new1", h2, "new2", second)
+    send(h2, "new2", h1, "new1", first)
+
+    h1.narrow_path(1500)
+    for host in (h1, h2):
+        eventually(lambda host=host: inspect(host, "app")["fitting_mtu"] == 1450, host.name, timeout=60)  # type: ignore[misc]
+
+
 CHOSEN = {
     "port": "14789",
     "source-ports": "40000-40999",

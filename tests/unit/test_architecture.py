@@ -13,7 +13,7 @@ ROOT = Path(weft.__file__).parent
 LAYERS = [
     {"errors", "model", "dataplane", "config", "store", "inventory", "findings", "packetfilter", "redact"},
     {"keys", "links", "facts", "logs", "echo"},
-    {"rounds"},
+    {"rounds", "pathmtu"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
     {"journal", "doctor"},
     {

@@ -47,11 +47,12 @@ class Wire:
         self.sockets: dict[bytes, FakeSocket] = {}
         self.cut: set[tuple[bytes, bytes]] = set()
         self.sent: list[bytes] = []
+        self.mtu = SIZE
 
     def carry(self, frame: bytes) -> None:
         self.sent.append(frame)
         target, source = frame[:6], frame[6:12]
-        if (source, target) not in self.cut and target in self.sockets:
+        if (source, target) not in self.cut and target in self.sockets and len(frame) - 14 <= self.mtu:
             self.sockets[target].put(frame)
 
     def cut_way(self, source: Host, target: Host) -> None:
@@ -95,7 +96,8 @@ class Machine:
         self.refresh()
         self.socket = wire.sockets[mac(host)] = FakeSocket(wire)
         prober = Prober(self.cluster, LocalHost(host), size=lambda kind: SIZE, open_socket=lambda device: self.socket)
-        self.probes = Probes(store, self.cluster, LocalHost(host), prober, interval=interval)
+        self.me = LocalHost(host)
+        self.probes = Probes(store, self.cluster, self.me, prober, interval=interval)
         self.probes.start()
 
     def refresh(self) -> None:
@@ -174,6 +176,23 @@ def test_the_background_finds_the_direction_by_itself(machines: MakeMachines, wi
     assert wait_for(lambda: bad(three.link(two, one)) and good(three.link(one, two)), 20)
     wire.cut.clear()
     assert wait_for(lambda: good(three.link(two, one)) and good(three.link(one, two)), 20)
+
+
+def test_the_hosts_record_follows_what_passes(machines: MakeMachines, wire: Wire) -> None:
+    one, two = machines(2, interval=0.1)
+    wire.mtu = 1333
+    assert wait_for(lambda: one.me.host.path_mtu == two.me.host.path_mtu == 1383, 60)
+    wire.mtu = SIZE
+    assert wait_for(lambda: one.me.host.path_mtu == two.me.host.path_mtu == 0, 30)
+
+
+def test_without_the_background_nothing_follows(machines: MakeMachines, wire: Wire) -> None:
+    one, two = machines(2)
+    wire.mtu = 1333
+    for _ in range(2):
+        one.probes._round({two.host.id})  # as when one is heard that did not answer before
+    assert {link.mtu for link in one.probes.links()} == {1333}
+    assert one.me.host.path_mtu == 0
 
 
 def test_what_is_no_news_is_not_written(machines: MakeMachines, store: SqliteStore, wire: Wire) -> None:
