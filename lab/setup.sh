@@ -17,6 +17,10 @@ missing_packages() {
 		debootstrap debootstrap
 		systemd-analyze systemd
 		pgrep procps
+		keepalived keepalived
+		avahi-daemon avahi-daemon
+		dnsmasq dnsmasq-base
+		socat socat
 		docker-registry docker-registry
 		ip iproute2
 		iptables iptables
@@ -34,7 +38,7 @@ missing_packages() {
     [ -x .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null || echo "$(basename "$python")-venv"
 }
 
-# Of Docker, etcd and the registry only the programs are wanted. Their services must not start, now or at the next boot:
+# Of Docker, etcd and others only the programs are wanted. Their services must not start, now or at the next boot:
 # Docker's would change the machine's own network.
 forbid_services() {
     trap allow_services EXIT
@@ -76,6 +80,8 @@ install_packages() {
     case " $* " in *" etcd-server "*) install_etcd ;; esac
     case " $* " in *" docker-registry "*) install_registry ;; esac
     apt_install "$@"
+    case " $* " in *" keepalived "*) disable keepalived.service ;; esac
+    case " $* " in *" avahi-daemon "*) disable avahi-daemon.service avahi-daemon.socket ;; esac
 }
 
 check_python() {

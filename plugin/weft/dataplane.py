@@ -54,6 +54,7 @@ class Vxlan:
     :param tos: of the packets: the DSCP and two zero bits; 1: that of the packet inside.
     :param checksum: the UDP packets have one.
     :param multicast: the bridge floods multicast into it.
+    :param suppress: the bridge answers ND as well as ARP, and for its own address; then no gratuitous ARP passes.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Vxlan:
     tos: int = 0
     checksum: bool = True
     multicast: bool = True
+    suppress: bool = False
 
 
 @dataclass(frozen=True, slots=True)

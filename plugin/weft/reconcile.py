@@ -304,7 +304,7 @@ def _incompatible(wanted: Link, seen: Link) -> str:
 def _differences(wanted: Link, seen: Link) -> list[str]:
     return [
         f"{name} is {_shown(getattr(seen, name))}"
-        for name in ("mtu", "bridge", "addresses", "ttl", "tos", "multicast")
+        for name in ("mtu", "bridge", "addresses", "ttl", "tos", "multicast", "suppress")
         if getattr(wanted, name, None) != getattr(seen, name, None)
     ]
 

@@ -127,6 +127,7 @@ def network_links(network: Network, *, local: str, port: int, mtu: int, resolver
         tos=_TOS_INHERIT if network.dscp == INHERIT else network.dscp << 2,
         checksum=network.udp_checksum,
         multicast=network.multicast,
+        suppress=bool(bridge.addresses) or any(":" in pool.cidr for pool in network.pools),
     )
     return bridge, vxlan
 

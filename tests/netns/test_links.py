@@ -82,10 +82,17 @@ def test_vxlan_device_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None
     assert "UP" in seen["flags"]
     assert (data["id"], data["local"], data["port"]) == (7, host.underlay, UDP_PORT)
     assert (data["learning"], data.get("proxy", False)) == (False, False)
-    assert (port_data["learning"], port_data["neigh_suppress"]) == (False, True)
+    assert (port_data["learning"], port_data["proxy_arp_wifi"], port_data["neigh_suppress"]) == (False, True, False)
 
 
-CHOSEN = {"source_ports": (40000, 50000), "ttl": 9, "tos": 46 << 2, "checksum": False, "multicast": False}
+CHOSEN = {
+    "source_ports": (40000, 50000),
+    "ttl": 9,
+    "tos": 46 << 2,
+    "checksum": False,
+    "multicast": False,
+    "suppress": True,
+}
 
 
 @pytest.mark.kernel
@@ -140,7 +147,8 @@ def test_port_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None:
         ("ip link set vx7 down", "down"),
         ("ip link set wp1 down", "down"),
         ("bridge link set dev vx7 learning on", "learning on"),
-        ("bridge link set dev vx7 neigh_suppress off", "neigh_suppress off"),
+        ("bridge link set dev vx7 neigh_suppress on", "suppress is on"),
+        ("ip link set vx7 type bridge_slave proxy_arp_wifi off", "proxyarp_wifi off"),
         ("ip link set vx7 type vxlan learning", "vxlan_learning on"),
         ("ip link set vx7 type vxlan ttl 5", "ttl is 5"),
         ("ip link set vx7 type vxlan tos inherit", "tos is 1"),

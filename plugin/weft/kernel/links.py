@@ -11,7 +11,10 @@
   which the kernel would double each `Station` row, and leave the second one when somebody else's is replaced. The VXLAN
   port does not learn: what is behind it is known (`Station`), and a MAC learned there would stay when its owner has
   moved.
-  `neigh_suppress` lets the bridge answer ARP and ND from its `Neighbour` rows instead of flooding them.
+  `proxyarp_wifi` lets the bridge answer ARP from its `Neighbour` rows instead of flooding it, and `neigh_suppress` ND
+  as well; but with that the kernel (br_arp_nd_proxy.c) keeps gratuitous ARP and unsolicited advertisements from the
+  port, so that no floating address could move to another host. Hence it is set only where the bridge has to answer
+  ND, or has an address of its own.
 
 The properties that all links of a kind share are in `observe.py`, which reads them back.
 """
@@ -168,7 +171,8 @@ class Links:
                 route.link("set", index=index, **settings)
             if isinstance(link, Vxlan):
                 route.link("set", index=index, kind="vxlan", **_tunnel_settings(link))
-                route.brport("set", index=index, **_settings(observe.VXLAN_PORT), mcast_flood=int(link.multicast))
+                chosen = {"mcast_flood": int(link.multicast), "neigh_suppress": int(link.suppress)}
+                route.brport("set", index=index, **_settings(observe.VXLAN_PORT), **chosen)
             route.link("set", index=index, state="up")
             if isinstance(link, Bridge):
                 _set_addresses(route, index, link.addresses)

@@ -29,7 +29,7 @@ class Fixed(NamedTuple):
 
 BRIDGE = (Fixed("br_stp_state", 5, 0), Fixed("br_mcast_snooping", 23, 0), Fixed("br_vlan_default_pvid", 39, 0))
 VXLAN = (Fixed("vxlan_learning", 7, 0),)
-VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("neigh_suppress", 32, 1))
+VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("proxyarp_wifi", 12, 1))
 ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)
 """1 is none: the link makes no IPv6 address by itself."""
 _NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
@@ -53,6 +53,7 @@ _IFLA_VXLAN_LOCAL6 = 17
 _IFLA_VXLAN_DF = 29
 _IFLA_VXLAN_UDP_CSUM = 18
 _IFLA_BRPORT_MCAST_FLOOD = 27
+_IFLA_BRPORT_NEIGH_SUPPRESS = 32
 _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _IFF_UP = 1
@@ -204,4 +205,6 @@ class _Link:
             checksum=bool(number(self._chunk, data[_IFLA_VXLAN_UDP_CSUM])),
             multicast=_IFLA_BRPORT_MCAST_FLOOD not in slave
             or bool(number(self._chunk, slave[_IFLA_BRPORT_MCAST_FLOOD])),
+            suppress=_IFLA_BRPORT_NEIGH_SUPPRESS in slave
+            and bool(number(self._chunk, slave[_IFLA_BRPORT_NEIGH_SUPPRESS])),
         )
