@@ -443,7 +443,7 @@ class Agent:
         large: set[tuple[int, int]] = set()
         for network in (topology.network_of(self.cluster, vni) for vni in sorted(vnis)):
             mtu = self._attachments.mtu(network)
-            local = self.cluster.local_endpoints(network.vni, self._me.id)
+            local = self._attachments.with_mtu(self.cluster.local_endpoints(network.vni, self._me.id))
             others = [endpoint for endpoint in local if endpoint.mtu not in (0, mtu)]
             stale.update(endpoint.id for endpoint in others)
             if {endpoint.id for endpoint in others} - self._stale:

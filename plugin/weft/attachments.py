@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from errno import EEXIST, ENODEV
 from time import monotonic
 
@@ -57,6 +58,8 @@ class Attachments:
         self._resolver = resolver
         self._encryption = encryption
         self._pinned: dict[str, Endpoint] = {}
+        self._kept_mtu: dict[str, int] = {}
+        """By endpoint, of those whose record does not tell it."""
         self._checked = False
         self._next_look = 0.0
 
@@ -115,13 +118,27 @@ class Attachments:
             )
 
     def endpoint_mtu(self, network: Network, endpoint_id: str) -> int:
+        return self._port_mtu(endpoint_id) or self.mtu(network)
+
+    def with_mtu(self, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
+        """These local endpoints with the MTU that they keep; 0 if an older weft made one whose port is gone."""
+        return [one if one.mtu else replace(one, mtu=self._first_mtu(one.id)) for one in endpoints]
+
+    def _first_mtu(self, endpoint_id: str) -> int:
+        """That of the port when it was first seen: the container keeps it, whatever becomes of the network's."""
+        if endpoint_id not in self._kept_mtu and (mtu := self._port_mtu(endpoint_id)):
+            self._kept_mtu[endpoint_id] = mtu
+        return self._kept_mtu.get(endpoint_id, 0)
+
+    def _port_mtu(self, endpoint_id: str) -> int:
+        """As the kernel has it now; 0 if there is no port."""
         name = topology.port_name(endpoint_id)
         seen = self._kernel.observe_links([name]).get(name) if self._kernel.has_links([name]) else None
-        return seen.link.mtu if seen else self.mtu(network)
+        return seen.link.mtu if seen else 0
 
     def links(self, network: Network, endpoints: Iterable[Endpoint] = ()) -> list[Link]:
         """All that a network with these local endpoints has in this host's data plane."""
-        mtu, endpoints = self.mtu(network), list(endpoints)
+        mtu, endpoints = self.mtu(network), self.with_mtu(endpoints)
         ports = (topology.endpoint_port(endpoint, mtu) for endpoint in endpoints)
         return [*self._devices(network, topology.device_mtu(mtu, endpoints)), *ports]
 
@@ -150,6 +167,7 @@ class Attachments:
     def detach(self, endpoint_id: str) -> None:
         self.unpin(endpoint_id)
         self._kernel.perform(Remove(topology.port_name(endpoint_id), "endpoint deleted"))
+        self._kept_mtu.pop(endpoint_id, None)
 
     def unpin(self, endpoint_id: str) -> None:
         self._pinned.pop(endpoint_id, None)
@@ -166,6 +184,7 @@ class Attachments:
     def _attach(self, network: Network, endpoint: Endpoint) -> str:
         if network.encrypted:
             self._require_encryption()
+        [endpoint] = self.with_mtu([endpoint])
         port = topology.endpoint_port(endpoint, self.mtu(network))
         for attempt in range(_ATTEMPTS):
             try:
@@ -185,7 +204,7 @@ class Attachments:
         names = device_names(network.vni)
         # That an encrypted network's device is there says nothing: its socket may be where a plain one's is.
         if network.encrypted or not self._kernel.has_links(names):
-            others = self._cluster.local_endpoints(network.vni, self._me.id)
+            others = self.with_mtu(self._cluster.local_endpoints(network.vni, self._me.id))
             mtu = topology.device_mtu(self.mtu(network), [endpoint, *others])
             for step in plan_links(self._devices(network, mtu), self._kernel.observe_links(names)):
                 self._kernel.perform(step)

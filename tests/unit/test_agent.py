@@ -289,6 +289,24 @@ def test_an_endpoint_keeps_its_mtu_and_the_tunnel_has_room_for_it(
     eventually(lambda: one.kernel.links[f"vx{network.vni}"].mtu == 1450)
 
 
+def test_an_endpoint_of_an_older_weft_keeps_its_ports_mtu(running: Hosts, caplog: pytest.LogCaptureFixture) -> None:
+    """Its record tells none; a bridge that took less would drop its large packets without a word."""
+    one = running(1, mtu=9000)
+    network = one.create_network("n1", CIDR)
+    old = one.run("n1", "a" * 64, CIDR)
+    narrow = Host("f" * 32, "h9", "192.168.78.9", mtu=1500)
+    older = replace(old, mtu=0)
+    one.store.transact([], [Put(older.key, older.encode()), Put(narrow.key, narrow.encode())])
+    eventually(lambda: "these containers keep another: endpoint aaaaaaaaaaaa (8950)" in caplog.text)
+    one.kernel._remove(f"br{network.vni}")
+    assert one.run("n1", "b" * 64, CIDR).mtu == 1450
+    port = one.kernel.links[f"wp{'a' * 12}"]
+    one.kernel.links[port.name] = replace(port, mtu=1450)
+    one.agent.refresh()
+    kept = {f"br{network.vni}": 8950, f"vx{network.vni}": 8950, f"wp{'a' * 12}": 8950, f"wp{'b' * 12}": 1450}
+    eventually(lambda: {name: link.mtu for name, link in one.kernel.links.items()} == kept)
+
+
 def test_a_dear_look_at_the_mtu_is_not_repeated_at_once(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Routes to a thousand hosts are looked up one by one."""
     one, now = host(1), [100.0]
