@@ -197,10 +197,12 @@ def of_daemon(
             "registered": presence.problem,
             "refused": refused(),
             "encryption": encryption.problem,
-            "intruders": tuple(kernel.intruders()),
         }
 
-    return [able, drift, orphans, named, self_view]
+    def guarded() -> dict[str, Any]:
+        return {"intruders": tuple(kernel.intruders())}
+
+    return [able, drift, orphans, named, self_view, guarded]
 
 
 def _missing(garbage: Garbage) -> Iterator[str]:
