@@ -270,7 +270,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         metrics.watch(status, health, prober.links)
         names_of_host = {settings.hostname.lower(), platform.node().lower(), *settings.listen_names}
         web = create_web(health, metrics.expose, names_of_host)
-        feed = Feed(parts_of(status, journal, probes.links, doctor.latest))
+        feed = Feed(parts_of(status, journal, probes.links, doctor.latest), doctor.renew)
         agent.listeners.append(lambda _: feed.wake())
         web.register_blueprint(create_page(feed, Streams().respond))
         status.listener = listener = Listener(web, settings.listen)

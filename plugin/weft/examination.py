@@ -3,7 +3,7 @@
 The question is a key of the cluster, so that every agent sees it within milliseconds; question and reports go by
 themselves after a while. Answering, a host looks at itself and pings the others; meanwhile they probe each other, in a
 large cluster just the one who asks. That takes a few seconds and some processes: so no host asks by itself, and whoever
-shows faults all the time takes `latest`.
+shows faults all the time takes `latest` and says `renew`.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ _PROBED = "/probed"
 _MOST_PINGED = 64
 _FRESH_SECONDS = 2.0
 """An examination that is no older serves the next one who asks."""
+_RENEW_SECONDS, _RENEW_HOSTS = 60.0, 100
+"""Without being asked, once in so long; for each so many hosts that much later."""
 
 
 class Checkup(Protocol):
@@ -110,13 +112,15 @@ class Doctor:
             self._last = monotonic(), found
             return found
 
-    def latest(self, age: float = 60.0) -> Examination | None:
-        """The last examination at once, None before the first; one that is older than `age` seconds is renewed
-        meanwhile."""
-        last = self._last
-        if (last is None or monotonic() - last[0] > age) and not self._examining.locked():
+    def latest(self) -> Examination | None:
+        """The last examination; None before the first."""
+        return self._last[1] if self._last else None
+
+    def renew(self) -> None:
+        """Examine meanwhile, unless that was done not long ago: for whoever shows faults all the time."""
+        age = _RENEW_SECONDS * max(1.0, len(self._cluster.hosts) / _RENEW_HOSTS)
+        if (self._last is None or monotonic() - self._last[0] > age) and not self._examining.locked():
             threading.Thread(target=self._renew, name="examination", daemon=True).start()
-        return last[1] if last else None
 
     def _renew(self) -> None:
         try:

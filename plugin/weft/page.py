@@ -81,10 +81,15 @@ def parts_of(
 
 
 class Feed:
-    """The state in parts, each as JSON."""
+    """The state in parts, each as JSON.
 
-    def __init__(self, parts: Parts) -> None:
+    :param watched: called again and again while somebody watches. Whoever just asks for the state gets what is known:
+        it must not make other hosts work.
+    """
+
+    def __init__(self, parts: Parts, watched: Callable[[], None] = lambda: None) -> None:
         self._parts = parts
+        self._watched = watched
         self._changed = threading.Condition()
         self._changes = 0
         self._making = threading.Lock()
@@ -109,6 +114,7 @@ class Feed:
         """Server-sent events without an end."""
         sent: dict[str, str] = {}
         while True:
+            self._watched()
             seen = self._changes
             now = self.state()
             changed = {name: text for name, text in now.items() if sent.get(name) != text}

@@ -183,7 +183,11 @@ class Listener:
 
     def start(self) -> None:
         if not ip_address(self._place.address).is_loopback:
-            log.warning("%s: whoever reaches this address can read health and metrics, without a password", self._place)
+            log.warning(
+                "%s: whoever reaches this address can read, without a password, health, metrics, and the page with all "
+                "hosts, networks, containers, faults and events of the cluster",
+                self._place,
+            )
         logging.getLogger("waitress").setLevel(logging.ERROR)  # its warnings are what clients do, one line for each
         self._thread.start()
 
@@ -199,7 +203,7 @@ class Listener:
             try:
                 with _bind(self._place) as bound:
                     self._server = _Server(self._app, bound)
-                    log.info("health and metrics are at http://%s", self._place)
+                    log.info("health, metrics and the page are at http://%s", self._place)
                     self.problem = ""
                     if not self._stopping.is_set():
                         self._server.run()

@@ -188,7 +188,7 @@ def test_a_port_that_is_taken_is_said_and_had_when_it_is_free(tmp_path: Path) ->
             warnings = [one for one in found if one["evidence"] == problem]
             assert [(one["check"], one["severity"]) for one in warnings] == [("host", "warning")]
             other.kill()
-        assert "can read health and metrics, without a password" in plugin.log.read_text()
+        assert "can read, without a password, health, metrics, and the page" in plugin.log.read_text()
         wait_until(Web(plugin, place).listens, "the listener", 20)
 
 

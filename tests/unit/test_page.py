@@ -28,7 +28,11 @@ class World:
     def __init__(self) -> None:
         self.parts: dict[str, Any] = sample.healthy()
         self.made = 0
-        self.feed = Feed({name: self._maker(name) for name in self.parts})
+        self.watched = 0
+        self.feed = Feed({name: self._maker(name) for name in self.parts}, self._watch)
+
+    def _watch(self) -> None:
+        self.watched += 1
 
     def _maker(self, name: str) -> Any:
         def make() -> Any:
@@ -95,6 +99,13 @@ def test_all_viewers_share_what_is_made_once_and_nothing_is_made_for_none(
 def test_the_state_is_what_the_stream_tells(world: World, client: FlaskClient) -> None:
     assert client.get("/state").json == world.parts
     assert read(client.get("/stream").text) == ("state", world.parts)
+
+
+def test_only_who_watches_makes_others_work(world: World, client: FlaskClient) -> None:
+    client.get("/state")
+    assert world.watched == 0
+    client.get("/stream")
+    assert world.watched == 1
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -241,6 +241,16 @@ def test_a_place_that_is_taken_is_said_and_had_later(
     late.stop()
 
 
+def test_an_address_that_others_reach_is_warned_of(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    listener = Listener(create_web(site.health, bytes, ()), Place("192.0.2.1", 0))
+    listener.start()
+    listener.stop()
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    for shown in ("without a password", "health", "metrics", "page", "hosts", "containers", "events"):
+        assert shown in warnings[0]
+
+
 def test_stopping_ends_streams_and_threads(site: Site) -> None:
     with site.open(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
         assert client.recv(15) == b"HTTP/1.1 200 OK"
