@@ -182,7 +182,7 @@ def _agree(three: Three) -> None:
 
 
 def _nothing_is_left(three: Three) -> None:
-    lasting = ("schema", "engines/", "topology/hosts/", "topology/alive/")
+    lasting = ("schema", "engines/", "topology/hosts/", "topology/alive/", "probes/results/")
     eventually(lambda: all(key.startswith(lasting) for key in three.keys("")), "the store is empty", timeout=20)
     for host in three.lab.hosts:
         eventually(lambda h=host: three.links(h) == [], f"{host.name}'s data plane is empty", timeout=40)  # type: ignore[misc]

@@ -64,7 +64,7 @@ def is_gone(cluster: Cluster, name: str = "app") -> bool:
 
 
 def nothing_is_left(cluster: Cluster) -> bool:
-    lasting = ("schema", "engines/", "topology/hosts/", "topology/alive/")
+    lasting = ("schema", "engines/", "topology/hosts/", "topology/alive/", "probes/results/")
     return all(key.startswith(lasting) for key in cluster.keys(""))
 
 
