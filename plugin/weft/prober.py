@@ -158,9 +158,7 @@ class Prober:
     def links(self) -> list[ProbeLink]:
         """What this host knows of the ways to and from others."""
         with self._changed:
-            gone = [key for key in self._done if key[0] not in self._cluster.hosts]
-            for key in gone:
-                del self._done[key]
+            self._forget()
             found = [link for one in self._done.values() for link in one.links()]
             unanswered = [one for one in self._done.values() if not one.answered]
             for one in unanswered:
@@ -172,6 +170,13 @@ class Prober:
     def suspects(self) -> set[str]:
         """Hosts with which something was wrong when they were last probed."""
         return {link.receiver if link.sender == self._me.id else link.sender for link in self.links() if link.faulty}
+
+    def _forget(self) -> None:
+        """What concerns hosts that are gone."""
+        hosts = self._cluster.hosts
+        self._done = {key: one for key, one in self._done.items() if key[0] in hosts}
+        self._heard = {key: one for key, one in self._heard.items() if key[0] in hosts}
+        self._answering = {host: one for host, one in self._answering.items() if host in hosts}
 
     # Asking
 
@@ -257,7 +262,7 @@ class Prober:
 
     def _host(self, mac: bytes) -> str | None:
         """The other host that has a MAC."""
-        if mac not in self._macs and len(self._macs) != len(self._cluster.hosts):
+        if mac not in self._macs and set(self._macs.values()) != set(self._cluster.hosts):
             self._macs = {self._mac(host): host for host in list(self._cluster.hosts)}
         host = self._macs.get(mac)
         return host if host in self._cluster.hosts and host != self._me.id else None
@@ -281,9 +286,10 @@ class Prober:
             first = not heard.knows(probe.nonce)
             counts = heard.take(probe, arrival.intact, time())
             last = self._done.get((host, kind))
+            allowance = self._answering.setdefault(host, Allowance(_ANSWER_RATE, _ANSWER_BURST))
         if first and last and not last.answered:
             self.on_heard(host)
-        if not self._answering.setdefault(host, Allowance(_ANSWER_RATE, _ANSWER_BURST)).take():
+        if not allowance.take():
             return
         large = probe.purpose in (Purpose.FULL, Purpose.LADDER)
         if large or not arrival.intact:

@@ -95,9 +95,9 @@ class Machine:
         self.cluster = Cluster()
         self.refresh()
         self.socket = wire.sockets[mac(host)] = FakeSocket(wire)
-        prober = Prober(self.cluster, LocalHost(host), size=lambda kind: SIZE, open_socket=lambda device: self.socket)
         self.me = LocalHost(host)
-        self.probes = Probes(store, self.cluster, self.me, prober, interval=interval)
+        self.prober = Prober(self.cluster, self.me, size=lambda kind: SIZE, open_socket=lambda device: self.socket)
+        self.probes = Probes(store, self.cluster, self.me, self.prober, interval=interval)
         self.probes.start()
 
     def refresh(self) -> None:
@@ -221,6 +221,21 @@ def test_a_host_that_is_gone_is_in_no_record(machines: MakeMachines, store: Sqli
         machine.refresh()
     assert wait_for(lambda: not any(two.host.id in entry.value for entry in store.list(RESULTS).entries))
     assert one.link(one, two) is None
+
+
+def test_a_host_in_the_place_of_another_is_answered_and_the_other_forgotten(
+    machines: MakeMachines, store: SqliteStore, wire: Wire
+) -> None:
+    one, _, three = machines(3)
+    three.probes.probe()
+    new = Host(f"{4:032x}", "h4", "192.0.2.4", probes=True)
+    store.transact([], [Delete(three.host.key), Put(new.key, new.encode())])
+    one.refresh()
+    one.socket.put(forged(mac(new), one.host))
+    assert wait_for(lambda: any(frame[:6] == mac(new) for frame in wire.sent))
+    one.probes.links()
+    assert one.prober._heard.keys() == {(new.id, "plain")}
+    assert one.prober._answering.keys() == {new.id}
 
 
 def test_a_host_that_knows_no_probes_is_unknown(machines: MakeMachines, store: SqliteStore, wire: Wire) -> None:
