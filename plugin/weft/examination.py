@@ -45,8 +45,6 @@ _MESH = 16
 """So many hosts measure all ways between them; of more, only those of the one who asks are measured now."""
 _PROBED = "/probed"
 _MOST_PINGED = 64
-_FRESH_SECONDS = 2.0
-"""An examination that is no older serves the next one who asks."""
 _RENEW_SECONDS, _RENEW_HOSTS = 60.0, 100
 """Without being asked, once in so long; for each so many hosts that much later."""
 
@@ -104,12 +102,14 @@ class Doctor:
             self._wake.set()
 
     def examine(self) -> Examination:
-        """Ask all hosts, and judge. Takes some seconds; who comes meanwhile shares the result."""
+        """Ask all hosts, and judge. Takes some seconds; all who come meanwhile share the next one."""
+        came = monotonic()
         with self._examining:
-            if self._last and monotonic() - self._last[0] < _FRESH_SECONDS:
+            if self._last and self._last[0] > came:
                 return self._last[1]
+            began = monotonic()
             found = self._examine()
-            self._last = monotonic(), found
+            self._last = began, found
             return found
 
     def latest(self) -> Examination | None:

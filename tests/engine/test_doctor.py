@@ -213,7 +213,7 @@ def test_a_host_that_is_off_and_one_of_another_time_version_and_address(clinic: 
     h3.start_weft({"PYTHONPATH": f"{PROJECT}/lab/clock:{PROJECT}/plugin"})
     try:
         found = clinic.finds({("host", "error", ("h2",)), ("clock", "warning", ("h1", "h3"))}, "h2 is off, or cut off")
-        assert "differ by 3600 s" in found.of("clock", "h1", "h3")["cause"]
+        assert re.search(r"differ by 3[56]\d\d s", found.of("clock", "h1", "h3")["cause"])  # as long as asking took
         h2.restore_link()
         h3.stop_weft()
         h3.clock_offset = 0
@@ -224,7 +224,7 @@ def test_a_host_that_is_off_and_one_of_another_time_version_and_address(clinic: 
     finally:
         h3.clock_offset = 0
         h3.restart_weft()
-        h3.run("ip", "addr", "del", "10.99.0.3/32", "dev", "lo")
+        h3.run("ip", "addr", "del", "10.99.0.3/32", "dev", "lo", check=False)
 
 
 def test_without_the_daemon(clinic: Clinic) -> None:
