@@ -131,8 +131,7 @@ def of_host(facts: Facts) -> Iterator[Finding]:
     yield from _store(facts)
     if facts.listener:
         cause = "nobody can read the host's health, metrics and page"
-        command = "ss -ltnp shows who has the port; or set another WEFT_LISTEN"
-        yield _one(facts, "host", cause, facts.listener, command, "warning")
+        yield _one(facts, "host", cause, facts.listener, "ss -ltnp", "warning")
     if facts.engine:
         cause = "the Docker Engine does not answer weft"
         yield _one(facts, "docker", cause, facts.engine, "systemctl status docker")
@@ -142,7 +141,7 @@ def of_host(facts: Facts) -> Iterator[Finding]:
         count = len(facts.drift)
         more = f" and {count - 1} more" if count > 1 else ""
         cause = "the kernel is otherwise than the store says, and weft does not mend it"
-        yield _one(facts, "drift", cause, f"left to do: {facts.drift[0]}{more}", "weft plan; weft's log says why")
+        yield _one(facts, "drift", cause, f"left to do: {facts.drift[0]}{more}", "weft plan")
     if facts.orphans and not (facts.engine or facts.store.problem):
         count = len(facts.orphans)
         cause = f"the store has what Docker has not: {count} object{'s' if count > 1 else ''}"
@@ -150,7 +149,7 @@ def of_host(facts: Facts) -> Iterator[Finding]:
 
     for conflict in facts.conflicts:
         cause = "a network of the host's Docker does not agree with the cluster"
-        yield _one(facts, "docker", cause, conflict, "weft's log and docker network inspect show both", "warning")
+        yield _one(facts, "docker", cause, conflict, "docker network ls", "warning")
 
 
 def _one(
@@ -168,11 +167,11 @@ def _ports(facts: Facts) -> Iterator[Finding]:
         what, setting = ("VXLAN", "WEFT_PORT") if port == facts.port else ("WireGuard", "WEFT_WG_PORT")
         cause = f"UDP port {port}, which {what} needs, is used by {user}"
         other = "on all hosts" if port == facts.port else "here"
-        command = f"stop {user}, or set another {setting} {other}"
-        yield _one(facts, "udp-port", cause, f"ss -lunp shows {user} at port {port}", command)
+        evidence = f"ss -lunp shows {user} at port {port}: stop it, or set another {setting} {other}"
+        yield _one(facts, "udp-port", cause, evidence)
     if facts.refused and not facts.users:
         cause = "a UDP port that weft needs is used by another program"
-        yield _one(facts, "udp-port", cause, facts.refused, "ss -lunp shows it: stop it, or set another WEFT_PORT")
+        yield _one(facts, "udp-port", cause, f"{facts.refused}; stop it, or set another port", "ss -lunp")
 
 
 def _kernel(facts: Facts) -> Iterator[Finding]:
@@ -195,14 +194,14 @@ def _kernel(facts: Facts) -> Iterator[Finding]:
 def _vtep(facts: Facts) -> Iterator[Finding]:
     if "underlay address" in facts.registered:
         cause = f"another host has the VTEP address {facts.underlay}, too"
-        command = "set another WEFT_UNDERLAY here, or weft host forget the other one if it is gone"
-        yield _one(facts, "vtep", cause, facts.registered, command)
+        advice = "set another WEFT_UNDERLAY here, or forget the other host if it is gone"
+        yield _one(facts, "vtep", cause, f"{facts.registered}; {advice}", "weft host ls")
     elif facts.registered and not facts.store.problem:
         yield _one(facts, "host", "the host is not registered in the cluster", facts.registered)
     if facts.underlay and not facts.device:
         cause = f"the VTEP address {facts.underlay} that is published is on none of the host's interfaces"
-        command = "set WEFT_UNDERLAY to one of them: ip -br address"
-        yield _one(facts, "vtep", cause, f"no interface has {facts.underlay}", command)
+        evidence = f"no interface has {facts.underlay}; set WEFT_UNDERLAY to one that the host has"
+        yield _one(facts, "vtep", cause, evidence, "ip -br address")
 
 
 def _names(facts: Facts) -> Iterator[Finding]:
@@ -250,8 +249,8 @@ def _store(facts: Facts) -> Iterator[Finding]:
     elif store.history:
         cause = "etcd is not compacted, and will run out of space"
         evidence = f"it keeps more than the last {store.history} revisions"
-        command = "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=1h"
-        yield _one(facts, "store", cause, evidence, command, "warning")
+        advice = "start etcd with --auto-compaction-mode=periodic --auto-compaction-retention=1h"
+        yield _one(facts, "store", cause, f"{evidence}; {advice}", severity="warning")
 
 
 def _encryption(facts: Facts) -> Iterator[Finding]:
@@ -317,16 +316,16 @@ def _hosts(view: View, absent: Set[str]) -> Iterator[Finding]:
         if host in view.alive:
             cause = f"weft on {name} is alive but did not answer what it was asked"
             evidence = f"it gives signs of life in the store; its version is {record.version or 'unknown'}"
-            yield Finding("host", "warning", (name,), cause, evidence, f"on {name}: weft doctor")
+            yield Finding("host", "warning", (name,), cause, evidence, "weft doctor")
         elif passing or reached:
             cause = f"{name} is up, but weft there does not run or does not reach the store"
             evidence = f"no sign of life in the store, while {record.underlay} answers"
-            yield Finding("host", "error", (name,), cause, evidence, f"on {name}: systemctl start weft; weft doctor")
+            yield Finding("host", "error", (name,), cause, evidence, "systemctl start weft; weft doctor")
         else:
             cause = f"{name} is off, or cut off from all other hosts"
             pinged = f", and {record.underlay} answers no ping of {', '.join(asked)}" if asked else ""
-            command = f"bring it back; if it is gone for good: weft host forget {name}"
-            yield Finding("host", "error", (name,), cause, f"no sign of life in the store{pinged}", command)
+            advice = f"bring it back, or if it is gone for good, weft host forget {name}"
+            yield Finding("host", "error", (name,), cause, f"no sign of life in the store{pinged}; {advice}")
 
 
 def _of(view: View, host: str) -> Iterator[ProbeLink]:
@@ -342,8 +341,8 @@ def _doubles(view: View) -> Iterator[Finding]:
             names = tuple(sorted(map(view.name, hosts)))
             cause = f"{' and '.join(names)} publish one VTEP address, {address}"
             evidence = f"the store has {address} in {len(hosts)} hosts' records"
-            command = "set WEFT_UNDERLAY on one of them, or weft host forget the one that is gone"
-            yield Finding("vtep", "error", names, cause, evidence, command)
+            advice = "set WEFT_UNDERLAY on one of them, or forget the one that is gone"
+            yield Finding("vtep", "error", names, cause, f"{evidence}; {advice}", "weft host ls")
 
 
 def _clocks(view: View) -> Iterator[Finding]:
@@ -365,7 +364,7 @@ def _clocks(view: View) -> Iterator[Finding]:
         name, offset = view.name(host), offsets[host] - true
         cause = f"the clock of {name} is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the others"
         evidence = f"asked for its time, it told one that differs from that of {len(offsets) - 1} other hosts"
-        yield Finding("clock", "warning", (name,), cause, evidence, f"on {name}: {command}")
+        yield Finding("clock", "warning", (name,), cause, evidence, command)
 
 
 def _versions(view: View) -> Iterator[Finding]:
@@ -376,7 +375,7 @@ def _versions(view: View) -> Iterator[Finding]:
         names = tuple(map(view.name, old))
         cause = f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} an older weft than the other hosts"
         evidence = ", ".join(f"{view.name(host)}: {versions[host]}" for host in old) + f"; newest: {newest}"
-        yield Finding("version", "warning", names, cause, evidence, f"upgrade weft there to {newest}")
+        yield Finding("version", "warning", names, cause, evidence)
 
 
 def _version(text: str) -> list[tuple[bool, int, str]]:
@@ -388,8 +387,8 @@ def _pools(view: View) -> Iterator[Finding]:
         if pool.used >= FULL * pool.size:
             cause = f"pool {pool.cidr} of network {pool.network} is nearly full"
             evidence = f"{pool.used} of {pool.size} addresses are held"
-            command = "weft gc; else move containers to a network with a larger --subnet"
-            yield Finding("pools", "warning", (), cause, evidence, command)
+            advice = "if that frees none, move containers to a network with a larger --subnet"
+            yield Finding("pools", "warning", (), cause, f"{evidence}; {advice}", "weft gc")
 
 
 class _Blocked:
@@ -418,7 +417,7 @@ class _Blocked:
             what = f"a packet filter of {name} drops UDP port {port}, {'which it sends' if outgoing else 'incoming'}"
             evidence = f"{drop.where}: {drop.rule}" + ("; probes are lost" if seen else "")
             severity: Severity = "error" if drop.sure or seen else "warning"
-            yield Finding("udp-port", severity, (name,), what, evidence, f"on {name}: {drop.repair}")
+            yield Finding("udp-port", severity, (name,), what, evidence, drop.repair)
 
     def _refuted(self, host: str, drop: PortDrop) -> bool:
         """Some probe has passed where the rule is said to drop all."""
@@ -475,10 +474,8 @@ class _Links:
                 a, b, port = self._view.name(sender), self._view.name(receiver), self._view.port
                 cause = f"UDP port {port} is dropped on the way from {a} to {b}, in this direction only"
                 evidence = f"probes from {a} to {b} are lost, those from {b} to {a} arrive"
-                command = (
-                    f"open UDP port {port} from {self._at(sender)} to {self._at(receiver)} in what is between them"
-                )
-                yield Finding("path", "error", (a, b), cause, evidence, command)
+                advice = f"open it from {self._at(sender)} to {self._at(receiver)} in what is between them"
+                yield Finding("path", "error", (a, b), cause, f"{evidence}; {advice}")
 
     def _passes_back(self, pair: tuple[str, ...], lost: Set[tuple[str, str]]) -> bool:
         """Whether one of the two directions is known to work."""
@@ -492,8 +489,8 @@ class _Links:
             others = sorted(self._view.name(h) for pair in pairs & unreached if host in pair for h in pair if h != host)
             cause = f"{name} is cut off: the underlay does not carry packets between it and the other hosts"
             evidence = f"neither probes nor pings pass between {self._at(host)} and {', '.join(others)}"
-            command = f"on {name}: ip route get to the others, then cable, VLAN and firewalls up to it"
-            yield Finding("path", "error", (name,), cause, evidence, command)
+            advice = "look at its routes, cable, VLAN and the firewalls up to it"
+            yield Finding("path", "error", (name,), cause, f"{evidence}; {advice}", "ip route")
             pairs = {pair for pair in pairs if host not in pair}
         for pair in sorted(pairs, key=self._named):
             yield self._pair(pair, self._reached(pair))
@@ -505,13 +502,14 @@ class _Links:
         if reached is False:
             cause = f"{a} and {b} do not reach each other: the underlay does not carry packets between them"
             evidence = f"neither probes nor pings pass between {' and '.join(map(self._at, pair))}"
-            command = f"on {a}: ip route get {self._at(pair[1])}; then look at what is between them"
+            advice = f"look at the routes, here from {a}, and at what is between them"
+            command = f"ip route get {self._at(pair[1])}"
         else:
             cause = f"UDP port {port} is dropped on the way between {a} and {b}"
             pings = "pings pass" if reached else "whether pings pass is not known"
             evidence = f"no probe is answered, while {pings}, and neither host's packet filter drops them"
-            command = f"open UDP port {port} between {' and '.join(map(self._at, pair))} (firewalls, security groups)"
-        return Finding("path", "error", (a, b), cause, evidence, command)
+            advice, command = self._open(pair), ""
+        return Finding("path", "error", (a, b), cause, f"{evidence}; {advice}", command)
 
     def _common(self, pairs: Set[tuple[str, ...]]) -> list[str]:
         """Hosts that are in several of these pairs, and lost all they have."""
@@ -533,8 +531,8 @@ class _Links:
         report, name = self._view.reports[host], self._view.name(host)
         cause = f"{name} publishes {report.underlay} as its VTEP address, at which others do not reach it"
         evidence = f"its routes to the other hosts begin at {report.towards}"
-        command = f"on {name}: set WEFT_UNDERLAY={report.towards} and restart weft"
-        return Finding("vtep", "error", (name,), cause, evidence, command)
+        advice = f"set WEFT_UNDERLAY={report.towards} there and restart weft"
+        return Finding("vtep", "error", (name,), cause, f"{evidence}; {advice}")
 
     def _reached(self, pair: Sequence[str]) -> bool | None:
         """Whether one of the two answers the other's pings; None if nobody could ask."""
@@ -566,14 +564,13 @@ class _Links:
         if finding := self._unlike(hosts, way, outer, evidence):
             return finding
         cause = f"the path between {between} carries smaller packets than the networks send"
-        command = "raise the MTU of what is between them"
+        advice = "raise the MTU of what is between them"
+        command = ""
         if outer:
             report = self._view.reports.get(way[0])
-            device = report.device if report else "DEVICE"
-            command += (
-                f", or on all hosts: ip link set {device} mtu {outer} (weft follows), or networks with -o mtu={fits}"
-            )
-        return Finding("mtu", "error", names, cause, evidence, command)
+            command = f"ip link set {report.device if report else 'DEVICE'} mtu {outer}"
+            advice += f", or lower that of all hosts (weft follows), or make networks with -o mtu={fits}"
+        return Finding("mtu", "error", names, cause, f"{evidence}; {advice}", command)
 
     def _unlike(self, hosts: tuple[str, ...], way: tuple[str, str], outer: int | None, evidence: str) -> Finding | None:
         """If the two interfaces themselves have different MTUs, and that explains what fits."""
@@ -585,9 +582,9 @@ class _Links:
         if small.mtu == large.mtu or (outer and outer < small.mtu):
             return None
         cause = f"the MTU of {small.name}'s underlay interface is {small.mtu}, that of {large.name}'s {large.mtu}"
-        command = f"on {small.name}: ip link set {small.device} mtu {large.mtu}"
-        command += f", or on {large.name}: ip link set {large.device} mtu {small.mtu}"
-        return Finding("mtu", "error", tuple(map(self._view.name, hosts)), cause, evidence, command)
+        command = f"ip link set {small.device} mtu {large.mtu}"
+        advice = f"raise it on {small.name}, or lower it on {large.name} (weft follows)"
+        return Finding("mtu", "error", tuple(map(self._view.name, hosts)), cause, f"{evidence}; {advice}", command)
 
     def _spoilt(self, links: Mapping[tuple[str, str], ProbeLink]) -> Iterator[Finding]:
         for way, link in sorted(links.items(), key=lambda item: self._named(item[0])):
@@ -598,15 +595,13 @@ class _Links:
                 cause = f"packets from {a} arrive at {b} with a wrong checksum: a network card spoils what it offloads"
                 lost = "those whose checksum the card makes are lost, others pass"
                 evidence = lost if offloaded else f"{link.corrupt} probes arrived with a wrong payload or checksum"
-                command = (
-                    f"on {a}: ethtool -K {device} tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off tx off"
-                )
-                yield Finding("checksum", "error", (a, b), cause, evidence, command)
+                command = f"ethtool -K {device} tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off tx off"
+                yield Finding("checksum", "error", (a, b), cause, f"{evidence}; to be repaired on {a}", command)
             elif _LOSSY < (link.small or 0.0) < _LOST:
                 cause = f"the underlay loses packets from {a} to {b}"
                 evidence = f"{link.small or 0:.0%} of the small probes were lost"
-                command = f"on {b}: ip -s link show; look at the switches between them"
-                yield Finding("path", "warning", (a, b), cause, evidence, command)
+                evidence += f"; {b}'s interface counts errors, if any, and so do the switches between them"
+                yield Finding("path", "warning", (a, b), cause, evidence, "ip -s link show")
 
     def _wireguard(self, lost: Set[tuple[str, str]]) -> Iterator[Finding]:
         """What concerns the encrypted way alone."""
@@ -618,7 +613,7 @@ class _Links:
                 name = self._view.name(host)
                 cause = f"the WireGuard key of {name} is another than the one it has published"
                 evidence = f"its device has {report.tunnel_key}, the store {record.wg_key}"
-                yield Finding("wireguard", "error", (name,), cause, evidence, f"on {name}: weft rotate-key")
+                yield Finding("wireguard", "error", (name,), cause, evidence, "weft rotate-key")
         ill = wrong | {host for host, r in self._view.reports.items() if _has(r, "wireguard", "guard")}
         done = set()
         for way, record_of_peer in self._silent_peers():
@@ -652,13 +647,15 @@ class _Links:
         if peering is None:
             cause = f"{a} does not have {b}'s published WireGuard key among its peers"
             evidence = f"{record.wg_key} is no peer of weft-wg on {a}"
-            return Finding("wireguard", "error", (a, b), cause, evidence, f"on {a}: weft plan; weft's log says why")
+            return Finding("wireguard", "error", (a, b), cause, evidence, "weft plan")
         age = "there was none" if peering.age is None else f"the last one was {peering.age:.0f} s ago"
         port = record.wg_port
         cause = f"WireGuard gets no answer between {a} and {b}: UDP port {port} is dropped on the way"
         evidence = f"no handshake ({age}), while VXLAN in plain passes"
-        command = f"open UDP port {port} between {' and '.join(map(self._at, way))} (firewalls, security groups)"
-        return Finding("wireguard", "error", tuple(sorted((a, b))), cause, evidence, command)
+        return Finding("wireguard", "error", tuple(sorted((a, b))), cause, f"{evidence}; {self._open(way)}")
+
+    def _open(self, way: Iterable[str]) -> str:
+        return f"open it between {' and '.join(map(self._at, way))} (firewalls, security groups)"
 
     def _at(self, host: str) -> str:
         return self._view.hosts[host].underlay if host in self._view.hosts else "?"

@@ -16,7 +16,8 @@ class Finding:
     :param severity: `error` if traffic, names or new containers suffer now; `warning` if they will, or may.
     :param hosts: names of the hosts that are concerned. If the fault lies between two: who sends, then who receives.
     :param evidence: what was seen that shows the cause.
-    :param command: what to type to repair it; "" if no command can.
+    :param command: what to type, on the host concerned, to repair it or to see more; "" if no command can. Advice in
+        words is part of the evidence.
     """
 
     check: str

@@ -161,7 +161,7 @@ def test_faults_inside_of_hosts(clinic: Clinic) -> None:
         assert found.of("names", "h3")["command"].startswith("iptables -I INPUT -i docker_gwbridge")
         assert "weft setup dns" in found.of("names", "h1")["command"]
         assert clinic.etcd.members[2].address in found.of("store", "h1", "h2", "h3")["evidence"]
-        assert found.of("pools")["evidence"] == "5 of 5 addresses are held"
+        assert found.of("pools")["evidence"].startswith("5 of 5 addresses are held")
     finally:
         h2.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
         for number in free:
@@ -177,7 +177,7 @@ def test_filters_of_hosts_and_on_the_way(clinic: Clinic) -> None:
         found = clinic.finds(
             {("udp-port", "error", ("h1",)), ("path", "error", ("h2", "h3"))}, "from h2 to h3, in this direction only"
         )
-    assert found.of("udp-port", "h1")["command"] == f"on h1: nft insert rule inet doctor in udp dport {VXLAN} accept"
+    assert found.of("udp-port", "h1")["command"] == f"nft insert rule inet doctor in udp dport {VXLAN} accept"
 
     clinic.lab.mend()
     h2.cut_from(h3)
@@ -198,8 +198,8 @@ def test_filters_of_hosts_and_on_the_way(clinic: Clinic) -> None:
     finally:
         h3.narrow_path(1500)
     assert found.of("path", "h1", "h2")["cause"].endswith("dropped on the way between h1 and h2")
-    # A bridge grants a VLAN tag's four bytes more.
-    assert re.search(r"; 140[04] bytes fit", found.of("mtu", "h3")["evidence"])
+    # A bridge grants a VLAN tag's four bytes more, and on a busy machine a probe may be missed.
+    assert re.search(r"; 140[0-4] bytes fit", found.of("mtu", "h3")["evidence"])
 
 
 def test_a_host_that_is_off_and_one_of_another_time_version_and_address(clinic: Clinic) -> None:
@@ -220,7 +220,7 @@ def test_a_host_that_is_off_and_one_of_another_time_version_and_address(clinic: 
         h3.run("ip", "addr", "add", "10.99.0.3/32", "dev", "lo")
         h3.start_weft({"PYTHONPATH": f"{old}:{PROJECT}/plugin", "WEFT_UNDERLAY": "10.99.0.3"})
         found = clinic.finds({("version", "warning", ("h3",)), ("vtep", "error", ("h3",))})
-        assert f"WEFT_UNDERLAY={h3.address}" in found.of("vtep", "h3")["command"]
+        assert f"WEFT_UNDERLAY={h3.address}" in found.of("vtep", "h3")["evidence"]
     finally:
         h3.clock_offset = 0
         h3.restart_weft()

@@ -116,7 +116,8 @@ def test_a_host_that_is_off_is_named_and_not_what_it_loses() -> None:
     assert (one.check, one.hosts) == ("host", ("h2",))
     assert one.cause == "h2 is off, or cut off from all other hosts"
     assert "answers no ping of h1, h3" in one.evidence
-    assert "weft host forget h2" in one.command
+    assert one.evidence.endswith("weft host forget h2")
+    assert one.command == ""
 
 
 def test_a_host_without_weft_still_answers_pings() -> None:
@@ -141,7 +142,7 @@ def test_a_packet_filter_is_the_root_of_what_is_lost(outgoing: bool) -> None:
     one = only(view(filtered, measured=links(lost(*ways))))
     assert (one.check, one.severity, one.hosts) == ("udp-port", "error", ("h2",))
     assert one.evidence == "nft table inet f, chain input: udp dport 4789 drop; probes are lost"
-    assert one.command == f"on h2: {DROP.repair}"
+    assert one.command == DROP.repair
 
 
 def test_probes_refute_a_rule_that_was_misread() -> None:
@@ -193,7 +194,7 @@ def test_a_wrong_vtep_address_that_is_published() -> None:
     for ways in ([way for way in WAYS if H2 in way], [way for way in WAYS if way[1] == H2]):
         one = only(view(*reports, measured=links(lost(*ways)), hosts={**HOSTS, H2: wrong}))
         assert (one.check, one.hosts) == ("vtep", ("h2",))
-        assert one.command == "on h2: set WEFT_UNDERLAY=192.168.78.2 and restart weft"
+        assert one.evidence.endswith("set WEFT_UNDERLAY=192.168.78.2 there and restart weft")
 
 
 def test_two_hosts_with_one_vtep_address() -> None:
@@ -209,21 +210,21 @@ def narrow(*ways: tuple[str, str], mtu: int = 1350) -> list[ProbeLink]:
 def test_a_path_that_is_too_narrow_says_what_fits() -> None:
     one = only(view(measured=links(narrow((H1, H2), (H2, H1)))))
     assert (one.check, one.hosts) == ("mtu", ("h1", "h2"))
-    assert one.evidence == "packets of 1500 bytes are lost and small ones pass; 1400 bytes fit"
-    assert "ip link set eth0 mtu 1400" in one.command
-    assert "-o mtu=1350" in one.command
+    assert one.evidence.startswith("packets of 1500 bytes are lost and small ones pass; 1400 bytes fit; raise")
+    assert one.command == "ip link set eth0 mtu 1400"
+    assert "-o mtu=1350" in one.evidence
 
 
 def test_an_interface_with_another_mtu() -> None:
     one = only(view(report(H2, mtu=1400), measured=links(narrow((H1, H2)))))
     assert one.cause == "the MTU of h2's underlay interface is 1400, that of h1's 1500"
-    assert "on h2: ip link set eth0 mtu 1500" in one.command
+    assert one.command == "ip link set eth0 mtu 1500"
 
 
 def test_a_card_that_spoils_checksums() -> None:
     one = only(view(measured=links([link((H1, H2), offloaded=1.0)])))
     assert (one.check, one.hosts) == ("checksum", ("h1", "h2"))
-    assert one.command.startswith("on h1: ethtool -K eth0 tx-udp_tnl")
+    assert one.command.startswith("ethtool -K eth0 tx-udp_tnl")
     assert only(view(measured=links([link((H1, H2), corrupt=4)]))).check == "checksum"
 
 
@@ -241,7 +242,8 @@ def test_silence_one_way_and_an_attested_way_back() -> None:
 
 def test_some_loss_is_a_warning() -> None:
     one = only(view(measured=links([link((H1, H2), small=0.2)])))
-    assert (one.check, one.severity, one.evidence) == ("path", "warning", "20% of the small probes were lost")
+    assert (one.check, one.severity) == ("path", "warning")
+    assert one.evidence.startswith("20% of the small probes were lost")
 
 
 def test_another_program_explains_what_its_host_loses() -> None:
@@ -261,7 +263,7 @@ def test_wireguard_dropped_on_the_way() -> None:
     one = only(view(report(H1, peerings=silent), measured=measured))
     assert (one.check, one.hosts) == ("wireguard", ("h1", "h2"))
     assert one.cause == "WireGuard gets no answer between h1 and h2: UDP port 51820 is dropped on the way"
-    assert one.evidence == "no handshake (there was none), while VXLAN in plain passes"
+    assert one.evidence.startswith("no handshake (there was none), while VXLAN in plain passes; open it between")
 
 
 def test_wireguard_dropped_by_a_host() -> None:
@@ -316,13 +318,14 @@ def test_a_slow_answer_is_no_skew() -> None:
 def test_an_older_weft() -> None:
     one = only(view(report(H2, version="0.0.9")))
     assert (one.check, one.severity, one.hosts) == ("version", "warning", ("h2",))
-    assert one.command == "upgrade weft there to 0.1.0"
+    assert one.evidence.endswith("newest: 0.1.0")
 
 
 def test_a_pool_that_is_nearly_full() -> None:
     assert examine(view(pools=[PoolUse("10.1.0.0/24", "app", 200, 253)])).findings == ()
     one = only(view(pools=[PoolUse("10.1.0.0/24", "app", 240, 253)]))
-    assert (one.check, one.severity, one.evidence) == ("pools", "warning", "240 of 253 addresses are held")
+    assert (one.check, one.severity, one.command) == ("pools", "warning", "weft gc")
+    assert one.evidence.startswith("240 of 253 addresses are held")
 
 
 # One host's own facts
