@@ -99,6 +99,11 @@ VNI_AUTO_MIN = 4096
 """Chosen VNIs start here, as Docker's overlay does, to leave the low ones to people (moby ovmanager.go)."""
 
 
+_FIRST_FIELDS = frozenset(
+    ("vni", "name", "pools", "mtu", "internal", "creator", "published", "retired", "generation", "encrypted")
+)
+"""Of networks: every weft that there is keeps these when it writes a record again."""
+
 _KINDS = {"str": str, "int": int, "bool": bool, "Mapping": dict, "tuple": tuple}
 """What a field must be, by the beginning of its annotation."""
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
@@ -311,12 +316,18 @@ class Network(_Record):
         return network_key(self.vni)
 
     def encode(self) -> str:
-        """An encrypted network is wrapped, so that a weft which knows nothing of encryption cannot read it.
+        """What an older weft would damage is wrapped, so that it cannot read it.
 
-        It would carry the network in plain; so it leaves the entry out, and refuses to join the network's subnet.
+        One that knows nothing of encryption would carry the network in plain, and one that does not know an option
+        would write the record without it; so it leaves the entry out, and refuses to join the network's subnet.
         """
-        text = super(Network, self).encode()
-        return f'{{"encrypted":{text}}}' if self.encrypted else text
+        values = asdict(self)
+        fields = self.__dataclass_fields__
+        if chosen := {name for name in fields.keys() - _FIRST_FIELDS if values[name] != fields[name].default}:
+            values = {"network": {name: value for name, value in values.items() if name in _FIRST_FIELDS | chosen}}
+        elif self.encrypted:
+            values = {"encrypted": values}
+        return json.dumps(values, separators=(",", ":"))
 
     @property
     def title(self) -> str:
@@ -346,8 +357,12 @@ class Network(_Record):
     @classmethod
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
-        wrapped = values.get("encrypted")
-        values = {**wrapped, "encrypted": True} if isinstance(wrapped, dict) else values
+        if isinstance(encrypted := values.get("encrypted"), dict):
+            values = {**encrypted, "encrypted": True}
+        elif "network" in values:
+            values = dict(values["network"])
+            if unknown := values.keys() - cls.__dataclass_fields__.keys():
+                raise ValueError(f"it has options that this weft does not know: {', '.join(sorted(unknown))}")
         pools = tuple(Pool.of(pool) for pool in values.pop("pools"))
         published = values.pop("published", None)
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -22,6 +23,7 @@ from weft.model import (
     BINDINGS,
     ENDPOINTS,
     HOSTS,
+    INHERIT,
     MEMBERS,
     NAMES,
     NETWORKS,
@@ -31,6 +33,7 @@ from weft.model import (
     Host,
     Network,
     Pool,
+    Published,
     _left_out,
 )
 from weft.store import Entry, Put
@@ -210,3 +213,27 @@ def test_the_driver_names_the_entry_that_it_cannot_read(
                 said += str(error)
                 raise
     assert f"the store's entry {key} cannot be read" in said
+
+
+@pytest.mark.parametrize("option", [{"port": 4790}, {"udp_checksum": False}, {"dscp": INHERIT}, {"ifname": "app"}])
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_a_network_with_an_option_is_unreadable_for_who_would_lose_it(
+    option: dict[str, object], encrypted: bool
+) -> None:
+    """An older weft takes the pools from the top of the record, or from what it knows as an encrypted one."""
+    plain = Network(7, "app", (Pool("10.1.0.0/24", "10.1.0.1", {"db": "10.1.0.9"}),), 0, False, "h1")
+    network = replace(plain, published=Published({"a": "b"}), encrypted=encrypted, **option)  # type: ignore[arg-type]
+    stored = json.loads(network.encode())
+    assert stored.keys() == {"network"}
+    assert Network.read(Entry(network.key, network.encode(), 1)) == network
+    assert "pools" in json.loads(plain.encode())
+
+
+def test_a_network_with_an_option_of_a_newer_weft_is_left_out() -> None:
+    network = Network(7, "app", (Pool("10.1.0.0/24"),), 0, False, "h1", ttl=9)
+    newer = network.encode().replace('"ttl"', '"colour"')
+    with pytest.raises(Unreadable, match="options that this weft does not know: colour"):
+        Network.read(Entry(network.key, newer, 1))
+    for text in ('{"network":{}}', '{"network":[1]}', '{"network":null}'):
+        with pytest.raises(Unreadable):
+            Network.read(Entry(network.key, text, 1))
