@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from time import monotonic
+from time import monotonic, thread_time
 from typing import Any
 
 from flask import Blueprint, Response
@@ -31,7 +31,10 @@ BEAT_SECONDS = 2.0
 """The most between two events of a stream; what nobody announces is looked for as often."""
 _SETTLE_SECONDS = 0.2
 """Several changes at once are one event."""
+_REST = 9
+"""After a part was made, so many times as long as that took: no part takes more than a tenth of a processor."""
 _EVENTS = 50
+_LINKS = 500
 
 Parts = Mapping[str, Callable[[], Any]]
 """What makes each part of the state, for JSON; from memory, since viewers wait for it."""
@@ -74,10 +77,17 @@ def parts_of(
         "status": status.view,
         "hosts": hosts,
         "networks": networks,
-        "links": lambda: [link.to_json() for link in links()],
+        "links": lambda: [link.to_json() for link in _telling(links(), status.me.id)],
         "findings": findings,
         "events": lambda: [asdict(event) for event in journal.after()[-_EVENTS:]],
     }
+
+
+def _telling(links: Sequence[ProbeLink], me: str) -> Sequence[ProbeLink]:
+    """Of too many those that are faulty, then this host's own: a thousand hosts have a million, and none draws them."""
+    if len(links) <= _LINKS:
+        return links
+    return sorted(links, key=lambda link: (not link.faulty, me not in (link.sender, link.receiver)))[:_LINKS]
 
 
 class Feed:
@@ -95,6 +105,7 @@ class Feed:
         self._making = threading.Lock()
         self._made: dict[str, str] = {}
         self._made_at = float("-inf")
+        self._due: dict[str, float] = {}
 
     def wake(self) -> None:
         """Something has changed: viewers shall see it now and not at the next beat."""
@@ -103,12 +114,19 @@ class Feed:
             self._changed.notify_all()
 
     def state(self) -> dict[str, str]:
-        """All parts as they are now, or were a moment ago."""
+        """All parts as they are now, or were a moment ago; one that takes long to make may be older."""
         with self._making:
             if monotonic() - self._made_at > _SETTLE_SECONDS:
-                self._made = {name: json.dumps(make(), separators=(",", ":")) for name, make in self._parts.items()}
+                due = [name for name in self._parts if monotonic() >= self._due.get(name, 0.0)]
+                self._made = {**self._made, **{name: self._make(name) for name in due}}
                 self._made_at = monotonic()
             return self._made
+
+    def _make(self, name: str) -> str:
+        began = thread_time()
+        text = json.dumps(self._parts[name](), separators=(",", ":"))
+        self._due[name] = monotonic() + _REST * (thread_time() - began)
+        return text
 
     def events(self) -> Iterator[str]:
         """Server-sent events without an end."""

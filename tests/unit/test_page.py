@@ -6,7 +6,9 @@ import json
 import re
 import threading
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,9 @@ from flask.testing import FlaskClient
 import weft
 from lab import sample
 from weft import page
-from weft.page import Feed, create_page
+from weft.journal import Journal
+from weft.links import ProbeLink
+from weft.page import Feed, create_page, parts_of
 
 STATIC = Path(weft.__file__).parent / "static"
 FILES = sorted(file.name for file in STATIC.iterdir())
@@ -94,6 +98,40 @@ def test_all_viewers_share_what_is_made_once_and_nothing_is_made_for_none(
     for _ in range(10):
         next(world.feed.events())
     assert world.made == len(world.parts)
+
+
+def test_a_part_that_takes_long_is_made_rarely_and_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "_SETTLE_SECONDS", -1.0)
+    busy = 0.0
+    made = {"links": 0, "hosts": 0}
+
+    def links() -> list[str]:
+        nonlocal busy
+        busy += 3600.0
+        made["links"] += 1
+        return []
+
+    def hosts() -> list[str]:
+        made["hosts"] += 1
+        return []
+
+    monkeypatch.setattr(page, "thread_time", lambda: busy)
+    feed = Feed({"links": links, "hosts": hosts})
+    for _ in range(5):
+        assert feed.state() == {"links": "[]", "hosts": "[]"}
+    assert made == {"links": 1, "hosts": 5}
+
+
+def test_of_too_many_links_those_in_trouble_are_told_and_this_hosts_own() -> None:
+    ids = [f"host-{n}" for n in range(40)]
+    ways = [ProbeLink(a, b, "plain", 1450, 0.0, small=0.0) for a in ids for b in ids if a != b]
+    faulty = [replace(one, small=1.0) for one in ways[-3:]]
+    status: Any = SimpleNamespace(cluster=None, view=None, me=SimpleNamespace(id="host-7"))
+    told = parts_of(status, Journal(), lambda: [*ways[:-3], *faulty], lambda: None)["links"]()
+    assert len(told) == page._LINKS
+    keys = {(one["from"], one["to"]) for one in told}
+    assert keys >= {(one.sender, one.receiver) for one in ways if "host-7" in (one.sender, one.receiver)}
+    assert sum(one["small"] for one in told) == 3
 
 
 def test_the_state_is_what_the_stream_tells(world: World, client: FlaskClient) -> None:
