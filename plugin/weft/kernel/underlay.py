@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from errno import EADDRNOTAVAIL, EEXIST
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
+from itertools import islice
 from socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SOCK_DGRAM, socket
 from typing import Any
 
@@ -31,6 +32,8 @@ _LOOPBACK = 1
 """The index of lo in each namespace."""
 _RT_SCOPE_HOST = 254
 """Nothing takes such an address as its source by itself."""
+_ROUTES_AT_ONCE = 50
+"""So many are looked up while others wait for the connection: making a device shall not wait for a thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,11 @@ class Underlay:
         What the kernel has learned of a path is forgotten after ten minutes, and does not count.
         """
         links: dict[int, int] = {}
-        routes = self._host.call("look up routes", lambda route: [_route_mtu(route, one, links) for one in towards])
-        return min([self._interface_mtu(address), *(mtu for mtu in routes if mtu)])
+        found = [self._interface_mtu(address)]
+        destinations = iter(towards)
+        while some := list(islice(destinations, _ROUTES_AT_ONCE)):
+            found += self._host.call("look up routes", partial(_route_mtus, destinations=some, links=links))
+        return min(mtu for mtu in found if mtu)
 
     def _interface_mtu(self, address: str) -> int:
         """Packets to an address on the loopback take the default route."""
@@ -201,6 +207,10 @@ def _source(route: Any, destination: str) -> IPAddress | None:
     found = route.route("get", dst=destination)[0]
     local = found["type"] != _RTN_UNICAST
     return None if local else ip_address(found.get_attr("RTA_PREFSRC"))
+
+
+def _route_mtus(route: Any, destinations: Iterable[str], links: dict[int, int]) -> list[int]:
+    return [_route_mtu(route, one, links) for one in destinations]
 
 
 def _route_mtu(route: Any, destination: str, links: dict[int, int]) -> int:
