@@ -60,6 +60,8 @@ class Attachments:
         self._pinned: dict[str, Endpoint] = {}
         self._kept_mtu: dict[str, int] = {}
         """By endpoint, of those whose record does not tell it."""
+        self._limiting: tuple[tuple[int, Host] | None, list[Host]] = (None, [])
+        """Hosts that decide the networks' MTU, of this version of the cluster: a look at all of them is dear."""
         self._checked = False
         self._next_look = 0.0
 
@@ -75,11 +77,18 @@ class Attachments:
         return topology.limit(hosts[:1] if here else hosts, encrypted=encrypted, paths=paths)
 
     def _hosts(self) -> list[Host]:
-        """This one, which is measured, and the others that can reach it."""
+        """This one, which is measured, and of those that can reach it the first by name for each MTU."""
         if not self._me.host.mtu:
             self.refresh_mtu()
-        me = self._me.host
-        return [me, *(h for h in list(self._cluster.hosts.values()) if h.id != me.id and h.family == me.family)]
+        seen = self._cluster.version, self._me.host  # in this order: hosts that come meanwhile are of a later version
+        known, hosts = self._limiting
+        if seen != known:
+            me = seen[1]
+            others = [h for h in list(self._cluster.hosts.values()) if h.id != me.id and h.family == me.family]
+            others.sort(key=lambda host: host.name, reverse=True)
+            hosts = [me, *{(host.mtu, host.path_mtu): host for host in others}.values()]
+            self._limiting = seen, hosts
+        return hosts
 
     def refresh_mtu(self) -> bool:
         """Look again at what the underlay carries, unless that was dear a moment ago; True if it has changed."""

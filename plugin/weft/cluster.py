@@ -102,13 +102,13 @@ class Cluster:
             QUESTIONS: self._question,
         }
         for key, value in events:
-            self.version += 1
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             try:
                 if follow:
                     follow(key, value, touched)
             except (StoreError, ValueError) as error:
                 log.error("the store's entry %s is left out: %s", key, error)
+            self.version += 1  # not before: who looks meanwhile would take the old for the new
         return touched
 
     def title(self, endpoint: Endpoint) -> str:

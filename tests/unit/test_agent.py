@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.unit.conftest import FakeHost
+from weft.cluster import Touched
 from weft.dataplane import (
     FLOOD_MAC,
     Bridge,
@@ -29,7 +31,7 @@ from weft.errors import InvalidRequest, KernelError, StoreError
 from weft.keys import PrivateKey
 from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI, Endpoint, Host, Network, Pool, endpoint_key
 from weft.options import parse_options
-from weft.store import Delete, DeleteAll, Put, Watch
+from weft.store import Delete, DeleteAll, Entry, Put, Watch
 from weft.store.sqlite import SqliteStore
 from weft.topology import probe_mac
 
@@ -333,6 +335,39 @@ def test_the_mtu_follows_another_hosts(running: Hosts) -> None:
     one.store.transact([], [Put(narrow.key, narrow.encode())])
     eventually(lambda: narrow.id in one.cluster.hosts)
     assert one.run("n1", "b" * 64, CIDR).mtu == 1350
+
+
+def test_all_networks_mtus_take_one_look_at_the_hosts(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be a thousand of each. Who looks while another host's record comes takes nothing old for new."""
+
+    class Counted(dict[str, Host]):
+        looks = 0
+
+        def values(self) -> Any:
+            self.looks += 1
+            return super().values()
+
+    def mtus() -> set[int]:
+        return {one.attachments.mtu(replace(network, vni=vni, encrypted=vni % 2 > 0)) for vni in range(5000, 5100)}
+
+    def follow(key: str, value: str | None, touched: Touched) -> None:
+        mtus()
+        followed(key, value, touched)
+
+    one = host(1, mtu=9000)
+    network = Network(7, "app", (Pool(CIDR),), 0, False, "h1")
+    wide = [Host(f"{n:032x}", f"h{n}", f"192.168.79.{n}", mtu=9000) for n in range(2, 30)]
+    one.cluster.load(Entry(other.key, other.encode(), 1) for other in wide)
+    hosts = one.cluster.hosts = Counted(one.cluster.hosts)
+    assert (mtus(), hosts.looks) == ({8950, 8890}, 1)
+    followed = one.cluster._host
+    monkeypatch.setattr(one.cluster, "_host", follow)
+    for narrow in (replace(wide[0], mtu=1500), replace(wide[9], mtu=9000, path_mtu=1400)):
+        one.cluster.apply([(narrow.key, narrow.encode())])
+        assert one.attachments.mtu(network) == (narrow.path_mtu or narrow.mtu) - 50
+    assert one.attachments.limit(paths=True) == (1350, "h11")
+    one.me.measure(1300)
+    assert mtus() == {1250, 1190}
 
 
 def test_a_plan_names_what_somebody_else_changed_and_a_repair_is_counted(
