@@ -632,8 +632,8 @@ class _Links:
                 if other == host or not self._ill.isdisjoint(way) or not (report.tunnel_key and record.wg_key):
                     continue
                 link = self._encrypted.get(way)
-                waiting = peering is not None and peering.age is None and peering.sent > 0
-                if peering is None or waiting or (link and self._is_lost(link)):
+                suspect = record.wg_key in report.unpeered or (peering is not None and peering.unanswered)
+                if suspect or (link and self._is_lost(link)):
                     yield way, record
 
     def _filtered(self, way: tuple[str, str]) -> bool:
@@ -643,12 +643,13 @@ class _Links:
 
     def _no_handshake(self, way: tuple[str, str], record: Host) -> Finding:
         a, b = map(self._view.name, way)
-        peering = self._view.reports[way[0]].peerings.get(record.wg_key)
-        if peering is None:
+        report = self._view.reports[way[0]]
+        if record.wg_key in report.unpeered:
             cause = f"{a} does not have {b}'s published WireGuard key among its peers"
             evidence = f"{record.wg_key} is no peer of weft-wg on {a}"
             return Finding("wireguard", "error", (a, b), cause, evidence, "weft plan")
-        age = "there was none" if peering.age is None else f"the last one was {peering.age:.0f} s ago"
+        peering = report.peerings.get(record.wg_key)
+        age = f"the last one was {peering.age:.0f} s ago" if peering and peering.age is not None else "there was none"
         port = record.wg_port
         cause = f"WireGuard gets no answer between {a} and {b}: UDP port {port} is dropped on the way"
         evidence = f"no handshake ({age}), while VXLAN in plain passes"

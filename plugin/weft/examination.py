@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from ipaddress import ip_network
 from random import sample
@@ -28,7 +28,7 @@ from weft.links import ProbeLink
 from weft.model import QUESTIONS, REPORTS, Network
 from weft.probes import Probes
 from weft.reconcile import ObservedTunnel
-from weft.store import Store
+from weft.store import Entry, Store
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,9 @@ _MESH = 16
 """So many hosts measure all ways between them; of more, only those of the one who asks are measured now."""
 _PROBED = "/probed"
 _MOST_PINGED = 64
+_MOST_PEERINGS = 64
+_MOST_KEYS = 100
+"""Of one request to the store."""
 _RENEW_SECONDS, _RENEW_HOSTS = 60.0, 100
 """Without being asked, once in so long; for each so many hosts that much later."""
 
@@ -157,24 +160,26 @@ class Doctor:
 
     def _collect(self, question: str) -> tuple[dict[str, Report], dict[str, float]]:
         """The answers of the others by id, and when each was there. Waits for those that are alive."""
-        prefix = f"{REPORTS}{question}/"
         reports: dict[str, Report] = {}
         heard: dict[str, float] = {}
+        missing = {f"{REPORTS}{question}/{host}": host for host in list(self._cluster.hosts) if host != self._me.id}
         end = monotonic() + _ANSWER_SECONDS
         with suppress(WeftError):
             while True:
-                for entry in self._store.list(prefix).entries:
-                    if entry.key.endswith(_PROBED):
-                        continue
+                for entry in self._fetch(sorted(missing)):
+                    host = missing.pop(entry.key)
                     with suppress(Unreadable):
-                        report = Report.decode(entry.value)
-                        heard.setdefault(report.host, time())
-                        reports[report.host] = report
-                expected = self._cluster.alive & self._cluster.hosts.keys() - {self._me.id}
-                if expected <= reports.keys() or monotonic() >= end:
+                        reports[host] = Report.decode(entry.value)
+                        heard[host] = time()
+                if self._cluster.alive.isdisjoint(missing.values()) or monotonic() >= end:
                     break
                 sleep(_POLL_SECONDS)
         return reports, heard
+
+    def _fetch(self, keys: Sequence[str]) -> Iterator[Entry]:
+        """Those of many keys that are present."""
+        for start in range(0, len(keys), _MOST_KEYS):
+            yield from self._store.get_many(keys[start : start + _MOST_KEYS]).values()
 
     def _await_probes(self, question: str, hosts: set[str], end: float) -> None:
         """Until these have probed each other, and shared what they found."""
@@ -265,6 +270,7 @@ class Doctor:
             towards=facts.towards,
             tunnel_key=tunnel.tunnel.key if tunnel else "",
             peerings=_peerings(tunnel) if tunnel else {},
+            unpeered=tuple(self._unpeered(tunnel))[:_MOST_PEERINGS] if tunnel else (),
             reached=self._reached(),
             drops=facts.drops,
             findings=tuple(doctor.of_host(facts)),
@@ -276,6 +282,10 @@ class Doctor:
             return self._tunnel()
         return None
 
+    def _unpeered(self, tunnel: ObservedTunnel) -> Iterable[str]:
+        published = {host.wg_key for host in list(self._cluster.hosts.values()) if host.id != self._me.id} - {""}
+        return sorted(published - {peer.key for peer in tunnel.tunnel.peers})
+
     def _reached(self) -> dict[str, bool]:
         others = [host for host in list(self._cluster.hosts.values()) if host.id != self._me.id]
         asked = sample(others, min(len(others), _MOST_PINGED))
@@ -284,6 +294,7 @@ class Doctor:
 
 
 def _peerings(tunnel: ObservedTunnel) -> dict[str, Peering]:
+    """Of many the worst: those that never answered, then those whose last handshake was long ago."""
     now = time()
     found = {}
     for peer in tunnel.tunnel.peers:
@@ -291,4 +302,5 @@ def _peerings(tunnel: ObservedTunnel) -> dict[str, Peering]:
         if contact:
             age = now - contact.handshake if contact.handshake else None
             found[peer.key] = Peering(age, contact.received, contact.sent)
-    return found
+    worst = sorted(found, key=lambda key: (not found[key].unanswered, -(found[key].age or 0.0)))
+    return {key: found[key] for key in worst[:_MOST_PEERINGS]}

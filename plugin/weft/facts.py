@@ -98,6 +98,10 @@ class Peering:
     received: int
     sent: int
 
+    @property
+    def unanswered(self) -> bool:
+        return self.age is None and self.sent > 0
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -106,7 +110,8 @@ class Report:
     :param question: which one it answers.
     :param time: of its clock, Unix time.
     :param tunnel_key: of its WireGuard device; "" if it has none.
-    :param peerings: by public key.
+    :param peerings: by public key; of many those that matter.
+    :param unpeered: keys that other hosts have published and that are no peers of it.
     :param reached: by id of another host, whether that answered a ping to its VTEP address; who is missing was not
         asked.
     :param findings: its own ones, but for `drops`, which probes may refute.
@@ -123,6 +128,7 @@ class Report:
     towards: str = ""
     tunnel_key: str = ""
     peerings: Mapping[str, Peering] = field(default_factory=dict)
+    unpeered: tuple[str, ...] = ()
     reached: Mapping[str, bool] = field(default_factory=dict)
     drops: tuple[PortDrop, ...] = ()
     findings: tuple[Finding, ...] = ()
@@ -141,6 +147,7 @@ class Report:
             values["findings"] = tuple(
                 Finding(**{**one, "hosts": tuple(one["hosts"])}) for one in values.get("findings", ())
             )
+            values["unpeered"] = tuple(values.get("unpeered", ()))
             values["peerings"] = {key: Peering(**one) for key, one in values.get("peerings", {}).items()}
             return cls(**values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -289,7 +289,7 @@ def test_a_key_that_is_not_the_published_one() -> None:
 
 
 def test_a_peer_that_is_missing() -> None:
-    one = only(view(report(H1, peerings={HOSTS[H3].wg_key: Peering(9.0, 1, 1)})))
+    one = only(view(report(H1, peerings={HOSTS[H3].wg_key: Peering(9.0, 1, 1)}, unpeered=(HOSTS[H2].wg_key,))))
     assert one.cause == "h1 does not have h2's published WireGuard key among its peers"
 
 

@@ -1,0 +1,109 @@
+"""What an examination of a large cluster costs the store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from time import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.netns.plugin import wait_until
+from weft import examination
+from weft.cluster import Cluster
+from weft.dataplane import Peer, Tunnel
+from weft.examination import Doctor
+from weft.facts import Facts, Report
+from weft.identity import LocalHost
+from weft.model import ALIVE, QUESTIONS, REPORTS, TOPOLOGY, Host
+from weft.reconcile import Contact, ObservedTunnel
+from weft.store import Entry, Listing, Put
+from weft.store.sqlite import SqliteStore
+
+HOSTS = [
+    Host(f"{n:032x}", f"h{n}", f"10.0.{n // 250}.{n % 250 + 1}", wg_key=f"key-{n:040}", wg_port=51820)
+    for n in range(150)
+]
+ME, *OTHERS = HOSTS
+SILENT, LACKING, WAITING = OTHERS[3], OTHERS[5], OTHERS[140]
+
+
+class Answering:
+    """A store whose other hosts answer at once, all but one, and how often each answer was read."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.read: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def beat(self, key: str, value: str, seconds: float) -> bool:
+        if key.startswith(QUESTIONS):
+            question = key.removeprefix(QUESTIONS)
+            for host in OTHERS:
+                if host is not SILENT:
+                    report = Report(host.id, host.name, question, time(), "0.1.0")
+                    self._store.transact([], [Put(f"{REPORTS}{question}/{host.id}", report.encode())])
+        return self._store.beat(key, value, seconds)
+
+    def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        found = self._store.get_many(keys)
+        self.read.update(found.keys())
+        return found
+
+    def list(self, prefix: str) -> Listing:
+        found = self._store.list(prefix)
+        self.read.update(entry.key for entry in found.entries)
+        return found
+
+
+def tunnel() -> ObservedTunnel:
+    """To all others but one; another one never answered."""
+    peers = {host.wg_key: Peer(host.wg_key, "", host.underlay, 51820) for host in OTHERS if host is not LACKING}
+    contacts = {key: Contact(time() - 20, 1000, 1000) for key in peers}
+    contacts[WAITING.wg_key] = Contact(0.0, 0, 500)
+    return ObservedTunnel(Tunnel(ME.wg_key, "", 51820, 1420, frozenset(peers.values())), "kernel", contacts=contacts)
+
+
+@pytest.fixture
+def answering(store: SqliteStore) -> Answering:
+    for host in HOSTS:
+        store.transact([], [Put(host.key, host.encode()), Put(ALIVE + host.id, "")])
+    return Answering(store)
+
+
+@pytest.fixture
+def doctor(answering: Answering) -> Doctor:
+    cluster = Cluster()
+    cluster.load(answering.list(TOPOLOGY).entries)
+    answering.read.clear()
+    checkup: Any = SimpleNamespace(look=lambda: Facts("h0", 4789), reached=lambda addresses: {})
+    probes: Any = SimpleNamespace(probe=lambda deadline: None, links=lambda **_: [])
+    store: Any = answering
+    return Doctor(store, cluster, LocalHost(ME), checkup, probes, tunnel=tunnel, port=4789)
+
+
+def test_each_report_is_read_once(answering: Answering, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(examination, "_POLL_SECONDS", 0.02)
+    table = doctor.examine().table
+    assert len(answering.read) == len(OTHERS) - 1
+    assert set(answering.read.values()) == {1}
+    assert table[SILENT.name]["host"] == "warning"
+    assert table[LACKING.name]["host"] == "ok"
+
+
+def test_a_report_is_short_and_has_the_peers_that_matter(answering: Answering, doctor: Doctor) -> None:
+    doctor._cluster.questions = {"q": OTHERS[0].id}
+    doctor.start()
+    doctor.notice(None)
+    wait_until(lambda: answering.get(f"{REPORTS}q/{ME.id}"), "the report")
+    doctor.stop()
+    text = answering.get(f"{REPORTS}q/{ME.id}").value
+    assert len(text) < 10_000
+    report = Report.decode(text)
+    assert report.unpeered == (LACKING.wg_key,)
+    assert next(iter(report.peerings)) == WAITING.wg_key
