@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from weft.model import reading
@@ -81,21 +81,17 @@ class ProbeLink:
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What one host says of its links, in both directions: one record of the store, gone with its host.
-
-    :param answered: by host, the last request to probe it that this host has done.
-    """
+    """What one host says of its links, in both directions: one record of the store, gone with its host."""
 
     host: str
     links: tuple[ProbeLink, ...] = ()
-    answered: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         return RESULTS + self.host
 
     def encode(self) -> str:
-        values = {"host": self.host, "links": [link.to_json() for link in self.links], "answered": dict(self.answered)}
+        values = {"host": self.host, "links": [link.to_json() for link in self.links]}
         return json.dumps(values, separators=(",", ":"))
 
     @classmethod
@@ -104,7 +100,7 @@ class Results:
         with reading(entry.key):
             values = json.loads(entry.value)
             links = tuple(ProbeLink.from_json(link) for link in values["links"])
-            return cls(str(values["host"]), links, {str(k): str(v) for k, v in values.get("answered", {}).items()})
+            return cls(str(values["host"]), links)
 
 
 def requests_prefix(host: str) -> str:
@@ -113,6 +109,7 @@ def requests_prefix(host: str) -> str:
 
 
 def request_key(host: str, asker: str) -> str:
+    """There until the host has done what was asked, and said so in its record."""
     return requests_prefix(host) + asker
 
 

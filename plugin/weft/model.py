@@ -17,7 +17,7 @@
     names/<network name>                     VNI of the one network that all hosts know under that name
     engines/<host>                           identity of the engine's own store, as this host last saw it
     probes/results/<host>                    links.Results: what this host has measured of its links
-    probes/requests/<host>/<asker>           id of the request to probe the asker now; gone when that begins
+    probes/requests/<host>/<asker>           id of the request to probe the asker now; gone when that is done
 
 Everything under `topology/` is mirrored in the memory of every host (`cluster.py`); the rest is read on demand.
 Records are frozen; addresses and CIDRs are text in canonical form (`ipaddress`), MACs are lower-case with colons.

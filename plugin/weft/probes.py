@@ -63,7 +63,6 @@ class Probes:
         self._interval = interval
         overhead = {kind: topology.overhead(me.host.underlay, encrypted=kind == "encrypted") for kind in NETWORKS}
         self._path_mtu = PathMtu(overhead)
-        self._answered: dict[str, str] = {}
         self._published: tuple[float, object] = (0.0, None)
         self._mentioned: set[str] = set()
         """Hosts in the record that was written last."""
@@ -114,12 +113,11 @@ class Probes:
         """
         end = monotonic() + deadline
         targets = self._targets(hosts)
-        request = token_hex(8)
         with suppress(StoreError):  # then this host alone measures
-            self._ask(targets, request)
+            self._ask(targets)
         self._prober.measure(targets, deadline - 1)
         with suppress(StoreError):
-            self._await(targets, request, end)
+            self._await(targets, end)
             self._publish()
         links = self.links(fresh=True)
         return [link for link in links if self._me.id in (link.sender, link.receiver) and _ends(link) & {*targets}]
@@ -161,7 +159,7 @@ class Probes:
             due = said != before or self._mentioned - self._cluster.hosts.keys()
             if not (always or due or monotonic() - written > _REFRESH_SECONDS):
                 return
-            results = Results(self._me.id, tuple(own[:_MOST_LINKS]), dict(self._answered))
+            results = Results(self._me.id, tuple(own[:_MOST_LINKS]))
             self._store.transact([], [Put(results.key, results.encode())])
             self._published = monotonic(), said
             self._mentioned = {host for link in results.links for host in _ends(link)}
@@ -174,22 +172,21 @@ class Probes:
             return [host for host in others if host in hosts]
         return others if len(others) <= _MANY else self._choose(others, _MANY)
 
-    def _ask(self, hosts: Collection[str], request: str) -> None:
+    def _ask(self, hosts: Collection[str]) -> None:
         """Have other hosts probe this one."""
         if able := [host for host in hosts if self._answers(host)]:
-            self._store.transact([], [Put(request_key(host, self._me.id), request) for host in able])
+            self._store.transact([], [Put(request_key(host, self._me.id), token_hex(8)) for host in able])
 
     def _answers(self, host: str) -> bool:
         """Whether it lives, and knows probes."""
         found = self._cluster.hosts.get(host)
         return bool(found and found.probes and host in self._cluster.alive)
 
-    def _await(self, hosts: Collection[str], request: str, end: float) -> None:
+    def _await(self, hosts: Collection[str], end: float) -> None:
         """Until those that live have done it; what the others were asked is withdrawn."""
-        keys = {RESULTS + host for host in hosts if self._answers(host)}
+        keys = {request_key(host, self._me.id) for host in hosts if self._answers(host)}
         while keys and monotonic() < end:
-            found = readable(Results.read, self._store.get_many(sorted(keys)).values())
-            keys -= {entry.key for entry, results in found if results.answered.get(self._me.id) == request}
+            keys &= self._store.get_many(sorted(keys)).keys()
             self._stopping.wait(_POLL_SECONDS if keys else 0)
         self._store.transact([], [Delete(request_key(host, self._me.id)) for host in hosts])
 
@@ -210,12 +207,13 @@ class Probes:
     def _do(self, asked: Mapping[str, str]) -> None:
         if not asked:
             return
-        self._store.transact([], [Delete(key) for key in asked])
-        askers = {key.removeprefix(requests_prefix(self._me.id)): request for key, request in asked.items()}
-        self._prober.measure(askers, _MEASURE_SECONDS)
-        answered = {**self._answered, **askers}
-        self._answered = {host: answered[host] for host in answered if host in self._cluster.hosts}
-        self._publish()
+        prefix = requests_prefix(self._me.id)
+        try:
+            self._prober.measure([key.removeprefix(prefix) for key in asked], _MEASURE_SECONDS)
+            self._publish()
+        finally:  # the askers wait for it; who has asked again meanwhile is to get a new answer
+            present = self._store.list(prefix).entries
+            self._store.transact([], [Delete(entry.key) for entry in present if asked.get(entry.key) == entry.value])
 
     # Now and then
 
@@ -252,7 +250,7 @@ class Probes:
         if self._interval:
             self._follow_paths()
         fresh = sorted(self._prober.suspects() - before)
-        self._ask(fresh[:_ASKED], token_hex(8))
+        self._ask(fresh[:_ASKED])
         self._publish(always=False)
 
     def _follow_paths(self) -> None:

@@ -20,7 +20,7 @@ def read(value: str) -> Results:
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
-    results = Results(A, (GOOD, UNANSWERED), {B: "request"})
+    results = Results(A, (GOOD, UNANSWERED))
     assert read(results.encode()) == results
 
 

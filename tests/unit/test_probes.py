@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -24,7 +24,7 @@ from weft.links import RESULTS, ProbeLink, Results, request_key
 from weft.model import TOPOLOGY, Host
 from weft.prober import Prober
 from weft.probes import Probes
-from weft.store import Delete, Put
+from weft.store import Delete, Entry, Put
 from weft.store.sqlite import SqliteStore
 from weft.topology import probe_mac
 
@@ -212,6 +212,23 @@ def test_a_request_that_is_done_leaves_nothing(machines: MakeMachines, store: Sq
     assert wait_for(lambda: store.list("probes/requests/").entries == ())
 
 
+def test_who_waits_for_others_reads_no_records(
+    machines: MakeMachines, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = machines(3)
+    asked: set[str] = set()
+    get_many = store.get_many
+
+    def noted(keys: Sequence[str]) -> dict[str, Entry]:
+        asked.update(keys)
+        return get_many(keys)
+
+    monkeypatch.setattr(store, "get_many", noted)
+    one.probes.probe()
+    assert asked == {request_key(two.host.id, one.host.id), request_key(three.host.id, one.host.id)}
+    assert {entry.key.removeprefix(RESULTS) for entry in store.list(RESULTS).entries} >= {two.host.id, three.host.id}
+
+
 def test_a_host_that_is_gone_is_in_no_record(machines: MakeMachines, store: SqliteStore) -> None:
     one, two, three = machines(3)
     one.probes.probe()
@@ -353,4 +370,4 @@ def test_a_record_stays_small(store: SqliteStore) -> None:
     link = ProbeLink(
         "a" * 32, "b" * 32, "encrypted", 1390, 1764000000.123456, "0" * 16, 0.5, 0.5, 0.5, 1390, 1, 0.123456
     )
-    assert len(Results("a" * 32, (link,) * 200, {}).encode()) < 1 << 16
+    assert len(Results("a" * 32, (link,) * 200).encode()) < 1 << 16
