@@ -14,6 +14,7 @@ from tests.netns.plugin import wait_until
 from weft import examination
 from weft.cluster import Cluster
 from weft.dataplane import Peer, Tunnel
+from weft.doctor import Examination
 from weft.examination import Doctor
 from weft.facts import Facts, Report
 from weft.identity import LocalHost
@@ -107,3 +108,16 @@ def test_a_report_is_short_and_has_the_peers_that_matter(answering: Answering, d
     report = Report.decode(text)
     assert report.unpeered == (LACKING.wg_key,)
     assert next(iter(report.peerings)) == WAITING.wg_key
+
+
+def test_of_many_hosts_an_examination_is_renewed_more_rarely(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[float] = []
+    now = 1000.0
+    monkeypatch.setattr(examination, "monotonic", lambda: now)
+    monkeypatch.setattr(doctor, "_renew", lambda: begun.append(now))
+    doctor._last = now, Examination((), {})
+    for moment in (1061.0, 1089.0, 1091.0):
+        now = moment
+        doctor.renew()
+    wait_until(lambda: begun, "an examination")
+    assert begun == [1091.0]
