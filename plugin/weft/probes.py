@@ -44,6 +44,8 @@ _RETRY_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 _MOST_LINKS = 200
 """Of one record: it stays below 64 kB."""
+_MOST_SOUND = 40
+"""Of them, those of which nothing is wrong: so it is about 10 kB as a rule."""
 _READ_SECONDS = 2.0
 _READ_HOSTS = 50
 """For each so many hosts their records are read again that much later."""
@@ -153,13 +155,17 @@ class Probes:
     def _publish(self, *, always: bool = True) -> None:
         """Write this host's record, or only if it would say something new."""
         with self._publishing:
-            own = sorted(merge(self._prober.links()), key=lambda link: (not link.faulty, -link.when))
-            said = {link.key: _gist(link) for link in own if link.faulty}
+            own = sorted(merge(self._prober.links()), key=lambda link: -link.when)
+            wrong = {_pair(link) for link in own if link.faulty}
+            unanswered = {_pair(link) for link in own if not link.attested}
+            telling = [link for link in own if _pair(link) in wrong]
+            said = {link.key: _gist(link, witnessed=_pair(link) in unanswered) for link in telling}
             written, before = self._published
             due = said != before or self._mentioned - self._cluster.hosts.keys()
             if not (always or due or monotonic() - written > _REFRESH_SECONDS):
                 return
-            results = Results(self._me.id, tuple(own[:_MOST_LINKS]))
+            sound = [link for link in own if _pair(link) not in wrong]
+            results = Results(self._me.id, (*telling, *sound[:_MOST_SOUND])[:_MOST_LINKS])
             self._store.transact([], [Put(results.key, results.encode())])
             self._published = monotonic(), said
             self._mentioned = {host for link in results.links for host in _ends(link)}
@@ -241,7 +247,7 @@ class Probes:
     def _round(self, heard: set[str] | None) -> None:
         before = self._prober.suspects()
         if heard is None:
-            others = [host for host in list(self._cluster.hosts) if host != self._me.id]
+            others = [host for host in list(self._cluster.hosts) if host != self._me.id and host in self._cluster.alive]
             hosts = set(self._choose(others, _AT_ONCE))
         else:
             hosts = heard
@@ -275,9 +281,19 @@ def _ends(link: ProbeLink) -> set[str]:
     return {link.sender, link.receiver}
 
 
-def _gist(link: ProbeLink) -> object:
-    """What about a link is worth telling others at once."""
-    return _third(link.small), _third(link.full), _third(link.offloaded), link.mtu, bool(link.corrupt), link.round
+def _pair(link: ProbeLink) -> object:
+    """Of this link and its other direction."""
+    return frozenset(_ends(link)), link.kind
+
+
+def _gist(link: ProbeLink, *, witnessed: bool) -> object:
+    """What about a link is worth telling others at once.
+
+    :param witnessed: this host got no answer, but has heard the other one: which of its measurements, is what that one
+        lacks.
+    """
+    heard = link.round if witnessed and link.attested else ""
+    return _third(link.small), _third(link.full), _third(link.offloaded), link.mtu, bool(link.corrupt), heard
 
 
 def _third(loss: float | None) -> int | None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from secrets import token_hex
 from typing import NamedTuple
 
 import pytest
@@ -338,6 +339,7 @@ class CountingProber(Prober):
         super().__init__(cluster, LocalHost(me), size=lambda kind: SIZE, open_socket=lambda device: FakeSocket(Wire()))
         self.measured: list[set[str]] = []
         self.wrong: set[str] = set()
+        self.found: list[ProbeLink] = []
 
     def measure(self, hosts: Collection[str], seconds: float) -> None:
         self.measured.append(set(hosts))
@@ -345,13 +347,18 @@ class CountingProber(Prober):
     def suspects(self) -> set[str]:
         return self.wrong
 
+    def links(self) -> list[ProbeLink]:
+        """Each time as if just measured."""
+        return [replace(link, when=time.time(), round=token_hex(8)) for link in self.found]
+
 
 def test_of_a_thousand_hosts_a_few_are_probed_by_chance_and_those_at_fault(store: SqliteStore) -> None:
     hosts = [Host(f"{n:032x}", f"h{n}", f"10.0.{n // 250}.{n % 250}", probes=True) for n in range(1000)]
     cluster = Cluster()
     cluster.apply((host.key, host.encode()) for host in hosts)
+    cluster.apply((host.alive_key, "test") for host in hosts[:500])
     prober = CountingProber(cluster, hosts[0])
-    prober.wrong = {hosts[7].id}
+    prober.wrong = {hosts[7].id, hosts[700].id}
     probes = Probes(store, cluster, LocalHost(hosts[0]), prober, interval=0.01)
     probes.start()
     try:
@@ -359,11 +366,60 @@ def test_of_a_thousand_hosts_a_few_are_probed_by_chance_and_those_at_fault(store
     finally:
         probes.stop()
     assert all(len(some) == 11 and hosts[7].id in some and hosts[0].id not in some for some in prober.measured[:20])
-    assert len(set().union(*prober.measured[:20])) > 100
+    assert 100 < len(set().union(*prober.measured[:20])) < 500
+    assert not {host.id for host in hosts[500:]} & set().union(*prober.measured), "nobody waits for those that are off"
     prober.wrong = {host.id for host in hosts[1:900]}
     prober.measured.clear()
     probes.probe(deadline=0.1)
     assert len(prober.measured[0]) <= 60
+
+
+Counting = tuple[list[Host], CountingProber, Probes]
+
+
+@pytest.fixture
+def counting(store: SqliteStore) -> Counting:
+    """Hosts, and what measures on the first of them."""
+    hosts = [Host(f"{n:032x}", f"h{n}", f"10.0.{n // 250}.{n % 250}", probes=True) for n in range(301)]
+    cluster = Cluster()
+    cluster.apply((host.key, host.encode()) for host in hosts)
+    prober = CountingProber(cluster, hosts[0])
+    return hosts, prober, Probes(store, cluster, LocalHost(hosts[0]), prober, interval=0)
+
+
+def test_what_goes_on_being_wrong_is_written_once(store: SqliteStore, counting: Counting) -> None:
+    (me, other, *_), prober, probes = counting
+    prober.found = [ProbeLink(me.id, other.id, "plain", SIZE, 0, "", 1.0, 1.0, 1.0, attested=False)]
+    probes._round(set())
+    written = store.list(RESULTS).entries
+    for _ in range(10):
+        probes._round(set())
+    assert len(written) == 1
+    assert store.list(RESULTS).entries == written
+
+
+def test_what_the_other_host_cannot_know_is_written_each_time(store: SqliteStore, counting: Counting) -> None:
+    (me, other, *_), prober, probes = counting
+    prober.found = [
+        ProbeLink(me.id, other.id, "plain", SIZE, 0, "", 1.0, 1.0, 1.0, attested=False),
+        ProbeLink(other.id, me.id, "plain", SIZE, 0, "", 0.0, 0.0, 0.0),
+    ]
+    probes._round(set())
+    written = store.list(RESULTS).entries
+    probes._round(set())
+    assert store.list(RESULTS).entries != written, "which of its measurements was heard"
+
+
+def test_a_record_has_few_links_of_which_nothing_is_wrong(store: SqliteStore, counting: Counting) -> None:
+    (me, *others), prober, probes = counting
+    prober.found = [ProbeLink(me.id, other.id, "plain", SIZE, 0, "", 0.0, 0.0, 0.0) for other in others]
+    prober.found[-1] = replace(prober.found[-1], small=0.5)
+    probes._round(set())
+    (entry,) = store.list(RESULTS).entries
+    links = Results.read(entry).links
+    assert [link.receiver for link in links if link.faulty] == [others[-1].id]
+    assert len(links) < 50
+    assert len(entry.value) < 16_000
 
 
 def test_a_record_stays_small(store: SqliteStore) -> None:
