@@ -118,6 +118,7 @@ def filtered(host: Host, *rules: str) -> Iterator[None]:
 
 
 def test_a_healthy_cluster_has_no_fault(clinic: Clinic) -> None:
+    clinic.finds(set(), on=clinic.h2)  # its engines may have just begun to answer
     code, shown = clinic.doctor(clinic.h2)
     assert code == 0, shown
     assert shown.splitlines()[-1] == "no fault: 3 hosts, 17 checks"
