@@ -196,6 +196,7 @@ def test_every_setting_can_be_set(cluster: Cluster, lab: Lab) -> None:
         "WEFT_STORE_USER": "",
         "WEFT_STORE_PASSWORD_FILE": "",
         "WEFT_HOSTNAME": "another-name",
+        "WEFT_UNDERLAY_FAMILY": "ipv4",
         "WEFT_PORT": "4789",
         "WEFT_WG_PORT": "51820",
         "WEFT_ALLOW_PLAIN_STORE": "off",
@@ -208,7 +209,11 @@ def test_every_setting_can_be_set(cluster: Cluster, lab: Lab) -> None:
         "WEFT_MIRROR": "on",
         "WEFT_RESYNC": "20",
         "WEFT_HOST_GRACE": "900",
+        "WEFT_LISTEN": "127.0.0.1:9789",
+        "WEFT_LISTEN_NAMES": "monitor.example.com",
+        "WEFT_PROBE_INTERVAL": "20",
         "WEFT_LOG": "debug",
+        "WEFT_LOG_FORMAT": "json",
     }
     assert {variable(name) for name in SETTINGS} - given.keys() == {"WEFT_SOCKET", "WEFT_RUN"}
     host.docker("plugin", "disable", "-f", "weft")

@@ -172,7 +172,7 @@ def test_weft_is_ready_before_docker_starts(service: Service, cluster: Cluster) 
 def test_the_service_has_no_more_rights_than_it_needs(service: Service) -> None:
     status = (service.host.root / f"proc/{service.worker}/status").read_text()
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == 1 << 12 | 1 << 21 | 1 << 10
+    assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == 1 << 12 | 1 << 13 | 1 << 21 | 1 << 10
     assert (fields["NoNewPrivs"], fields["Seccomp"]) == ("1", "2")
     log = service.log.read_text()
     assert "cannot write" not in log

@@ -120,14 +120,13 @@ def test_more_calls_than_there_are_addresses_get_a_clear_refusal(plugin: Plugin)
 
 
 def test_a_vxlan_port_that_another_program_has_is_named_and_used_once_it_is_free(plugin: Plugin) -> None:
-    plugin.start()
-    network = plugin.network()
-    endpoint = plugin.addressed(network)
     take = "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', 4789)); print(); input()"
     argv = plugin.host.enter([sys.executable, "-c", take])
     with Popen(argv, stdin=PIPE, stdout=PIPE, text=True) as other:
         assert other.stdout
         other.stdout.readline()
+        plugin.start()
+        endpoint = plugin.addressed(plugin.network())
         assert "UDP port 4789 is used by another program" in plugin.refused("CreateEndpoint", **endpoint.request())
         assert not plugin.veth(endpoint)
         other.communicate("\n")

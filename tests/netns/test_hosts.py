@@ -165,6 +165,10 @@ def test_what_would_be_collected_is_shown_with_why_and_when(made: MakeHost, dock
 
 
 def test_without_a_daemon_the_command_says_so(made: MakeHost) -> None:
-    done = command(made(1), "host", "ls")
+    one = made(1)
+    done = command(one, "host", "ls")
+    assert done.returncode == 4
+    assert "no weft daemon runs on this host" in done.stderr
+    done = command(one, "gc")
     assert done.returncode == 1
     assert "no weft daemon runs on this host" in done.stderr

@@ -183,7 +183,7 @@ class Host(Namespace):
     def network(self, vni: int, mtu: int = MTU) -> tuple[Bridge, Vxlan]:
         """The links of a network on this host."""
         bridge = Bridge(bridge_name(vni), mtu)
-        return bridge, Vxlan(vxlan_name(vni), vni, self.underlay, UDP_PORT, mtu, bridge.name)
+        return bridge, Vxlan(vxlan_name(vni), vni, self.underlay, UDP_PORT, mtu, bridge.name, suppress=True)
 
     def observe(self, *devices: str) -> set[Row]:
         return self.kernel.observe_rows(devices)
