@@ -17,7 +17,7 @@ from threading import Thread
 import pytest
 
 from lab import CommandFailed, Host, Lab
-from tests.engine.agreement import kernel_facts
+from tests.engine.agreement import differences, kernel_facts
 from tests.engine.conftest import eventually, reaches
 from tests.engine.three import SUBNET, Addresses, Arrivals, Starts, Three, kernel_changes, refusal, undisturbed
 
@@ -286,6 +286,7 @@ def test_a_host_that_was_cut_off_and_collected_returns_without_a_double_address(
 
 def test_a_host_reboots_while_the_store_is_away(three: Three, addresses: Addresses, note: Note) -> None:
     three.h3.docker("update", "--restart", "always", "web-h3")
+    eventually(lambda: not differences({three.ids[three.h3]: three.h3}, three.etcd.entries()), "all is calm", 30)
     eventually(lambda: _is_saved(three.h3, addresses[three.h1]), "h3 has written down what it knows")
     known = {fact for fact in kernel_facts(three.h3) if not fact.startswith("link wp")}
     with addresses.only(three.h1, three.h2).traffic() as counts:
@@ -294,7 +295,7 @@ def test_a_host_reboots_while_the_store_is_away(three: Three, addresses: Address
         boot = Thread(target=three.h3.boot)
         boot.start()
         began = time.monotonic()
-        eventually(lambda: _has_dataplane(three.h3) and known <= kernel_facts(three.h3), "the data plane is back", 25)
+        eventually(lambda: _has_dataplane(three.h3) and known <= kernel_facts(three.h3), "the data plane is back", 60)
         note("data plane restored without a store after, seconds", time.monotonic() - began)
         three.etcd.start()
         boot.join(timeout=60)

@@ -108,7 +108,6 @@ def is_good(link: ProbeLink, size: int = SIZE) -> bool:
     return (link.small, link.full, link.offloaded, link.mtu, link.corrupt) == (0, 0, 0, size, 0)
 
 
-@pytest.mark.kernel
 @pytest.mark.parametrize(("network", "size"), [("192.0.2.{}/24", 1450), ("fd00::{}/64", 1430)])
 def test_healthy_hosts_measure_no_fault(
     world: World, tmp_path: Path, resources: ExitStack, network: str, size: int
@@ -203,7 +202,6 @@ def test_a_host_too_old_for_probes_is_unknown(trio: Trio) -> None:
     assert (link.small, link.full, link.mtu, link.faulty) == (None, None, None, False)
 
 
-@pytest.mark.kernel
 def test_the_encrypted_way_is_measured_on_its_own(trio: Trio) -> None:
     one, two, _ = trio.hosts
     a, b, _ = trio.names
