@@ -57,7 +57,7 @@ def pair(world: World, request: pytest.FixtureRequest) -> tuple[Member, Member]:
     """Containers 10.0.0.1 and 10.0.0.2 on two hosts, connected."""
     hosts = world.hosts(*request.param)
     for host in hosts:
-        host.apply(*host.network(VNI, mtu=1430))
+        host.apply(*host.network(VNI, mtu=1430, suppress=True))
     members = join(world, hosts[0], 1), join(world, hosts[1], 2)
     connect(*members)
     return members

@@ -180,10 +180,10 @@ class Host(Namespace):
     def plan(self, *links: Link) -> list[Step]:
         return plan_links(links, self.kernel.observe_links())
 
-    def network(self, vni: int, mtu: int = MTU) -> tuple[Bridge, Vxlan]:
-        """The links of a network on this host."""
+    def network(self, vni: int, mtu: int = MTU, *, suppress: bool = False) -> tuple[Bridge, Vxlan]:
+        """The links of a network on this host. With IPv6 the bridge has to suppress ND."""
         bridge = Bridge(bridge_name(vni), mtu)
-        return bridge, Vxlan(vxlan_name(vni), vni, self.underlay, UDP_PORT, mtu, bridge.name, suppress=True)
+        return bridge, Vxlan(vxlan_name(vni), vni, self.underlay, UDP_PORT, mtu, bridge.name, suppress=suppress)
 
     def observe(self, *devices: str) -> set[Row]:
         return self.kernel.observe_rows(devices)
