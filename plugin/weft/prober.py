@@ -18,6 +18,7 @@ from time import monotonic, time
 from typing import Protocol
 
 from weft import echo, topology
+from weft.bucket import TokenBucket
 from weft.cluster import Cluster
 from weft.dataplane import pack_mac, vxlan_name
 from weft.echo import SMALL_SIZE, Arrival, Counts, Probe, Purpose
@@ -61,25 +62,6 @@ class Socket(Protocol):
     def receive(self) -> Frame | None: ...
 
 
-class Allowance:
-    """So many a second, and some at once."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._left = burst
-        self._since = monotonic()
-
-    def take(self) -> bool:
-        now = monotonic()
-        self._left = min(self._burst, self._left + (now - self._since) * self._rate)
-        self._since = now
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
-
-
 class Prober:
     """Any thread may call.
 
@@ -110,8 +92,8 @@ class Prober:
         self._done: dict[tuple[str, Kind], Round] = {}
         self._heard: dict[tuple[str, Kind], Heard] = {}
         self._macs: dict[bytes, str] = {}
-        self._reading = Allowance(_READ_RATE, _READ_BURST)
-        self._answering: dict[str, Allowance] = {}
+        self._reading = TokenBucket(_READ_RATE, _READ_BURST, monotonic())
+        self._answering: dict[str, TokenBucket] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="probe-receive", daemon=True)
 
@@ -249,7 +231,7 @@ class Prober:
     def _read(self, kind: Kind) -> None:
         try:
             while frame := self._sockets[kind].receive():
-                if not self._reading.take():
+                if not self._reading.take(monotonic()):
                     self._stopping.wait(_TICK_SECONDS / 10)
                     return
                 arrival = echo.decode(frame.data, pending=frame.pending)
@@ -286,10 +268,11 @@ class Prober:
             first = not heard.knows(probe.nonce)
             counts = heard.take(probe, arrival.intact, time())
             last = self._done.get((host, kind))
-            allowance = self._answering.setdefault(host, Allowance(_ANSWER_RATE, _ANSWER_BURST))
+            now = monotonic()
+            allowance = self._answering.setdefault(host, TokenBucket(_ANSWER_RATE, _ANSWER_BURST, now))
         if first and last and not last.answered:
             self.on_heard(host)
-        if not allowance.take():
+        if not allowance.take(now):
             return
         large = probe.purpose in (Purpose.FULL, Purpose.LADDER)
         if large or not arrival.intact:

@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol
 
+from weft.bucket import TokenBucket
 from weft.dns import Responder
 from weft.names import Asker
 
@@ -44,12 +44,6 @@ class Directory(Protocol):
         ...
 
 
-@dataclass(slots=True)
-class _Bucket:
-    tokens: float
-    at: float
-
-
 class Limiter:
     """A token bucket for each source.
 
@@ -62,20 +56,15 @@ class Limiter:
     def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = burst
-        self._buckets: dict[str, _Bucket] = {}
+        self._buckets: dict[str, TokenBucket] = {}
 
     def allows(self, source: str, now: float) -> bool:
         bucket = self._buckets.get(source)
         if bucket is None:
             if len(self._buckets) >= self._SOURCES:  # forged ones; forgetting all is what takes no time
                 self._buckets.clear()
-            bucket = self._buckets[source] = _Bucket(self._burst, now)
-        bucket.tokens = min(self._burst, bucket.tokens + (now - bucket.at) * self._rate)
-        bucket.at = now
-        if bucket.tokens < 1:
-            return False
-        bucket.tokens -= 1
-        return True
+            bucket = self._buckets[source] = TokenBucket(self._rate, self._burst, now)
+        return bucket.take(now)
 
 
 class DnsServer:

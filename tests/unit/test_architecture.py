@@ -11,7 +11,7 @@ import weft
 
 ROOT = Path(weft.__file__).parent
 LAYERS = [
-    {"errors", "model", "dataplane", "config", "store", "inventory", "findings", "packetfilter", "redact"},
+    {"errors", "model", "dataplane", "config", "store", "inventory", "findings", "packetfilter", "redact", "bucket"},
     {"keys", "links", "facts", "logs", "echo"},
     {"rounds", "pathmtu"},
     {"options", "reconcile", "cluster", "identity", "schema", "topology", "ipam", "snapshot", "unfinished", "names"},
