@@ -135,7 +135,7 @@ class Doctor:
 
     def _examine(self) -> Examination:
         question = secrets.token_hex(8)
-        asked = time()
+        asked, end = time(), monotonic() + _LONGEST_SECONDS
         probing = threading.Thread(target=self._probe, name="doctor-probe", daemon=True)
         probing.start()
         with suppress(WeftError):  # without the store there is what we see ourselves
@@ -144,7 +144,7 @@ class Doctor:
         reports, heard = self._collect(question)
         probing.join(_PROBE_SECONDS + 1)
         if self._is_mesh:
-            self._await_probes(question, set(reports), asked + _LONGEST_SECONDS)
+            self._await_probes(question, set(reports), end)
         return doctor.examine(
             View(
                 me=self._me.id,
@@ -185,11 +185,11 @@ class Doctor:
         """Until these have probed each other, and shared what they found."""
         keys = {f"{REPORTS}{question}/{host}{_PROBED}" for host in hosts}
         with suppress(WeftError):
-            while keys and time() < end:
+            while keys and monotonic() < end:
                 keys -= self._store.get_many(sorted(keys)).keys()
                 sleep(_POLL_SECONDS if keys else 0)
-        end = min(end, time() + _HEARD_SECONDS)
-        while time() < end and any(
+        end = min(end, monotonic() + _HEARD_SECONDS)
+        while monotonic() < end and any(
             link.small and not link.attested and link.receiver in {*hosts, self._me.id} for link in self._links()
         ):
             sleep(_POLL_SECONDS)
