@@ -35,6 +35,7 @@ from flask import Blueprint, Response, jsonify, request
 from weft import __version__
 from weft.agent import Agent
 from weft.cluster import Cluster
+from weft.config import Place
 from weft.driver import Driver
 from weft.encryption import Encryption
 from weft.errors import ConfigError, Conflict, InvalidRequest, NotFound
@@ -220,12 +221,8 @@ def _peer(host: Host, tunnel: ObservedTunnel | None) -> dict[str, Any]:
         "id": host.id,
         "address": host.wg_address,
         "key": host.wg_key,
-        "endpoint": f"{_bracketed(peer.endpoint)}:{peer.port}" if peer else "",
+        "endpoint": str(Place(peer.endpoint, peer.port)) if peer else "",
         "state": state,
         **asdict(contact or Contact()),
         "backend": tunnel.backend if tunnel else "",
     }
-
-
-def _bracketed(address: str) -> str:
-    return f"[{address}]" if ":" in address else address

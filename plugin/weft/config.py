@@ -35,7 +35,7 @@ class PoolRange:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """An IP address and a TCP port."""
+    """An IP address and a port."""
 
     address: str
     port: int

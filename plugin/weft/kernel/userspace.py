@@ -20,6 +20,7 @@ from contextlib import suppress
 from ipaddress import ip_address
 from shutil import which
 
+from weft.config import Place
 from weft.dataplane import Peer
 from weft.errors import KernelError
 from weft.kernel.namespace import NamespaceThread
@@ -121,10 +122,9 @@ class Userspace:
     def write(self, put: Iterable[Peer], delete: Iterable[str]) -> None:
         lines = ["set=1"]
         for peer in put:
-            endpoint = f"[{peer.endpoint}]" if ":" in peer.endpoint else peer.endpoint
             lines += [
                 f"public_key={_hex(peer.key)}",
-                f"endpoint={endpoint}:{peer.port}",
+                f"endpoint={Place(peer.endpoint, peer.port)}",
                 f"public_key={_hex(peer.key)}",  # a new peer runs from here on, and until then drops what it is to send
                 "replace_allowed_ips=true",
                 f"allowed_ip={peer.address}/32",
