@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 FLOOD_MAC = bytes(6)
+IPV6_MIN_MTU = 1280
+"""Of every link that carries IPv6 (RFC 8200)."""
 
 
 @dataclass(frozen=True, slots=True)

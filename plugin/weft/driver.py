@@ -17,6 +17,7 @@ from ipaddress import ip_address, ip_network
 from typing import Protocol
 
 from weft.cluster import Cluster
+from weft.dataplane import IPV6_MIN_MTU
 from weft.errors import UNKNOWN, Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
 from weft.ipam import GLOBAL_SPACE, SPACES, Ipam, check_usable
 from weft.model import (
@@ -46,7 +47,7 @@ from weft.model import (
     network_key,
     readable,
 )
-from weft.options import IPV6_MIN_MTU, NetworkOptions, parse_options
+from weft.options import NetworkOptions, parse_options
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, Write
 from weft.topology import Limit
 

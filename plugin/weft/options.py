@@ -16,8 +16,6 @@ from weft.model import INHERIT, VNI_MAX, VNI_USER_MAX, Network
 
 MTU_MIN = 576
 """The least datagram every IPv4 host must accept (RFC 791)."""
-IPV6_MIN_MTU = 1280
-"""Of every link that carries IPv6 (RFC 8200)."""
 MTU_MAX = 65535
 
 _ALIASES = {"com.docker.network.driver.mtu": "mtu"}

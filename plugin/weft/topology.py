@@ -19,6 +19,7 @@ from typing import NamedTuple
 from weft.cluster import Cluster
 from weft.dataplane import (
     FLOOD_MAC,
+    IPV6_MIN_MTU,
     Bridge,
     Fdb,
     Neighbour,
@@ -48,7 +49,6 @@ PROBE_NETWORKS = {
 _TOS_INHERIT = 1
 """What the kernel takes for it (drivers/net/vxlan)."""
 
-_IPV6_MIN_MTU = 1280
 _WIREGUARD_BLOCK = 16
 """WireGuard fills packets up to a multiple of so many bytes, but for those of its device's MTU."""
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
@@ -86,8 +86,8 @@ def fitting_mtu(network: Network, hosts: Collection[Host]) -> int:
     if network.mtu:
         return network.mtu
     mtu = limit(hosts, encrypted=network.encrypted, paths=network.vni not in PROBE_NETWORKS).mtu
-    if mtu < _IPV6_MIN_MTU and any(":" in pool.cidr for pool in network.pools):
-        return min(_IPV6_MIN_MTU, limit(hosts, encrypted=network.encrypted).mtu)
+    if mtu < IPV6_MIN_MTU and any(":" in pool.cidr for pool in network.pools):
+        return min(IPV6_MIN_MTU, limit(hosts, encrypted=network.encrypted).mtu)
     return mtu
 
 

@@ -14,7 +14,7 @@ from socket import AF_INET, AF_INET6, inet_ntop
 from struct import Struct
 from typing import Any, NamedTuple
 
-from weft.dataplane import Bridge, Port, Vxlan
+from weft.dataplane import IPV6_MIN_MTU, Bridge, Port, Vxlan
 from weft.kernel.netlink import ADDRESS, IFLA_IFNAME, IFLA_MTU, LINK, Rtnetlink, attributes, messages, number, text
 from weft.reconcile import ObservedLink
 
@@ -33,7 +33,6 @@ VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("proxyarp_wifi", 12, 1))
 ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)
 """1 is none: the link makes no IPv6 address by itself."""
 _NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
-_IPV6_MIN_MTU = 1280
 
 _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
@@ -88,7 +87,7 @@ def no_ipv6_address(mtu: int) -> dict[str, Any]:
 
     None if it cannot anyway, since the kernel has no IPv6 or the MTU is too small for it: then they would be refused.
     """
-    possible = mtu >= _IPV6_MIN_MTU and os.path.exists("/proc/sys/net/ipv6")
+    possible = mtu >= IPV6_MIN_MTU and os.path.exists("/proc/sys/net/ipv6")
     return {"IFLA_AF_SPEC": _NO_IPV6_ADDRESS} if possible else {}
 
 
