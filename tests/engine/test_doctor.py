@@ -195,7 +195,9 @@ def test_filters_of_hosts_and_on_the_way(clinic: Clinic) -> None:
     h2.block_udp(VXLAN, h1)
     h3.narrow_path(1400)
     try:
-        found = clinic.finds({("path", "error", ("h1", "h2")), ("mtu", "error", ("h3",))})
+        found = clinic.finds(
+            {("path", "error", ("h1", "h2")), ("mtu", "error", ("h3",))}, "dropped on the way between h1 and h2"
+        )
     finally:
         h3.narrow_path(1500)
     assert found.of("path", "h1", "h2")["cause"].endswith("dropped on the way between h1 and h2")
