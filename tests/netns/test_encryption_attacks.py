@@ -137,10 +137,11 @@ def device_deleted(host: SecuredHost) -> None:
 
 
 def peers_removed(host: SecuredHost) -> None:
-    """Another key: the peers take nothing from it."""
+    """Another key: the peers take nothing from it. WireGuard tells nobody of that; the timer has it found."""
     seen = host.host.kernel.observe_tunnel()
     assert seen
     host.host.kernel.configure_tunnel(seen.tunnel, PrivateKey.generate())
+    host.agent.refresh()
 
 
 def firewall_flushed(host: SecuredHost) -> None:
