@@ -17,7 +17,7 @@ from flask import Flask, Response
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import BaseWSGIServer, make_server
 
-from weft.page import Feed, create_page
+from weft.web.page import Feed, create_page
 
 State = dict[str, Any]
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from weft.dataplane import Bridge, KernelEvent, Link, Port, Row, Tunnel
+from weft.engine.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.errors import EngineError, KernelError, WeftError
-from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.keys import PrivateKey
 from weft.model import Endpoint, IPNetwork, Network, Pool, Published
 from weft.reconcile import Contact, Create, ObservedLink, ObservedTunnel, Remove, RowPlan, Step, TunnelPlan, Update

@@ -25,10 +25,10 @@ from bench.inside.echo import answer
 from bench.inside.population import VNI, Population
 from weft.cluster import Cluster
 from weft.daemon import tune
-from weft.dns import Responder
 from weft.model import ENDPOINTS, Endpoint, EndpointNames
-from weft.names import Asker, Kind, lookup
-from weft.resolver import DnsServer, bind
+from weft.names.dns import Responder
+from weft.names.lookup import Asker, Kind, lookup
+from weft.names.resolver import DnsServer, bind
 
 HOST_ID = "e" * 32
 ADDRESS = "127.0.0.1"

@@ -36,17 +36,17 @@ from weft import __version__
 from weft.agent import Agent
 from weft.cluster import Cluster
 from weft.config import Place
+from weft.doctor.examination import Doctor
 from weft.driver import Driver
 from weft.encryption import Encryption
+from weft.engine.inventory import Engine
 from weft.errors import ConfigError, Conflict, InvalidRequest, NotFound
-from weft.examination import Doctor
 from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost
-from weft.inventory import Engine
 from weft.journal import Journal
 from weft.model import SCHEMA, Host, Network
-from weft.probes import Probes
+from weft.probes.measurements import Probes
 from weft.reconcile import Contact, ObservedTunnel
 from weft.status import Status, address_view, endpoint_views, host_view, network_view
 from weft.store import Store

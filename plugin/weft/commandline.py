@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from weft import __version__, bundle, cli, config, diagnosis, setup_dns, setup_host
+from weft import __version__, cli, config
+from weft.cli import bundle, setup_dns, setup_host
 from weft.config import SETTINGS
+from weft.doctor import diagnosis
 
 
 def parser() -> argparse.ArgumentParser:

@@ -15,48 +15,49 @@ from time import monotonic
 
 from flask import Flask
 
-from weft import __version__, checkup, cli, config, topology
+from weft import __version__, cli, config, topology
 from weft.admin import Parts, create_admin
-from weft.adoption import MARGIN_SECONDS, Adoption
 from weft.agent import Agent
 from weft.api import create_app
 from weft.attachments import Attachments
-from weft.checkup import Checkup, Place
 from weft.cluster import Cluster
-from weft.collector import Collector
 from weft.config import Settings
+from weft.doctor import checkup
+from weft.doctor.checkup import Checkup, Place
+from weft.doctor.examination import Doctor
 from weft.driver import Driver
 from weft.encryption import Encryption
-from weft.engine import DockerEngine
+from weft.engine.adoption import MARGIN_SECONDS, Adoption
+from weft.engine.client import DockerEngine
+from weft.engine.collector import Collector
+from weft.engine.mirror import Mirror
+from weft.engine.restarts import Restarts
+from weft.engine.sweeper import Sweeper
 from weft.errors import ConfigError, KernelError, StoreError
-from weft.examination import Doctor
 from weft.garbage import Garbage
-from weft.health import STUCK_SECONDS, Health
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
 from weft.journal import Journal
 from weft.kernel import Inspection, LinuxKernel
 from weft.keys import KeyFile
-from weft.metrics import Metrics
-from weft.mirror import Mirror
 from weft.model import ALIVE, HOSTS, SCHEMA_KEY, Host
-from weft.nameservice import NameService
-from weft.page import Feed, create_page, parts_of
+from weft.names.sandboxes import ResolverRoutes
+from weft.names.service import NameService
 from weft.presence import Presence
-from weft.prober import Prober
-from weft.probes import Probes
-from weft.restarts import Restarts
-from weft.sandboxes import ResolverRoutes
+from weft.probes.measurements import Probes
+from weft.probes.prober import Prober
 from weft.serve import serve
 from weft.snapshot import SnapshotFile
 from weft.status import Status
 from weft.store import Store
 from weft.store.measured import MeasuredStore
 from weft.store.opening import open_store, store_addresses
-from weft.sweeper import Sweeper
 from weft.watchdog import Manager
-from weft.web import Listener, Streams, create_web
+from weft.web.health import STUCK_SECONDS, Health
+from weft.web.listener import Listener, Streams, create_web
+from weft.web.metrics import Metrics
+from weft.web.page import Feed, create_page, parts_of
 
 log = logging.getLogger("weft")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from weft.collector import Collector
+from weft.engine.collector import Collector
+from weft.engine.sweeper import Due, Sweeper
 from weft.presence import Presence
-from weft.sweeper import Due, Sweeper
 
 
 class Garbage:

@@ -15,7 +15,6 @@ from weft.cluster import Cluster
 from weft.driver import Driver
 from weft.errors import Conflict, NotFound
 from weft.ipam import Ipam
-from weft.links import RESULTS, requests_prefix
 from weft.model import (
     ALIVE,
     BINDINGS,
@@ -32,6 +31,7 @@ from weft.model import (
     pending_prefix,
     readable,
 )
+from weft.probes.links import RESULTS, requests_prefix
 from weft.schema import check_schema
 from weft.store import Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
 

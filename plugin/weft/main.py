@@ -14,7 +14,7 @@ from weft.errors import WeftError
 from weft.watchdog import Manager
 
 if TYPE_CHECKING:
-    from weft.offline import Offline
+    from weft.cli.offline import Offline
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _offline(settings: config.Settings) -> Offline:
-    from weft.offline import Offline
+    from weft.cli.offline import Offline
 
     return Offline(settings)

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from time import monotonic
 
 from weft.cluster import Cluster
+from weft.engine.sweeper import Due
 from weft.errors import ConfigError, Conflict, KernelError, StoreError, WeftError
 from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse, OtherFamily, TunnelInUse
 from weft.identity import LocalHost
 from weft.model import Host
 from weft.snapshot import SnapshotFile
-from weft.sweeper import Due
 from weft.unfinished import Unfinished
 
 log = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from weft import __version__, topology
 from weft.agent import Agent
 from weft.cluster import Cluster
 from weft.encryption import Encryption
+from weft.engine.sweeper import Sweeper
 from weft.identity import LocalHost
 from weft.ipam import usable_bounds
 from weft.model import ADDRESSES, POOLS, Allocation, Endpoint, Host, Network, PoolClaim, readable
 from weft.options import chosen_options
 from weft.presence import Presence
 from weft.store import Store
-from weft.sweeper import Sweeper
 
 
 class Names(Protocol):

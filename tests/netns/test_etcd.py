@@ -22,8 +22,8 @@ from tests.etcd import MISSING, Certificates, Cluster, Member, Place, base64, in
 from tests.netns.plugin import Plugin, get, wait_until
 from tests.netns.world import Namespace, World, wait_for
 from weft.errors import StoreError
-from weft.links import RESULTS
 from weft.model import ALIVE, ENDPOINTS, HOSTS
+from weft.probes.links import RESULTS
 from weft.store import Changes, Delete, DeleteAll, KeyIs, Put, Snapshot
 from weft.store.etcd import EtcdStore
 from weft.store.gateway import Access, Away, Gateway, Json

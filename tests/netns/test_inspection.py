@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.netns.world import Host, World, wait_for
-from weft.checkup import Checkup, Place
 from weft.config import from_environment
-from weft.doctor import of_host
-from weft.facts import Facts
-from weft.findings import Finding
+from weft.doctor.checkup import Checkup, Place
+from weft.doctor.facts import Facts
+from weft.doctor.findings import Finding
+from weft.doctor.verdict import of_host
 from weft.kernel import Inspection
 
 PEER = "192.0.2.2"

@@ -17,10 +17,10 @@ import pytest
 from tests.netns.secured import PORT, SecuredHost
 from tests.netns.world import World, wait_for
 from weft.dataplane import pack_mac, vxlan_name
-from weft.links import Kind, ProbeLink
 from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI
-from weft.prober import Prober
-from weft.probes import Probes
+from weft.probes.links import Kind, ProbeLink
+from weft.probes.measurements import Probes
+from weft.probes.prober import Prober
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
 from weft.topology import probe_mac

@@ -15,17 +15,17 @@ import pytest
 from lab.process import wait_until
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
-from weft.adoption import Adoption
-from weft.collector import Collector
 from weft.driver import EndpointRequest
+from weft.engine.adoption import Adoption
+from weft.engine.collector import Collector
+from weft.engine.restarts import Restarts
+from weft.engine.sweeper import Sweeper
 from weft.errors import NotFound
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Endpoint, Network, network_key
 from weft.presence import Presence
-from weft.restarts import Restarts
 from weft.store import DeleteAll, Put
 from weft.store.sqlite import SqliteStore
-from weft.sweeper import Sweeper
 
 Hosts = Callable[..., FakeHost]
 CIDR = "10.1.0.0/24"

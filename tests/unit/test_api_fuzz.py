@@ -27,7 +27,7 @@ from weft.dataplane import Port
 from weft.errors import KernelError
 from weft.ipam import GLOBAL_SPACE, LOCAL_SPACE
 from weft.model import ADDRESSES, PENDING, TOPOLOGY
-from weft.sandboxes import ResolverRoutes
+from weft.names.sandboxes import ResolverRoutes
 from weft.store.sqlite import SqliteStore
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from weft import bundle, config
+from weft import config
+from weft.cli import bundle
 from weft.errors import ConfigError
 
 SECRETS = {

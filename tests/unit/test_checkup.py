@@ -6,9 +6,9 @@ from errno import EPERM
 from types import SimpleNamespace
 from typing import Any
 
-from weft import checkup
-from weft.checkup import Checkup, Place
 from weft.config import from_environment
+from weft.doctor import checkup
+from weft.doctor.checkup import Checkup, Place
 from weft.errors import KernelError
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
-from weft.collector import Collector
+from weft.engine.collector import Collector
+from weft.engine.inventory import Inventory
+from weft.engine.sweeper import Sweeper
 from weft.errors import EngineError
-from weft.inventory import Inventory
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Endpoint, Network, Published
 from weft.store import Delete, Put
 from weft.store.sqlite import SqliteStore
-from weft.sweeper import Sweeper
 
 Hosts = Callable[..., FakeHost]
 CIDR = "10.1.0.0/24"

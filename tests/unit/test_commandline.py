@@ -46,4 +46,4 @@ def test_a_command_that_asks_the_daemon_imports_none_of_its_libraries(tmp_path: 
     imported = set(ast.literal_eval(done.stderr))
     assert "weft.cli" in imported
     assert not imported & {"flask", "gunicorn", "waitress", "prometheus_client", "pyroute2", "docker", "requests"}
-    assert not imported & {"dns", "nacl", "shtab", "sqlite3", "weft.daemon", "weft.offline"}
+    assert not imported & {"dns", "nacl", "shtab", "sqlite3", "weft.daemon", "weft.cli.offline"}

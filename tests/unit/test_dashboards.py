@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from weft.metrics import FAMILIES
+from weft.web.metrics import FAMILIES
 
 PROJECT = Path(__file__).parents[2]
 RULES = yaml.safe_load((PROJECT / "deploy/alerts.yaml").read_text())["groups"][0]["rules"]

@@ -23,9 +23,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weft.dns import TTL, Responder
-from weft.names import Asker, Kind
-from weft.resolver import DnsServer, Limiter, bind
+from weft.names.dns import TTL, Responder
+from weft.names.lookup import Asker, Kind
+from weft.names.resolver import DnsServer, Limiter, bind
 
 ADDRESSES = {
     "web1": ["10.77.0.3"],

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from weft.doctor import CHECKS, Examination, PoolUse, View, examine, of_host
+from weft.doctor.facts import Facts, Peering, PortDrop, Report, Switch
+from weft.doctor.findings import Finding
+from weft.doctor.packetfilter import Drop
+from weft.doctor.verdict import CHECKS, Examination, PoolUse, View, examine, of_host
 from weft.errors import Unreadable
-from weft.facts import Facts, Peering, PortDrop, Report, Switch
-from weft.findings import Finding
-from weft.links import Kind, ProbeLink
 from weft.model import Host
-from weft.packetfilter import Drop
+from weft.probes.links import Kind, ProbeLink
 from weft.store import Health
 
 NOW = 1_000_000.0

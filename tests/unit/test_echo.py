@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weft.echo import (
+from weft.probes.echo import (
     ETHERNET_BYTES,
     SMALL_SIZE,
     Arrival,

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tests.netns.plugin import wait_until
-from weft import examination
 from weft.cluster import Cluster
 from weft.dataplane import Peer, Tunnel
-from weft.doctor import Examination
-from weft.examination import Doctor
-from weft.facts import Facts, Report
+from weft.doctor import examination
+from weft.doctor.examination import Doctor
+from weft.doctor.facts import Facts, Report
+from weft.doctor.verdict import Examination
 from weft.identity import LocalHost
 from weft.model import ALIVE, QUESTIONS, REPORTS, TOPOLOGY, Host
 from weft.reconcile import Contact, ObservedTunnel

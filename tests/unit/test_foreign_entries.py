@@ -13,11 +13,12 @@ import pytest
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
 from weft.cluster import Cluster
-from weft.collector import Collector
+from weft.engine.collector import Collector
+from weft.engine.inventory import Inventory
+from weft.engine.mirror import Mirror
+from weft.engine.sweeper import Outcome, Sweeper
 from weft.errors import Conflict, EngineError, Exhausted, StoreError, Unreadable, WeftError
-from weft.inventory import Inventory
 from weft.ipam import LOCAL_SPACE, PoolId
-from weft.mirror import Mirror
 from weft.model import (
     ADDRESSES,
     BINDINGS,
@@ -38,7 +39,6 @@ from weft.model import (
 )
 from weft.store import Entry, Put
 from weft.store.sqlite import SqliteStore
-from weft.sweeper import Outcome, Sweeper
 
 GARBAGE = ["", "nonsense", "[]", "5", "null", '"id"', "{}", "[" * 100_000, "\ufffd"]
 NETWORK = Network(5, "app", (Pool("10.0.0.0/24", "10.0.0.1"),), 0, False, "h1")

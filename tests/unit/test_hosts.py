@@ -15,8 +15,8 @@ from weft.driver import EndpointRequest
 from weft.errors import Conflict, NotFound, StoreError
 from weft.hosts import AddressInUse, Hosts, IdInUse, OtherFamily
 from weft.ipam import LOCAL_SPACE, PoolId
-from weft.links import RESULTS, request_key
 from weft.model import Host
+from weft.probes.links import RESULTS, request_key
 from weft.store import Condition, Delete, Entry, Put, Write
 from weft.store.sqlite import SqliteStore
 

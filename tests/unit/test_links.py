@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from weft.errors import Unreadable
-from weft.links import ProbeLink, Results, merge
+from weft.probes.links import ProbeLink, Results, merge
 from weft.store import Entry
 
 A, B = "a" * 32, "b" * 32

@@ -18,15 +18,15 @@ from weft.agent import _Wanted
 from weft.cluster import Cluster
 from weft.dataplane import LinkEvent, Overflow, Peer, Tunnel
 from weft.errors import KernelError, StoreError
-from weft.health import Health
-from weft.links import ProbeLink
-from weft.metrics import FAMILIES, MOST, Metrics, pool_use
 from weft.model import Endpoint, Host, Network, Pool
+from weft.probes.links import ProbeLink
 from weft.reconcile import Contact, ObservedTunnel
 from weft.status import Status
 from weft.store import Entry, Put
 from weft.store.measured import MeasuredStore
 from weft.store.sqlite import SqliteStore
+from weft.web.health import Health
+from weft.web.metrics import FAMILIES, MOST, Metrics, pool_use
 
 CIDR = "10.1.0.0/24"
 Samples = dict[str, dict[tuple[str, ...], float]]

@@ -14,15 +14,15 @@ from tests.fakes import FakeEngine, OpenGate
 from tests.unit.conftest import FakeHost
 from weft.api import Gate, create_app
 from weft.cluster import Cluster, Touched
+from weft.engine.inventory import DockerNetwork
+from weft.engine.mirror import Create, Learn, Mirror, Plan, Publish, Remove, Replace, plan
+from weft.engine.sweeper import Sweeper
 from weft.errors import EngineError
-from weft.inventory import DockerNetwork
-from weft.mirror import Create, Learn, Mirror, Plan, Publish, Remove, Replace, plan
 from weft.model import Endpoint, Host, Member, Network, Pool, Published, name_key
+from weft.names.sandboxes import ResolverRoutes
 from weft.options import parse_options
-from weft.sandboxes import ResolverRoutes
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
-from weft.sweeper import Sweeper
 
 Hosts = Callable[..., FakeHost]
 CIDR = "10.1.0.0/24"
@@ -354,7 +354,7 @@ def test_a_network_that_is_wanted_again_while_it_is_removed_here_is_not_retired(
 def test_a_create_that_docker_gives_up_after_the_driver_does_not_retire_the_network(
     pair: Pair, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weft.mirror._RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("weft.engine.mirror._RETRY_SECONDS", 0.0)
     one, two = pair
 
     def create_and_give_up(network_id: str, network: Network) -> None:
@@ -379,7 +379,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("weft.mirror.monotonic", lambda: self.now)
+        monkeypatch.setattr("weft.engine.mirror.monotonic", lambda: self.now)
 
 
 def test_what_an_engine_can_never_make_is_tried_less_and_less(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from weft.cluster import Cluster
 from weft.model import Endpoint, EndpointNames, Host, Network, Pool
-from weft.names import Asker, Kind, lookup
+from weft.names.lookup import Asker, Kind, lookup
 
 ME, OTHER, SILENT = "a" * 32, "b" * 32, "c" * 32
 APP, DB = 4096, 4097

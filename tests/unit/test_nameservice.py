@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.unit.conftest import FakeHost
-from weft import askers
-from weft.askers import Askers
 from weft.cluster import Cluster
-from weft.containers import Attachment, Container, Containers, Outline
+from weft.engine.containers import Attachment, Container, Containers, Outline
 from weft.errors import EngineError, StoreError
 from weft.model import ENDPOINT_NAMES, TOPOLOGY, EndpointNames, Network
-from weft.names import Asker
-from weft.publisher import Publisher
-from weft.sandboxes import ResolverRoutes
+from weft.names import askers
+from weft.names.askers import Askers
+from weft.names.lookup import Asker
+from weft.names.publisher import Publisher
+from weft.names.sandboxes import ResolverRoutes
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
 
@@ -156,7 +156,7 @@ class TestContainers:
     def test_an_engine_that_comes_back_is_followed_again(
         self, engine: FakeEngine, containers: Containers, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("weft.containers._RETRY_SECONDS", 0.01)
+        monkeypatch.setattr("weft.engine.containers._RETRY_SECONDS", 0.01)
         engine.away = True
         engine.present[container(1).id] = container(1)
         containers.start()
@@ -236,7 +236,7 @@ class TestPublisher:
     def test_a_thousand_at_once_and_a_store_that_fails(
         self, me: FakeHost, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("weft.publisher._RETRY_SECONDS", 0.01)
+        monkeypatch.setattr("weft.names.publisher._RETRY_SECONDS", 0.01)
         with_network(me)
         transact, failures = store.transact, [StoreError("away")] * 3
 

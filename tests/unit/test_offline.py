@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from weft import config
-from weft.engine import DockerEngine, _state_folders
+from weft.cli.offline import Offline
+from weft.engine.client import DockerEngine, _state_folders
 from weft.model import Endpoint, EndpointNames, Host, Network, Pool
-from weft.offline import Offline
 
 ME, OTHER = Host("a" * 32, "h1", "192.0.2.1"), Host("b" * 32, "h2", "192.0.2.2")
 NETWORK = Network(42, "app", (Pool("10.0.0.0/24", "10.0.0.1", {"nas": "10.0.0.9"}),), 0, False, "h1")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from weft.packetfilter import Packet, iptables_drop, iptables_tables, nft_drop
+from weft.doctor.packetfilter import Packet, iptables_drop, iptables_tables, nft_drop
 
 VXLAN = Packet(4789, False, "192.168.78.2", "eth0")
 SENT = Packet(4789, True, "192.168.78.2", "eth0")

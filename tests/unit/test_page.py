@@ -17,10 +17,10 @@ from flask.testing import FlaskClient
 
 import weft
 from lab import sample
-from weft import page
 from weft.journal import Journal
-from weft.links import ProbeLink
-from weft.page import Feed, create_page, parts_of
+from weft.probes.links import ProbeLink
+from weft.web import page
+from weft.web.page import Feed, create_page, parts_of
 
 STATIC = Path(weft.__file__).parent / "static"
 FILES = sorted(file.name for file in STATIC.iterdir())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from weft import topology
-from weft.links import ProbeLink
 from weft.model import PROBE_VNI, Host, Network, Pool
-from weft.pathmtu import PathMtu
+from weft.probes.links import ProbeLink
+from weft.probes.pathmtu import PathMtu
 
 A, B, C = "a" * 32, "b" * 32, "c" * 32
 HOSTS = {A, B, C}

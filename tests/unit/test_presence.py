@@ -17,13 +17,13 @@ import pytest
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost, together
 from tests.unit.test_agent import eventually
-from weft.adoption import Adoption
+from weft.engine.adoption import Adoption
+from weft.engine.restarts import Restarts
 from weft.errors import ConfigError, KernelError, StoreError
 from weft.hosts import Hosts, IdInUse
 from weft.keys import KeyFile, PrivateKey
 from weft.model import Host
 from weft.presence import Presence
-from weft.restarts import Restarts
 from weft.snapshot import SnapshotFile
 from weft.store import Delete, Entry, Put
 from weft.unfinished import Unfinished

@@ -15,16 +15,16 @@ from typing import NamedTuple
 import pytest
 
 from tests.netns.world import wait_for
-from weft import echo
 from weft.cluster import Cluster
 from weft.dataplane import pack_mac
-from weft.echo import SMALL_SIZE, Counts, Probe, Purpose
 from weft.errors import StoreError
 from weft.identity import LocalHost
-from weft.links import RESULTS, ProbeLink, Results, request_key
 from weft.model import TOPOLOGY, Host
-from weft.prober import Prober
-from weft.probes import Probes
+from weft.probes import echo
+from weft.probes.echo import SMALL_SIZE, Counts, Probe, Purpose
+from weft.probes.links import RESULTS, ProbeLink, Results, request_key
+from weft.probes.measurements import Probes
+from weft.probes.prober import Prober
 from weft.store import Delete, Entry, Put
 from weft.store.sqlite import SqliteStore
 from weft.topology import probe_mac

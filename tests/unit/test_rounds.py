@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from weft.echo import SMALL_SIZE, Probe, Purpose
-from weft.links import ProbeLink
-from weft.rounds import PLAN, Heard, Round
+from weft.probes.echo import SMALL_SIZE, Probe, Purpose
+from weft.probes.links import ProbeLink
+from weft.probes.rounds import PLAN, Heard, Round
 
 A, B = "a" * 32, "b" * 32
 SIZE = 1450

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from weft import main, setup_dns
+from weft import main
+from weft.cli import setup_dns
 from weft.config import RESOLVER
 from weft.errors import ConfigError
 

@@ -14,10 +14,10 @@ import pytest
 from flask import Response
 
 from tests.netns.plugin import wait_until
-from weft import web
 from weft.config import Place
 from weft.errors import KernelError
-from weft.web import Listener, Streams, create_web
+from weft.web import listener
+from weft.web.listener import Listener, Streams, create_web
 
 LOOPBACK = Place("127.0.0.1", 0)
 
@@ -167,7 +167,7 @@ def test_a_stream_is_sent_as_it_comes(site: Site) -> None:
 
 def test_streams_are_few_and_leave_the_rest_alone(site: Site) -> None:
     with ExitStack() as stack:
-        for _ in range(web.STREAMS):
+        for _ in range(listener.STREAMS):
             client = stack.enter_context(site.open(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n"))
             assert client.recv(15) == b"HTTP/1.1 200 OK"
         refused = site.ask("/stream")
@@ -186,7 +186,7 @@ def test_half_a_request_holds_no_thread(site: Site) -> None:
 
 def test_slow_clients_make_room_for_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than there may be connections, and each sends a byte again and again."""
-    monkeypatch.setattr(web, "_LIFE_SECONDS", 1)
+    monkeypatch.setattr(listener, "_LIFE_SECONDS", 1)
     with ExitStack() as stack:
         clients = [stack.enter_context(site.open(b"GET /heal")) for _ in range(150)]
         done = threading.Event()
@@ -228,7 +228,7 @@ def test_what_is_no_request_is_refused(site: Site, text: bytes, status: bytes) -
 def test_a_place_that_is_taken_is_said_and_had_later(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(web, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(listener, "_RETRY_SECONDS", 0.05)
     place = Place("127.0.0.1", site.listener.port)
     late = Listener(create_web(site.health, bytes, ()), place)
     late.start()

@@ -18,13 +18,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from shutil import which
 
+from weft.doctor.facts import PortDrop, Switch
+from weft.doctor.packetfilter import Packet, iptables_drop, iptables_tables, nft_drop
 from weft.errors import ConfigError
-from weft.facts import PortDrop, Switch
 from weft.kernel.connection import Connection
 from weft.kernel.mounts import outlives_us
 from weft.kernel.namespace import NamespaceThread, find_namespace, open_namespace
 from weft.kernel.underlay import Underlay
-from weft.packetfilter import Packet, iptables_drop, iptables_tables, nft_drop
 
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _PROGRAM_SECONDS = 5.0

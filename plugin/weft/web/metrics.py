@@ -28,11 +28,11 @@ from prometheus_client.registry import Collector
 from weft import __version__
 from weft.cluster import Cluster
 from weft.errors import WeftError
-from weft.health import Health
 from weft.ipam import usable_bounds
-from weft.links import ProbeLink, merge
 from weft.model import Network
+from weft.probes.links import ProbeLink, merge
 from weft.status import Status, host_name
+from weft.web.health import Health
 
 MOST = 50
 """Peers, and networks, that have series of their own."""

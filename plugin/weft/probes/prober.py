@@ -17,16 +17,17 @@ from itertools import zip_longest
 from time import monotonic, time
 from typing import Protocol
 
-from weft import echo, topology
+from weft import topology
 from weft.bucket import TokenBucket
 from weft.cluster import Cluster
 from weft.dataplane import pack_mac, vxlan_name
-from weft.echo import SMALL_SIZE, Arrival, Counts, Probe, Purpose
 from weft.errors import KernelError
 from weft.identity import LocalHost
-from weft.links import Kind, ProbeLink
 from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI
-from weft.rounds import Heard, Round
+from weft.probes import echo
+from weft.probes.echo import SMALL_SIZE, Arrival, Counts, Probe, Purpose
+from weft.probes.links import Kind, ProbeLink
+from weft.probes.rounds import Heard, Round
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from dns.rcode import BADVERS, FORMERR, NOERROR, NOTIMP, REFUSED, SERVFAIL
 from dns.rdataclass import IN
 from dns.rdatatype import AAAA, ANY, AXFR, IXFR, MAILA, MAILB, OPT, PTR, A
 
-from weft.names import Asker, Kind
+from weft.names.lookup import Asker, Kind
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from itertools import count
 from secrets import token_bytes
 from typing import NamedTuple
 
-from weft.echo import NONCE_BYTES, SMALL_SIZE, Counts, Probe, Protocol, Purpose
-from weft.links import Kind, ProbeLink
+from weft.probes.echo import NONCE_BYTES, SMALL_SIZE, Counts, Probe, Protocol, Purpose
+from weft.probes.links import Kind, ProbeLink
 
 PLAN = Counts(small=6, full=6, offloaded=6)
 _RUNGS = 16

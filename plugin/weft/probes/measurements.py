@@ -23,10 +23,10 @@ from weft import topology
 from weft.cluster import Cluster, Touched
 from weft.errors import KernelError, StoreError, WeftError
 from weft.identity import LocalHost
-from weft.links import RESULTS, ProbeLink, Results, merge, request_key, requests_prefix
 from weft.model import readable
-from weft.pathmtu import PathMtu
-from weft.prober import NETWORKS, Prober
+from weft.probes.links import RESULTS, ProbeLink, Results, merge, request_key, requests_prefix
+from weft.probes.pathmtu import PathMtu
+from weft.probes.prober import NETWORKS, Prober
 from weft.store import Delete, Put, Snapshot, Store, Watch
 
 log = logging.getLogger(__name__)

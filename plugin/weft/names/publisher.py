@@ -15,7 +15,7 @@ from itertools import chain, islice
 from time import monotonic
 
 from weft.cluster import Cluster
-from weft.containers import Attachment, Container
+from weft.engine.containers import Attachment, Container
 from weft.errors import StoreError
 from weft.model import Binding, EndpointNames, Host, binding_key
 from weft.store import Delete, Put, Store, Write

@@ -15,8 +15,8 @@ from time import monotonic
 from typing import Protocol
 
 from weft.cluster import Cluster
+from weft.engine.inventory import Engine, Inventory
 from weft.errors import EngineError, StoreError, Unreadable, WeftError
-from weft.inventory import Engine, Inventory
 from weft.model import POOLS, Host
 from weft.store import Entry, Store
 

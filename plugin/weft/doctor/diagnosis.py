@@ -17,11 +17,12 @@ from urllib.parse import quote
 from rich.console import Console
 from rich.table import Table
 
-from weft import __version__, cli, doctor
+from weft import __version__, cli
 from weft.config import Settings
-from weft.doctor import Examination, View
+from weft.doctor import verdict
+from weft.doctor.facts import Report
+from weft.doctor.verdict import Examination, View
 from weft.errors import ConfigError, StoreError, WeftError
-from weft.facts import Report
 from weft.model import HOSTS, Host, readable
 from weft.store import Store
 
@@ -52,7 +53,7 @@ def _run(options: argparse.Namespace, socket_path: Path) -> Any:
 
 def _alone(settings: Settings, problem: str) -> Examination:
     """What this host can find out by itself."""
-    from weft.checkup import Checkup, Place, of_store
+    from weft.doctor.checkup import Checkup, Place, of_store
     from weft.kernel import Inspection
     from weft.store.opening import open_store
 
@@ -65,12 +66,12 @@ def _alone(settings: Settings, problem: str) -> Examination:
     if rival := next((other for other in others if underlay and other.underlay == underlay), None):
         facts = replace(facts, registered=f"the underlay address {underlay} of this host is {rival.title}'s")
     identity = me.id if me else "this host"
-    findings = tuple(doctor.of_host(facts))
+    findings = tuple(verdict.of_host(facts))
     report = Report(
         identity, settings.hostname, "", time(), __version__, underlay, facts.device, facts.mtu, facts.towards,
         drops=facts.drops, findings=findings,
     )  # fmt: skip
-    return doctor.examine(View(identity, {me.id: me} if me else {}, set(), {identity: report}, port=settings.port))
+    return verdict.examine(View(identity, {me.id: me} if me else {}, set(), {identity: report}, port=settings.port))
 
 
 def _hosts(settings: Settings, store: Store) -> tuple[list[Host], Host | None]:
@@ -92,15 +93,15 @@ def _code(answer: Any) -> int:
 
 
 def _show(answer: Any, console: Console) -> None:
-    table = Table("HOST", *doctor.CHECKS, box=None, pad_edge=False, header_style="bold")
+    table = Table("HOST", *verdict.CHECKS, box=None, pad_edge=False, header_style="bold")
     for row in answer["hosts"]:
-        table.add_row(row["host"], *(_SHOWN[row["checks"].get(check, "unknown")] for check in doctor.CHECKS))
+        table.add_row(row["host"], *(_SHOWN[row["checks"].get(check, "unknown")] for check in verdict.CHECKS))
     console.print(table)
     for one in answer["findings"]:
         _show_finding(one, console)
     if not answer["findings"]:
         hosts = len(answer["hosts"])
-        console.print(f"no fault: {hosts} host{'s' * (hosts != 1)}, {len(doctor.CHECKS)} checks", highlight=False)
+        console.print(f"no fault: {hosts} host{'s' * (hosts != 1)}, {len(verdict.CHECKS)} checks", highlight=False)
 
 
 def _show_finding(one: Mapping[str, Any], console: Console) -> None:

@@ -22,9 +22,9 @@ from typing import Any
 
 from flask import Blueprint, Response
 
-from weft.doctor import Examination
+from weft.doctor.verdict import Examination
 from weft.journal import Journal
-from weft.links import ProbeLink
+from weft.probes.links import ProbeLink
 from weft.status import Status, endpoint_views, host_view, network_view
 
 BEAT_SECONDS = 2.0

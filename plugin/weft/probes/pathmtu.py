@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from weft.links import Kind, ProbeLink
+from weft.probes.links import Kind, ProbeLink
 
 _LEAST = 576
 """Inner bytes: what passes less than that is broken, and no MTU would mend it."""

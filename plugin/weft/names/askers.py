@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from time import monotonic
 
 from weft.cluster import Cluster
-from weft.containers import Container, Engine
+from weft.engine.containers import Container, Engine
 from weft.errors import EngineError
-from weft.names import Asker
+from weft.names.lookup import Asker
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from typing import Any
 import docker
 import requests
 
-from weft.containers import Attachment, Container, Outline
+from weft.engine.containers import Attachment, Container, Outline
+from weft.engine.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.errors import EngineError
-from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.model import Network, Pool, Published
 
 _TIMEOUT = 10

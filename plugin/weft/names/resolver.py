@@ -20,8 +20,8 @@ from time import monotonic
 from typing import Protocol
 
 from weft.bucket import TokenBucket
-from weft.dns import Responder
-from weft.names import Asker
+from weft.names.dns import Responder
+from weft.names.lookup import Asker
 
 log = logging.getLogger(__name__)
 

@@ -20,11 +20,11 @@ from time import monotonic
 
 from weft.cluster import Cluster, Touched
 from weft.driver import Driver
+from weft.engine.inventory import DockerNetwork, Engine, Inventory
+from weft.engine.sweeper import Outcome
 from weft.errors import EngineError, WeftError
-from weft.inventory import DockerNetwork, Engine, Inventory
 from weft.model import Host, Network, name_key, network_key, reading
 from weft.store import Entry, KeyIs, Put, Store
-from weft.sweeper import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -18,15 +18,16 @@ from random import sample
 from time import monotonic, sleep, time
 from typing import Protocol
 
-from weft import __version__, doctor
+from weft import __version__
 from weft.cluster import Cluster, Touched
-from weft.doctor import Examination, PoolUse, View
+from weft.doctor import verdict
+from weft.doctor.facts import Facts, Peering, Report
+from weft.doctor.verdict import Examination, PoolUse, View
 from weft.errors import Unreadable, WeftError
-from weft.facts import Facts, Peering, Report
 from weft.identity import LocalHost
-from weft.links import ProbeLink
 from weft.model import QUESTIONS, REPORTS, Network
-from weft.probes import Probes
+from weft.probes.links import ProbeLink
+from weft.probes.measurements import Probes
 from weft.reconcile import ObservedTunnel
 from weft.store import Entry, Store
 
@@ -145,7 +146,7 @@ class Doctor:
         probing.join(_PROBE_SECONDS + 1)
         if self._is_mesh:
             self._await_probes(question, set(reports), end)
-        return doctor.examine(
+        return verdict.examine(
             View(
                 me=self._me.id,
                 hosts={**self._cluster.hosts, self._me.id: self._me.host},
@@ -273,7 +274,7 @@ class Doctor:
             unpeered=tuple(self._unpeered(tunnel))[:_MOST_PEERINGS] if tunnel else (),
             reached=self._reached(),
             drops=facts.drops,
-            findings=tuple(doctor.of_host(facts)),
+            findings=tuple(verdict.of_host(facts)),
             time=time(),
         )
 

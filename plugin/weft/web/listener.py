@@ -98,7 +98,7 @@ def create_web(health: Health, metrics: Callable[[], bytes], names: Collection[s
     :param metrics: all of them as text.
     :param names: of this host, in lower case, besides its addresses and `localhost`.
     """
-    app = Flask("weft.web", static_folder=None)
+    app = Flask("weft.web.listener", static_folder=None)
     app.url_map.merge_slashes = False
     ours = {"localhost", *names}
 

@@ -20,12 +20,12 @@ from ipaddress import ip_address, ip_network
 
 from weft.cluster import Cluster
 from weft.driver import Driver
+from weft.engine.inventory import DockerNetwork, Inventory
+from weft.engine.sweeper import Due, Outcome, Patience
 from weft.errors import WeftError
-from weft.inventory import DockerNetwork, Inventory
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.model import ENGINES, Endpoint, Host, Member, PoolClaim, pending_prefix, readable, reading
 from weft.store import Entry, KeyIs, Put, Store
-from weft.sweeper import Due, Outcome, Patience
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Self
 
+from weft.doctor.findings import Finding
+from weft.doctor.packetfilter import Drop
 from weft.errors import Unreadable
-from weft.findings import Finding
-from weft.packetfilter import Drop
 from weft.store import Health
 
 

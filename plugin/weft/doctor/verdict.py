@@ -19,10 +19,10 @@ from statistics import median
 from typing import Any
 
 from weft import topology
-from weft.facts import Facts, PortDrop, Report
-from weft.findings import Finding, Severity
-from weft.links import Kind, ProbeLink
+from weft.doctor.facts import Facts, PortDrop, Report
+from weft.doctor.findings import Finding, Severity
 from weft.model import Host
+from weft.probes.links import Kind, ProbeLink
 
 CHECKS = {
     "host": "weft runs, is registered and answers",

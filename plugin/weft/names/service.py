@@ -17,16 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from weft import firewall, setup_dns
-from weft.askers import Askers
+from weft.cli import setup_dns
 from weft.cluster import Cluster
-from weft.containers import Containers, Engine
-from weft.dns import Responder
+from weft.engine.containers import Containers, Engine
 from weft.errors import ConfigError, KernelError
 from weft.model import Host
-from weft.names import Asker, Kind, lookup
-from weft.publisher import Publisher
-from weft.resolver import DnsServer, bind
+from weft.names import firewall
+from weft.names.askers import Askers
+from weft.names.dns import Responder
+from weft.names.lookup import Asker, Kind, lookup
+from weft.names.publisher import Publisher
+from weft.names.resolver import DnsServer, bind
 from weft.store import Store
 
 log = logging.getLogger(__name__)

@@ -21,13 +21,13 @@ from ipaddress import ip_address, ip_network
 
 from weft.cluster import Cluster
 from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
+from weft.engine.inventory import DockerEndpoint, DockerNetwork, Inventory
+from weft.engine.sweeper import Outcome, Patience
 from weft.errors import Conflict, Taken, WeftError
-from weft.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.model import Host, Network, Pool, binding_key, endpoint_key
 from weft.options import parse_options
 from weft.store import Entry, Store
-from weft.sweeper import Outcome, Patience
 
 log = logging.getLogger(__name__)
 

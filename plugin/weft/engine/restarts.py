@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from weft.adoption import Adoption
+from weft.engine.adoption import Adoption
+from weft.engine.inventory import Engine, Inventory
+from weft.engine.sweeper import Outcome
 from weft.errors import UNKNOWN
-from weft.inventory import Engine, Inventory
 from weft.presence import NOT_REGISTERED, Presence
 from weft.store import Entry
-from weft.sweeper import Outcome
 
 log = logging.getLogger(__name__)
 

@@ -19,14 +19,14 @@ from typing import Any, Protocol
 from weft.agent import Agent
 from weft.config import Settings
 from weft.dataplane import Vxlan
+from weft.doctor.facts import Facts, PortDrop, Switch
 from weft.encryption import Encryption
+from weft.engine.sweeper import Sweeper
 from weft.errors import IN_USE, KernelError, WeftError
-from weft.facts import Facts, PortDrop, Switch
 from weft.garbage import Garbage
 from weft.presence import Presence
 from weft.reconcile import ObservedLink
 from weft.store import Store
-from weft.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 

@@ -104,7 +104,7 @@ def parts(options: argparse.Namespace, socket_path: Path) -> dict[str, Part]:
     }
     docker: dict[str, Part] = {}
     if settings.docker != "off":
-        from weft.engine import DockerEngine
+        from weft.engine.client import DockerEngine
 
         docker["docker/engine.json"] = partial(_as_json, DockerEngine(settings.docker, settings.driver).report)
     return {

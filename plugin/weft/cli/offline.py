@@ -20,7 +20,7 @@ from weft.cluster import Cluster
 from weft.config import Settings
 from weft.dataplane import vni_of
 from weft.encryption import Encryption
-from weft.engine import DockerEngine
+from weft.engine.client import DockerEngine
 from weft.errors import ConfigError, EngineError, WeftError
 from weft.identity import LocalHost
 from weft.kernel import LinuxKernel, has_namespaces

@@ -14,9 +14,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Protocol
 
-from weft.askers import Askers
-from weft.containers import Engine
+from weft.engine.containers import Engine
 from weft.errors import EngineError, KernelError
+from weft.names.askers import Askers
 
 log = logging.getLogger(__name__)
 
