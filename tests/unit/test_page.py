@@ -22,7 +22,7 @@ from weft.probes.links import ProbeLink
 from weft.web import page
 from weft.web.page import Feed, create_page, parts_of
 
-STATIC = Path(weft.__file__).parent / "static"
+STATIC = Path(weft.__file__).parent / "web" / "static"
 FILES = sorted(file.name for file in STATIC.iterdir())
 
 

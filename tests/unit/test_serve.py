@@ -22,7 +22,7 @@ def test_files_that_name_another_driver_are_found_where_an_engine_looks(tmp_path
     assert sorted(rival_specs("weft", [etc, usr])) == sorted(files)
 
 
-@pytest.mark.parametrize(("parent", "status"), [(os.getpid(), 0), (1, -signal.SIGKILL)])
+@pytest.mark.parametrize(("parent", "status"), [(os.getpid(), 0), (1, -signal.SIGKILL)], ids=["living", "dead"])
 def test_a_worker_whose_parent_died_before_it_could_ask_to_be_told_dies_too(parent: int, status: int) -> None:
     worker = f"from weft.serve import _die_with_parent; _die_with_parent({parent})"
     assert subprocess.run([sys.executable, "-c", worker], check=False).returncode == status
