@@ -15,7 +15,7 @@ from weft.config import from_environment
 from weft.doctor.checkup import Checkup, Place
 from weft.doctor.facts import Facts
 from weft.doctor.findings import Finding
-from weft.doctor.verdict import of_host
+from weft.doctor.local import of_host
 from weft.kernel import Inspection
 
 PEER = "192.0.2.2"

@@ -24,7 +24,7 @@ LAYERS = [
         "bucket",
     },
     {"keys", "probes.links", "doctor.facts", "logs", "probes.echo"},
-    {"probes.rounds", "probes.pathmtu"},
+    {"probes.rounds", "probes.pathmtu", "doctor.local", "doctor.view"},
     {
         "options",
         "reconcile",
@@ -37,7 +37,9 @@ LAYERS = [
         "unfinished",
         "names.lookup",
     },
-    {"journal", "doctor.verdict"},
+    {"journal", "doctor.comparison", "doctor.ways"},
+    {"doctor.losses", "doctor.sizes", "doctor.tunnels"},
+    {"doctor.verdict"},
     {
         "attachments",
         "encryption",

@@ -10,8 +10,10 @@ import pytest
 
 from weft.doctor.facts import Facts, Peering, PortDrop, Report, Switch
 from weft.doctor.findings import Finding
+from weft.doctor.local import of_host
 from weft.doctor.packetfilter import Drop
-from weft.doctor.verdict import CHECKS, Examination, PoolUse, View, examine, of_host
+from weft.doctor.verdict import CHECKS, Examination, examine
+from weft.doctor.view import PoolUse, View
 from weft.errors import Unreadable
 from weft.model import Host
 from weft.probes.links import Kind, ProbeLink
@@ -233,6 +235,29 @@ def test_a_narrow_way_to_one_host_is_said_once() -> None:
     one = only(view(measured=links(narrow(*ways))))
     assert one.hosts == ("h3",)
     assert one.cause == "the path between h3 and the other hosts carries smaller packets than the networks send"
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"full": 1.0}, "the path between {} and the other hosts carries smaller packets than the networks send"),
+        ({"small": 1.0}, "{} is cut off: the underlay does not carry packets between it and the other hosts"),
+    ],
+)
+def test_of_hosts_that_lost_all_no_pair_is_said_twice(values: dict[str, Any], named: str) -> None:
+    """In a large cluster not all ways are measured: here, all those of h3 are said already when its turn comes."""
+    faulty = [(a, b) for a, b in ((1, 2), (1, 3), (2, 3), (1, 4))]
+    ways = [(f"id-h{a}", f"id-h{b}") for pair in faulty for a, b in (pair, pair[::-1])]
+    measured = [*(link(way, **values) for way in ways), link(("id-h4", "id-h5"))]
+    hosts = {f"id-h{n}": Host(f"id-h{n}", f"h{n}", f"192.168.78.{n}", "0.1.0") for n in range(1, 6)}
+    reports = {
+        host: Report(
+            host, record.name, "q", NOW, "0.1.0", record.underlay, mtu=1500, reached=dict.fromkeys(hosts, False)
+        )
+        for host, record in hosts.items()
+    }
+    examined = examine(View(me="id-h5", hosts=hosts, alive=set(hosts), reports=reports, links=measured))
+    assert [one.cause for one in examined.findings] == [named.format(host) for host in ("h1", "h2")]
 
 
 def test_silence_one_way_and_an_attested_way_back() -> None:

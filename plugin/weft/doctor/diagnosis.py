@@ -19,9 +19,10 @@ from rich.table import Table
 
 from weft import __version__, cli
 from weft.config import Settings
-from weft.doctor import verdict
+from weft.doctor import local, verdict
 from weft.doctor.facts import Report
-from weft.doctor.verdict import Examination, View
+from weft.doctor.verdict import Examination
+from weft.doctor.view import View
 from weft.errors import ConfigError, StoreError, WeftError
 from weft.model import HOSTS, Host, readable
 from weft.store import Store
@@ -66,7 +67,7 @@ def _alone(settings: Settings, problem: str) -> Examination:
     if rival := next((other for other in others if underlay and other.underlay == underlay), None):
         facts = replace(facts, registered=f"the underlay address {underlay} of this host is {rival.title}'s")
     identity = me.id if me else "this host"
-    findings = tuple(verdict.of_host(facts))
+    findings = tuple(local.of_host(facts))
     report = Report(
         identity, settings.hostname, "", time(), __version__, underlay, facts.device, facts.mtu, facts.towards,
         drops=facts.drops, findings=findings,

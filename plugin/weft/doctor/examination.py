@@ -20,9 +20,10 @@ from typing import Protocol
 
 from weft import __version__
 from weft.cluster import Cluster, Touched
-from weft.doctor import verdict
+from weft.doctor import local, verdict
 from weft.doctor.facts import Facts, Peering, Report
-from weft.doctor.verdict import Examination, PoolUse, View
+from weft.doctor.verdict import Examination
+from weft.doctor.view import PoolUse, View
 from weft.errors import Unreadable, WeftError
 from weft.identity import LocalHost
 from weft.model import QUESTIONS, REPORTS, Network
@@ -274,7 +275,7 @@ class Doctor:
             unpeered=tuple(self._unpeered(tunnel))[:_MOST_PEERINGS] if tunnel else (),
             reached=self._reached(),
             drops=facts.drops,
-            findings=tuple(verdict.of_host(facts)),
+            findings=tuple(local.of_host(facts)),
             time=time(),
         )
 
