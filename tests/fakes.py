@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
-from weft.dataplane import Bridge, KernelEvent, Link, Port, Row, Tunnel
+from weft.dataplane import Bridge, KernelEvent, Link, Port, Row, Shaper, Tunnel
 from weft.engine.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.errors import EngineError, KernelError, WeftError
 from weft.keys import PrivateKey
@@ -136,7 +136,8 @@ class FakeKernel:
             raise KernelError(f"create {link.name}", errno.EEXIST)
         if link.name in self.broken:
             raise KernelError(f"create {link.name}", errno.EIO)
-        if not isinstance(link, Bridge) and link.bridge not in self.links:
+        needs = link.source if isinstance(link, Shaper) else "" if isinstance(link, Bridge) else link.bridge
+        if needs and needs not in self.links:
             raise KernelError(f"create {link.name}", errno.ENODEV)
         self.links[link.name] = link
 

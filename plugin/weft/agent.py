@@ -42,9 +42,12 @@ from weft.dataplane import (
     Port,
     Row,
     RowEvent,
+    Shaper,
     TunnelEvent,
     Vxlan,
     device_names,
+    shaper_names,
+    source_of,
     vni_of,
     vxlan_name,
 )
@@ -247,8 +250,10 @@ class Agent:
     def sizes(self) -> tuple[int, int]:
         """How many links and rows there should be."""
         rows = self.rows
-        ports = sum(len(self.cluster.local_endpoints(vni, self._me.id)) for vni in rows)
-        return 2 * len(rows) + ports, sum(rows.values())
+        ports = [e for vni in rows for e in self.cluster.local_endpoints(vni, self._me.id)]
+        networks = filter(None, map(self.cluster.networks.get, rows))
+        shapers = sum(e.rate > 0 for e in ports) + sum(network.multicast > 0 for network in networks)
+        return 2 * len(rows) + len(ports) + shapers, sum(rows.values())
 
     @property
     def rows(self) -> dict[int, int]:
@@ -531,7 +536,7 @@ class Agent:
 
     def _names(self, vni: int) -> set[str]:
         ports = {topology.port_name(e.id) for e in self.cluster.local_endpoints(vni, self._me.id)}
-        return {*device_names(vni), *ports}
+        return {*device_names(vni), *ports}  # `_plan_links` adds what limits them
 
     # Links
 
@@ -556,18 +561,23 @@ class Agent:
 
     def _plan_links(self, names: set[str] | None) -> tuple[list[Step], set[str]]:
         """What corrects the links of these names, and those that no handler needs as they are."""
+        if names is not None:  # a link and what limits it belong together, whichever has changed
+            names = names | set(filter(None, map(source_of, names)))
+            names |= shaper_names(names)
         observed = self._kernel.observe_links(names)
         # Read after the kernel: a port made meanwhile is pinned, hence wanted.
         wanted = {n: link for n, link in self._wanted_links().items() if names is None or n in names}
         # A veth that is gone cannot be given to a running container again: only a handler makes one.
-        possible = [link for link in wanted.values() if link.name in observed or not isinstance(link, Port)]
-        steps = plan_links(possible, observed)
+        lost = {name for name, link in wanted.items() if isinstance(link, Port) and name not in observed}
+        lost |= {name for name, link in wanted.items() if isinstance(link, Shaper) and link.source in lost}
+        steps = plan_links([link for name, link in wanted.items() if name not in lost], observed)
         pruned = {step.name for step in steps if isinstance(step, Remove)} - wanted.keys()
         used = pruned if not self.cluster.loaded else self._used(pruned) if pruned else set()
         held = self._held_back(steps, observed)
         shut = self._shut(observed)
         used = (used | held) - shut
         steps = [step for step in steps if not (isinstance(step, Remove) and step.name in used)]
+        held |= shaper_names(held)
         steps = [step for step in steps if not (isinstance(step, Create) and step.link.name in held)]
         return steps, shut.union(step.link.name for step in steps if isinstance(step, Create))
 
@@ -585,6 +595,7 @@ class Agent:
         The store may be another than it was, or restored from a backup. A veth cannot be given back: it is kept.
         """
         used = {name for p in self._used_ports() for name in (p.name, p.bridge, f"vx{p.bridge[2:]}")}
+        used |= shaper_names(used)
         if new := {name for name in names & used if topology.is_port_name(name)} - self._kept:
             self._kept |= new
             log.error("%s: in use by a container, but not in the store; kept", ", ".join(sorted(new)))
@@ -635,7 +646,7 @@ class Agent:
 
     def _lingers(self, step: Step) -> bool:
         """True if a device goes because its last container did: that is no drift."""
-        return isinstance(step, Remove) and vni_of(step.name) in self.cluster.networks
+        return isinstance(step, Remove) and vni_of(source_of(step.name) or step.name) in self.cluster.networks
 
     def _is_a_handlers(self, step: Step, wrong: set[str]) -> bool:
         """True if a handler, since the plan was made, has begun to need what goes or has made what is missing."""
@@ -647,7 +658,9 @@ class Agent:
         return False
 
     def _pinned_names(self) -> set[str]:
-        return {name for e in self._attachments.pinned() for name in (*device_names(e.vni), topology.port_name(e.id))}
+        pinned = self._attachments.pinned()
+        names = {name for e in pinned for name in (*device_names(e.vni), topology.port_name(e.id))}
+        return names | shaper_names(names)
 
     # Rows
 

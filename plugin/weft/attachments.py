@@ -16,7 +16,7 @@ from time import monotonic
 
 from weft import topology
 from weft.cluster import Cluster
-from weft.dataplane import Link, Vxlan, device_names
+from weft.dataplane import Bridge, Link, Port, shaper_name
 from weft.encryption import Encryption
 from weft.errors import ConfigError, Conflict, KernelError, WeftError
 from weft.identity import LocalHost
@@ -126,37 +126,33 @@ class Attachments:
                 "choose another"
             )
 
-    def endpoint_mtu(self, network: Network, endpoint_id: str) -> int:
-        return self._port_mtu(endpoint_id) or self.mtu(network)
-
     def with_mtu(self, endpoints: Iterable[Endpoint]) -> list[Endpoint]:
         """These local endpoints with the MTU that they keep; 0 if an older weft made one whose port is gone."""
         return [one if one.mtu else replace(one, mtu=self._first_mtu(one.id)) for one in endpoints]
 
     def _first_mtu(self, endpoint_id: str) -> int:
         """That of the port when it was first seen: the container keeps it, whatever becomes of the network's."""
-        if endpoint_id not in self._kept_mtu and (mtu := self._port_mtu(endpoint_id)):
-            self._kept_mtu[endpoint_id] = mtu
+        if endpoint_id not in self._kept_mtu and (port := self.port(endpoint_id)):
+            self._kept_mtu[endpoint_id] = port.mtu
         return self._kept_mtu.get(endpoint_id, 0)
 
-    def _port_mtu(self, endpoint_id: str) -> int:
-        """As the kernel has it now; 0 if there is no port."""
+    def port(self, endpoint_id: str) -> Port | None:
         name = topology.port_name(endpoint_id)
         seen = self._kernel.observe_links([name]).get(name) if self._kernel.has_links([name]) else None
-        return seen.link.mtu if seen else 0
+        return seen.link if seen and isinstance(seen.link, Port) else None
 
     def links(self, network: Network, endpoints: Iterable[Endpoint] = ()) -> list[Link]:
         """All that a network with these local endpoints has in this host's data plane."""
         mtu, endpoints = self.mtu(network), self.with_mtu(endpoints)
-        ports = (topology.endpoint_port(endpoint, mtu) for endpoint in endpoints)
-        return [*self._devices(network, topology.device_mtu(mtu, endpoints)), *ports]
+        own = [link for endpoint in endpoints for link in topology.endpoint_links(endpoint, mtu)]
+        return [*self._devices(network, topology.device_mtu(mtu, endpoints)), *own]
 
     def _devices(self, network: Network, mtu: int) -> list[Link]:
         me = self._me.host
         local = me.wg_address if network.encrypted else me.underlay
         devices = topology.network_links(network, local=local, port=self._port, mtu=mtu, resolver=self._resolver)
         usable = not network.encrypted or (local and self._encryption and not self._encryption.breached)
-        return [link for link in devices if usable or not isinstance(link, Vxlan)]
+        return [link for link in devices if usable or isinstance(link, Bridge)]
 
     def attach(self, network: Network, endpoint: Endpoint) -> str:
         self._pinned[endpoint.id] = endpoint
@@ -175,7 +171,9 @@ class Attachments:
 
     def detach(self, endpoint_id: str) -> None:
         self.unpin(endpoint_id)
-        self._kernel.perform(Remove(topology.port_name(endpoint_id), "endpoint deleted"))
+        name = topology.port_name(endpoint_id)
+        for one in (name, shaper_name(name)):
+            self._kernel.perform(Remove(one, "endpoint deleted"))
         self._kept_mtu.pop(endpoint_id, None)
 
     def unpin(self, endpoint_id: str) -> None:
@@ -194,23 +192,40 @@ class Attachments:
         if network.encrypted:
             self._require_encryption()
         [endpoint] = self.with_mtu([endpoint])
-        port = topology.endpoint_port(endpoint, self.mtu(network))
+        links = topology.endpoint_links(endpoint, self.mtu(network))
         for attempt in range(_ATTEMPTS):
             try:
                 with self.step_lock:
                     self._ensure_devices(network, endpoint)
-                    self._kernel.perform(Create(port, "endpoint created"))
-                return port.peer
+                    self._ensure(links)
+                return topology.peer_name(endpoint.id)
             except KernelError as error:
-                if error.errno == EEXIST and self._kernel.has_links([port.name]):
-                    self._kernel.perform(Update(port, "endpoint created again"))
-                    return port.peer
                 if error.errno not in (EEXIST, ENODEV) or attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
 
+    def _ensure(self, links: Iterable[Link]) -> None:
+        """Make all of these, or none: a veth without its limit would be taken for one that has none."""
+        made: list[Link] = []
+        try:
+            for link in links:
+                self._ensure_one(link, made)
+        except KernelError:
+            for link in made:
+                self._kernel.perform(Remove(link.name, "its endpoint failed"))
+            raise
+
+    def _ensure_one(self, link: Link, made: list[Link]) -> None:
+        try:
+            self._kernel.perform(Create(link, "endpoint created"))
+            made.append(link)
+        except KernelError as error:
+            if error.errno != EEXIST or not self._kernel.has_links([link.name]):
+                raise
+            self._kernel.perform(Update(link, "endpoint created again"))
+
     def _ensure_devices(self, network: Network, endpoint: Endpoint) -> None:
-        names = device_names(network.vni)
+        names = topology.shared_names(network)
         # That an encrypted network's device is there says nothing: its socket may be where a plain one's is.
         if network.encrypted or not self._kernel.has_links(names):
             others = self.with_mtu(self._cluster.local_endpoints(network.vni, self._me.id))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,6 +57,7 @@ class Vxlan:
     :param checksum: the UDP packets have one.
     :param multicast: the bridge floods multicast into it.
     :param suppress: the bridge answers ND as well as ARP, and for its own address; then no gratuitous ARP passes.
+    :param offload: checksums of the frames inside are left to whoever sends the packets, such as a network card.
     """
 
     name: str
@@ -73,11 +74,14 @@ class Vxlan:
     checksum: bool = True
     multicast: bool = True
     suppress: bool = False
+    offload: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
     """The host end of one endpoint's veth.
+
+    :param rate: bit/s that the container gets at most; 0: no limit.
 
     `peer` and `mac` describe the container's end, which the engine takes away: they are used to create it and
     cannot be observed afterwards.
@@ -88,9 +92,32 @@ class Port:
     mtu: int
     peer: str = field(default="", compare=False)
     mac: str = field(default="", compare=False)
+    rate: int = 0
 
 
-Link = Bridge | Vxlan | Port
+@dataclass(frozen=True, slots=True)
+class Shaper:
+    """The device through which frames of another link take their way, no faster than at its rate.
+
+    Of a port's, those that the container sends; of a VXLAN device's, those that are flooded.
+
+    :param source: name of that link.
+    :param rate: in bit/s.
+    """
+
+    source: str
+    rate: int
+
+    @property
+    def name(self) -> str:
+        return shaper_name(self.source)
+
+    @property
+    def floods(self) -> bool:
+        return vni_of(self.source) is not None
+
+
+Link = Bridge | Vxlan | Port | Shaper
 
 
 class Fdb(NamedTuple):
@@ -158,6 +185,20 @@ def vxlan_name(vni: int) -> str:
 def device_names(vni: int) -> tuple[str, str]:
     """The bridge and the VXLAN device of a network."""
     return bridge_name(vni), vxlan_name(vni)
+
+
+def shaper_name(source: str) -> str:
+    return f"s{source}"
+
+
+def shaper_names(links: Iterable[str]) -> set[str]:
+    """Of those of these links that can have one."""
+    return {shaper_name(name) for name in links if name[:2] in ("vx", "wp")}
+
+
+def source_of(shaper: str) -> str:
+    """The link that a shaper of this name serves; "" if it is no shaper's."""
+    return shaper[1:] if shaper.startswith(("svx", "swp")) else ""
 
 
 def vni_of(name: str) -> int | None:

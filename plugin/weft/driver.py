@@ -17,7 +17,7 @@ from ipaddress import ip_address, ip_network
 from typing import Protocol
 
 from weft.cluster import Cluster
-from weft.dataplane import IPV6_MIN_MTU
+from weft.dataplane import IPV6_MIN_MTU, Port
 from weft.errors import UNKNOWN, Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
 from weft.ipam import GLOBAL_SPACE, SPACES, Ipam, check_usable
 from weft.model import (
@@ -76,8 +76,12 @@ class Attachments(Protocol):
         """Raise `Conflict` if something else has the UDP port here, or as WireGuard on another host."""
         ...
 
-    def endpoint_mtu(self, network: Network, endpoint_id: str) -> int:
-        """The MTU of an endpoint that is there, or of one that is made now."""
+    def mtu(self, network: Network) -> int:
+        """The MTU of an endpoint that is made now."""
+        ...
+
+    def port(self, endpoint_id: str) -> Port | None:
+        """The endpoint's veth as it is, if it is there."""
         ...
 
     def attach(self, network: Network, endpoint: Endpoint) -> str:
@@ -115,12 +119,14 @@ class NetworkRequest:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRequest:
-    """`addresses` as IPAM gave them, plain; `mac` as the user gave it, or ""."""
+    """`addresses` as IPAM gave them, plain; `mac` as the user gave it, or ""; `rate` in bit/s, 0: no limit, None: the
+    network's."""
 
     network_id: str
     endpoint_id: str
     addresses: tuple[str, ...]
     mac: str
+    rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -579,13 +585,16 @@ class Driver:
             raise InvalidRequest(f"endpoint {request.endpoint_id[:12]} has no address: weft's IPAM must give it one")
         for address in request.addresses:
             check_usable(ip_network(self._cidr_of(network, address)), ip_address(address))
+        port = self._attachments.port(request.endpoint_id)  # of one that the store has lost: it keeps what it has
+        rate = network.rate if request.rate is None else request.rate
         return Endpoint(
             id=request.endpoint_id,
             vni=network.vni,
             mac=request.mac or mac_of(request.addresses[0]),
             addresses=request.addresses,
             host=self._host.id,
-            mtu=self._attachments.endpoint_mtu(network, request.endpoint_id),
+            mtu=port.mtu if port else self._attachments.mtu(network),
+            rate=port.rate if port else rate,
         )
 
     def _cidr_of(self, network: Network, address: str) -> str:

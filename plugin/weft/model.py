@@ -88,6 +88,8 @@ of a container can collide with them."""
 
 INHERIT = -1
 """As a DSCP: that of the packet inside."""
+UNLIMITED = -1
+"""As a rate of multicast, of which 0 means none."""
 
 VNI_MAX = 2**24 - 1
 PROBE_VNI = VNI_MAX - 1
@@ -289,7 +291,10 @@ class Network(_Record):
     :param ttl: of their packets; 0: as each host's kernel has it.
     :param dscp: of their packets, or `INHERIT`: that of the packet inside.
     :param udp_checksum: their packets have one.
-    :param multicast: multicast frames go to the other hosts.
+    :param multicast: bit/s of multicast and broadcast that a host sends to each other one; or `UNLIMITED`; 0: broadcast
+        only, without a limit.
+    :param rate: bit/s that a container gets, and that it sends, unless it was attached with another limit; 0: no limit.
+    :param tx_checksum: checksums of the frames inside are left to network cards.
     :param ifname: what the names of containers' interfaces begin with; "": as Docker's own.
     """
 
@@ -308,8 +313,10 @@ class Network(_Record):
     ttl: int = 0
     dscp: int = 0
     udp_checksum: bool = True
-    multicast: bool = True
+    multicast: int = UNLIMITED
     ifname: str = ""
+    rate: int = 0
+    tx_checksum: bool = True
 
     @property
     def key(self) -> str:
@@ -405,6 +412,7 @@ class Endpoint(_Record):
     """A container's attachment to a network. `addresses` are plain IPs, IPv4 first.
 
     :param mtu: what its interface was given at its start, and keeps; 0 if an older weft made it.
+    :param rate: bit/s that it gets, and that it sends; 0: no limit.
     """
 
     id: str
@@ -413,6 +421,7 @@ class Endpoint(_Record):
     addresses: tuple[str, ...]
     host: str
     mtu: int = 0
+    rate: int = 0
 
     @property
     def key(self) -> str:
@@ -429,8 +438,8 @@ class Endpoint(_Record):
     def decode(cls, text: str) -> Self:
         values = json.loads(text)
         host = sys.intern(values["host"])  # a hundred endpoints share it
-        mtu = values.get("mtu", 0)
-        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), host, mtu)
+        mtu, rate = values.get("mtu", 0), values.get("rate", 0)
+        return cls(values["id"], values["vni"], values["mac"], tuple(values["addresses"]), host, mtu, rate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Options of `docker network create -o` and `--ipam-opt`: names, validation, and what they mean.
+"""Options of `docker network create -o` and `--ipam-opt`, and of a container's `--driver-opt`: names, validation, and
+what they mean.
 
 Every option is called `weft.NAME`; the bare NAME is accepted as well. Options that belong to the engine itself
 (`com.docker.network.…`) are left to it, except the MTU, which Docker's own drivers know under that name.
@@ -9,14 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from typing import Any
 
 from weft.errors import InvalidRequest
-from weft.model import INHERIT, VNI_MAX, VNI_USER_MAX, Network
+from weft.model import INHERIT, UNLIMITED, VNI_MAX, VNI_USER_MAX, Network
 
 MTU_MIN = 576
 """The least datagram every IPv4 host must accept (RFC 791)."""
 MTU_MAX = 65535
+
+RATE_MIN = 64_000
+"""In bit/s. With less, what may pass at once (kernel/shaping.py) would be a matter of minutes."""
+RATE_MAX = 32_000_000_000
+"""What the kernel has four bytes for, in bytes per second (tc_ratespec)."""
+_RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(|[kmgt]|[kmgt]i)(|bit|bps)", re.IGNORECASE | re.ASCII)
+_SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_RATE_WORDS = "a rate as tc writes it, from 64kbit to 32gbit: 500kbit, 100mbit, 1.5gbit, or in bytes 12mbps"
 
 _ALIASES = {"com.docker.network.driver.mtu": "mtu"}
 
@@ -34,8 +44,10 @@ class NetworkOptions:
     ttl: int | None = None
     dscp: int | None = None
     udp_checksum: bool | None = None
-    multicast: bool | None = None
+    multicast: int | None = None
     ifname: str | None = None
+    rate: int | None = None
+    tx_checksum: bool | None = None
 
     def chosen(self) -> dict[str, Any]:
         """Those of `CARRIAGE` that the user gave."""
@@ -57,11 +69,19 @@ def chosen_options(network: Network) -> dict[str, str]:
 
 def shown(name: str, value: Any) -> str:
     """The value of one of `CARRIAGE` as users write it."""
+    if name in ("rate", "multicast"):
+        return {0: "off", UNLIMITED: "on"}.get(value) or rate_text(value)
     if isinstance(value, bool):
         return "on" if value else "off"
     if name == "dscp" and value == INHERIT:
         return "inherit"
     return str(value) or "automatic"
+
+
+def rate_text(rate: int) -> str:
+    """A rate in bit/s as users write it."""
+    scale, unit = next(one for one in ((10**9, "g"), (10**6, "m"), (1000, "k"), (1, "")) if rate % one[0] == 0)
+    return f"{rate // scale}{unit}bit"
 
 
 def _option(name: str) -> str:
@@ -86,6 +106,27 @@ def parse_options(given: Mapping[str, Any]) -> NetworkOptions:
             both = f"{values[name]} and {value}"
             raise InvalidRequest(f"option {_option(name)} is given twice with different values: {both}")
     return NetworkOptions(**values)
+
+
+def parse_endpoint_rate(given: Mapping[str, Any]) -> int | None:
+    """The one option of a container's attachment (`--driver-opt`): bit/s, 0: no limit, None: not given.
+
+    Names with a dot, but for `weft.`, are the engine's or somebody else's.
+    """
+    rate = None
+    for key, text in given.items():
+        if key not in ("rate", "weft.rate"):
+            if "." not in key or key.startswith("weft."):
+                raise InvalidRequest(f"unknown option {key!r} of a container: weft knows weft.rate")
+            continue
+        try:
+            value = _rate_or_off(str(text))
+        except ValueError as error:
+            raise InvalidRequest(f"option {key}={text}: {error}") from None
+        if rate not in (None, value):
+            raise InvalidRequest("option rate is given twice with different values")
+        rate = value
+    return rate
 
 
 def _vni(text: str) -> int:
@@ -137,6 +178,26 @@ def _switch(text: str) -> bool:
     return text == "on"
 
 
+def _multicast(text: str) -> int:
+    if text in ("on", "off"):
+        return UNLIMITED if text == "on" else 0
+    return _rate(text, "on, off, or ")
+
+
+def _rate_or_off(text: str) -> int:
+    return 0 if text == "off" else _rate(text, "off, or ")
+
+
+def _rate(text: str, instead: str) -> int:
+    """In bit/s, whole bytes."""
+    if found := _RATE.fullmatch(text):
+        number, prefix, unit = found.groups()
+        rate = int(Decimal(number) * _SCALES[prefix.lower()]) * (8 if unit.lower() == "bps" else 1)
+        if RATE_MIN <= rate <= RATE_MAX:
+            return rate // 8 * 8
+    raise ValueError(f"must be {instead}{_RATE_WORDS}")
+
+
 def _ifname(text: str) -> str:
     """The engine appends a number, and a name has 15 characters at most."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,11}", text) or text == "lo":
@@ -156,8 +217,10 @@ CARRIAGE: dict[str, Callable[[str], Any]] = {
     "ttl": _ttl,
     "dscp": _dscp,
     "udp_checksum": _switch,
-    "multicast": _switch,
+    "multicast": _multicast,
     "ifname": _ifname,
+    "rate": _rate_or_off,
+    "tx_checksum": _switch,
 }
 """How a network's frames are carried, and given to containers: fields of `Network` by the same name."""
 _PARSERS: dict[str, Callable[[str], Any]] = {

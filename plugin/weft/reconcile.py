@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from weft.dataplane import Bridge, Fdb, Link, Neighbour, Peer, Port, Row, Station, Tunnel, Vxlan
+from weft.dataplane import Bridge, Fdb, Link, Neighbour, Peer, Port, Row, Shaper, Station, Tunnel, Vxlan
 from weft.keys import PrivateKey
 from weft.model import IPNetwork
 
@@ -231,7 +231,7 @@ def plan_links(desired: Iterable[Link], observed: dict[str, ObservedLink]) -> li
         elif reason := _incompatible(link, seen.link):
             removals.append(Remove(link.name, reason))
             creations.append(Create(link, reason))
-        elif reasons := [*_differences(link, seen.link), *seen.faults]:
+        elif reasons := [*_differences(link, seen.link), *seen.faults, *_lost(link, creations)]:
             changes.append(Update(link, ", ".join(reasons)))
     # A removed bridge frees its ports: what was created may have to be enslaved to a new bridge afterwards.
     return [*removals, *sorted(creations, key=lambda s: _order(s.link)), *changes]  # type: ignore[union-attr]
@@ -274,10 +274,15 @@ def describe(link: Link) -> str:
             return f"VXLAN device {link.name} (VNI {link.vni}, UDP port {link.port})"
         case Port():
             return f"port {link.name}"
+        case Shaper():
+            return f"rate limit {link.name} ({'floods' if link.floods else 'frames'} of {link.source})"
+
+
+_ORDER: tuple[type[Link], ...] = (Bridge, Vxlan, Port, Shaper)
 
 
 def _order(link: Link) -> tuple[int, str]:
-    return (isinstance(link, Port) + (not isinstance(link, Bridge)), link.name)
+    return _ORDER.index(type(link)), link.name
 
 
 def _in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -304,9 +309,15 @@ def _incompatible(wanted: Link, seen: Link) -> str:
 def _differences(wanted: Link, seen: Link) -> list[str]:
     return [
         f"{name} is {_shown(getattr(seen, name))}"
-        for name in ("mtu", "bridge", "addresses", "ttl", "tos", "multicast", "suppress")
+        for name in ("mtu", "bridge", "addresses", "ttl", "tos", "multicast", "suppress", "offload", "rate")
         if getattr(wanted, name, None) != getattr(seen, name, None)
     ]
+
+
+def _lost(link: Link, creations: Iterable[Step]) -> list[str]:
+    """A link that is made anew does not know yet that a shaper serves it."""
+    sources = {step.link.name for step in creations if isinstance(step, Create)}
+    return ["its link is made again"] if isinstance(link, Shaper) and link.source in sources else []
 
 
 def _shown(value: object) -> object:

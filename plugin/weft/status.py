@@ -17,7 +17,7 @@ from weft.engine.sweeper import Sweeper
 from weft.identity import LocalHost
 from weft.ipam import usable_bounds
 from weft.model import ADDRESSES, POOLS, Allocation, Endpoint, Host, Network, PoolClaim, readable
-from weft.options import chosen_options
+from weft.options import chosen_options, rate_text
 from weft.presence import Presence
 from weft.store import Store
 
@@ -242,6 +242,7 @@ def _endpoint(cluster: Cluster, endpoint: Endpoint) -> dict[str, Any]:
         "addresses": list(endpoint.addresses),
         "mac": endpoint.mac,
         "mtu": endpoint.mtu or None,
+        "rate": rate_text(endpoint.rate) if endpoint.rate else None,
         # The container's own name first: aliases repeat it.
         "names": list(filter(None, dict.fromkeys(called))),
     }

@@ -22,15 +22,18 @@ from weft.dataplane import (
     IPV6_MIN_MTU,
     Bridge,
     Fdb,
+    Link,
     Neighbour,
     Peer,
     Port,
     Row,
+    Shaper,
     Station,
     Vxlan,
     bridge_name,
     pack_address,
     pack_mac,
+    shaper_name,
     vxlan_name,
 )
 from weft.model import ENCRYPTED_PROBE_VNI, INHERIT, PROBE_VNI, Endpoint, Host, Network
@@ -110,8 +113,8 @@ def family(hosts: Iterable[Host]) -> int:
     return max(sorted(versions), key=versions.__getitem__, default=0)
 
 
-def network_links(network: Network, *, local: str, port: int, mtu: int, resolver: str = "") -> tuple[Bridge, Vxlan]:
-    """The devices of a network on the host whose VTEP address there is `local`."""
+def network_links(network: Network, *, local: str, port: int, mtu: int, resolver: str = "") -> list[Link]:
+    """The devices of a network on the host whose VTEP address there is `local`: bridge, tunnel, limit of its floods."""
     bridge = Bridge(bridge_name(network.vni), mtu, resolver_addresses(network, resolver))
     vxlan = Vxlan(
         vxlan_name(network.vni),
@@ -126,10 +129,17 @@ def network_links(network: Network, *, local: str, port: int, mtu: int, resolver
         ttl=network.ttl,
         tos=_TOS_INHERIT if network.dscp == INHERIT else network.dscp << 2,
         checksum=network.udp_checksum,
-        multicast=network.multicast,
+        multicast=network.multicast != 0,
         suppress=bool(bridge.addresses) or any(":" in pool.cidr for pool in network.pools),
+        offload=network.tx_checksum,
     )
-    return bridge, vxlan
+    return [bridge, vxlan, *([Shaper(vxlan.name, network.multicast)] if network.multicast > 0 else [])]
+
+
+def shared_names(network: Network) -> tuple[str, ...]:
+    """Names of `network_links`."""
+    tunnel = vxlan_name(network.vni)
+    return (bridge_name(network.vni), tunnel, *([shaper_name(tunnel)] if network.multicast > 0 else []))
 
 
 def peers(cluster: Cluster, me: Host) -> frozenset[Peer]:
@@ -168,15 +178,17 @@ def device_mtu(mtu: int, endpoints: Iterable[Endpoint]) -> int:
     return max([mtu, *(endpoint.mtu for endpoint in endpoints)])
 
 
-def endpoint_port(endpoint: Endpoint, mtu: int) -> Port:
-    """The veth of a local endpoint, in a network of this MTU unless the endpoint keeps another."""
-    return Port(
+def endpoint_links(endpoint: Endpoint, mtu: int) -> list[Link]:
+    """The veth of a local endpoint, in a network of this MTU unless the endpoint keeps another, and what limits it."""
+    port = Port(
         port_name(endpoint.id),
         bridge_name(endpoint.vni),
         endpoint.mtu or mtu,
         peer=peer_name(endpoint.id),
         mac=endpoint.mac,
+        rate=endpoint.rate,
     )
+    return [port, *([Shaper(port.name, endpoint.rate)] if endpoint.rate else [])]
 
 
 def port_name(endpoint_id: str) -> str:

@@ -17,7 +17,7 @@ from weft.driver import EndpointRequest, NetworkRequest, PoolRequest
 from weft.errors import InvalidRequest
 from weft.ipam import PoolId
 from weft.model import IPAddress, IPInterface, IPNetwork, Pool
-from weft.options import parse_options
+from weft.options import parse_endpoint_rate, parse_options
 
 _GENERIC = "com.docker.network.generic"
 _INTERNAL = "com.docker.network.internal"
@@ -156,6 +156,7 @@ def endpoint_request(body: Body) -> EndpointRequest:
         endpoint_id=body.identifier("EndpointID"),
         addresses=tuple(str(address.ip) for address in given if address),
         mac=mac,
+        rate=parse_endpoint_rate(body.mapping("Options")),
     )
 
 

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from time import monotonic
 
 from lab import Host
 from lab.process import wait_until
 from tests.engine import pinger
 
 _PORT = 7000
-_BYTES = 2_000_000
+BYTES = 2_000_000
 
 
 @dataclass
@@ -44,14 +45,16 @@ def pings(host: Host, container: str, address: str) -> Iterator[Pings]:
             counted.gap = run * pinger.INTERVAL
 
 
-def send(sender: Host, container: str, receiver: Host, other: str, address: str) -> None:
-    """By TCP from one container to another; each byte has to arrive."""
+def send(sender: Host, container: str, receiver: Host, other: str, address: str) -> float:
+    """`BYTES` by TCP from one container to another; each has to arrive. Return how many seconds that took."""
     # Without an input, nc would end at once.
     receiver.docker("exec", "-d", other, "sh", "-c", f"sleep 60 | nc -l -p {_PORT} | wc -c > /tmp/received")
     wait_until(lambda: f":{_PORT} " in receiver.docker("exec", other, "netstat", "-ltn"), f"{other} listens")
-    sender.docker("exec", container, "sh", "-c", f"head -c {_BYTES} /dev/zero | nc {address} {_PORT}")
+    began = monotonic()
+    sender.docker("exec", container, "sh", "-c", f"head -c {BYTES} /dev/zero | nc {address} {_PORT}")
 
     def received() -> bool:
-        return receiver.docker("exec", other, "cat", "/tmp/received").strip() == str(_BYTES)
+        return receiver.docker("exec", other, "cat", "/tmp/received").strip() == str(BYTES)
 
-    wait_until(received, f"{_BYTES} bytes at {other}", timeout=30)
+    wait_until(received, f"{BYTES} bytes at {other}", timeout=30)
+    return monotonic() - began

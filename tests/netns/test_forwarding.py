@@ -39,9 +39,9 @@ def flood(host: Host) -> Fdb:
     return Fdb(f"vx{VNI}", FLOOD_MAC, pack_address(host.underlay))
 
 
-def join(world: World, host: Host, number: int) -> Member:
+def join(world: World, host: Host, number: int, *, rate: int = 0) -> Member:
     mac, addresses = f"02:42:0a:00:00:{number:02x}", (f"10.0.0.{number}/24", f"fd00::{number:x}/64")
-    return Member(host, mac, addresses, world.container(host, VNI, mac, *addresses))
+    return Member(host, mac, addresses, world.container(host, VNI, mac, *addresses, rate=rate))
 
 
 def connect(*members: Member) -> None:

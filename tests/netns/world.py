@@ -15,7 +15,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, TypeVar
 
-from weft.dataplane import Bridge, Link, Port, Row, Vxlan, bridge_name, vxlan_name
+from weft.dataplane import Bridge, Link, Port, Row, Shaper, Vxlan, bridge_name, vxlan_name
 from weft.kernel import LinuxKernel
 from weft.kernel.namespace import NamespaceThread
 from weft.reconcile import Create, RowPlan, Step, plan_links, plan_rows
@@ -238,11 +238,13 @@ class World:
             hosts.append(host)
         return hosts
 
-    def container(self, host: Host, vni: int, mac: str, *addresses: str) -> Container:
+    def container(self, host: Host, vni: int, mac: str, *addresses: str, rate: int = 0) -> Container:
         """A container on one of the host's networks, attached as Docker would do it."""
         container, number = Container(self.namespace()), next(_numbers)
-        port = Port(f"wp{number}", bridge_name(vni), MTU, peer=f"wc{number}", mac=mac)
+        port = Port(f"wp{number}", bridge_name(vni), MTU, peer=f"wc{number}", mac=mac, rate=rate)
         host.kernel.perform(Create(port))
+        if rate:
+            host.kernel.perform(Create(Shaper(port.name, rate)))
         host.ip(f"link set {port.peer} netns {container.path.name} name eth0")
         container.ip("link set eth0 addrgenmode none")
         for address in addresses:

@@ -117,10 +117,10 @@ class FakeHost:
             self.ipam.release_pool(pool_id.pool)
         self.driver.delete_network(network_id)
 
-    def run(self, network_id: str, endpoint_id: str, cidr: str, *, mac: str = "") -> Endpoint:
+    def run(self, network_id: str, endpoint_id: str, cidr: str, *, mac: str = "", rate: int | None = None) -> Endpoint:
         """RequestAddress, CreateEndpoint and Join."""
         address = self.ipam.request_address(PoolId.parse(f"{LOCAL_SPACE}/{cidr}"), None)
-        request = EndpointRequest(network_id, endpoint_id, (str(address),), mac)
+        request = EndpointRequest(network_id, endpoint_id, (str(address),), mac, rate)
         endpoint = self.driver.create_endpoint(request)
         self.driver.join(network_id, endpoint_id)
         return endpoint

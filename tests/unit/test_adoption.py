@@ -24,7 +24,7 @@ from weft.errors import NotFound
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Endpoint, Network, network_key
 from weft.presence import Presence
-from weft.store import DeleteAll, Put
+from weft.store import Delete, DeleteAll, Put
 from weft.store.sqlite import SqliteStore
 
 Hosts = Callable[..., FakeHost]
@@ -93,6 +93,18 @@ def test_a_lost_network_and_its_running_endpoints_are_recorded_as_they_were(here
     here.host.remove_network("n1", CIDR)
     here.sweep()
     assert not store.list("ipam/").entries
+
+
+def test_a_lost_endpoint_keeps_its_rate(here: Adopting, store: SqliteStore) -> None:
+    endpoint = here.host.run("n1", E1, CIDR, rate=10**8)
+    here.engine.attach("n1", endpoint)
+    here.host.kernel.carrier.add("wp" + E1[:12])
+    store.transact([], [Delete(endpoint.key)])
+    here.sweep()
+    here.sweep()
+    found = store.get(endpoint.key)
+    assert found
+    assert Endpoint.read(found) == endpoint
 
 
 def test_a_forgotten_host_joins_the_network_again_and_a_retired_one_stays_retired(

@@ -15,11 +15,14 @@ from weft.dataplane import (
     FLOOD_MAC,
     Bridge,
     Fdb,
+    Link,
     LinkEvent,
     Neighbour,
     Overflow,
+    Port,
     Row,
     RowEvent,
+    Shaper,
     Station,
     Vxlan,
     device_names,
@@ -31,6 +34,7 @@ from weft.errors import InvalidRequest, KernelError, StoreError
 from weft.keys import PrivateKey
 from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI, Endpoint, Host, Network, Pool, endpoint_key
 from weft.options import parse_options
+from weft.reconcile import Update
 from weft.store import Delete, DeleteAll, Entry, Put, Watch
 from weft.store.sqlite import SqliteStore
 from weft.topology import probe_mac
@@ -60,6 +64,11 @@ def running(host: Hosts) -> Iterator[Hosts]:
     yield start
     for one in started:
         one.agent.stop()
+
+
+def mtu_of(link: Link) -> int:
+    assert not isinstance(link, Shaper)
+    return link.mtu
 
 
 def rows_of(endpoint: Endpoint, vtep: str) -> set[Row]:
@@ -224,6 +233,46 @@ def test_a_port_that_a_container_uses_is_kept_with_its_devices_whatever_the_stor
     assert not one.kernel.links
 
 
+def test_limits_that_somebody_changes_or_removes_come_back(running: Hosts) -> None:
+    one = running(1)
+    tunnel = f"vx{one.create_network('n1', CIDR, multicast=10**6).vni}"
+    one.run("n1", "a" * 64, CIDR, rate=10**8)
+    port, links = "wp" + "a" * 12, one.kernel.links
+    eventually(lambda: one.agent.sizes[0] == len(links) == 5)
+    eventually(lambda: not one.attachments.pinned())
+    wanted = dict(links)
+    for name in (f"s{tunnel}", f"s{port}"):
+        del links[name]
+        one.monitor.events.put(LinkEvent(name, False))
+        eventually(lambda: links == wanted)
+    links[f"s{port}"] = Shaper(port, 1)
+    one.monitor.events.put(LinkEvent(port, True))  # a filter was taken from it
+    eventually(lambda: links == wanted)
+    del links[tunnel]
+    one.monitor.events.put(LinkEvent(tunnel, False))
+    eventually(lambda: links == wanted)
+    assert any(isinstance(step, Update) and step.link.name == f"s{tunnel}" for step in one.kernel.steps)
+    one.kernel.carrier.add(port)
+    one.store.transact([], [DeleteAll("topology/")])
+    eventually(lambda: not one.agent.cluster.networks)
+    one.agent.resync()
+    assert links == wanted
+    one.kernel.carrier.clear()
+    one.agent.resync()
+    assert not links
+
+
+def test_the_limit_of_a_veth_that_is_gone_goes(running: Hosts) -> None:
+    one = running(1)
+    one.create_network("n1", CIDR)
+    one.run("n1", "a" * 64, CIDR, rate=10**8)
+    eventually(lambda: not one.attachments.pinned())
+    del one.kernel.links["wp" + "a" * 12]
+    one.monitor.events.put(LinkEvent("wp" + "a" * 12, False))
+    eventually(lambda: not [name for name in one.kernel.links if "wp" in name])
+    assert not one.agent.problem
+
+
 def test_an_entry_of_a_newer_version_stops_nobody(
     pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], store: SqliteStore
 ) -> None:
@@ -279,7 +328,7 @@ def test_an_endpoint_keeps_its_mtu_and_the_tunnel_has_room_for_it(
     eventually(lambda: "these containers keep another: endpoint aaaaaaaaaaaa (8950)" in caplog.text)
     new = one.run("n1", "b" * 64, CIDR)
     assert (old.mtu, new.mtu) == (8950, 1450)
-    assert {n: link.mtu for n, link in one.kernel.links.items()} == {
+    assert {n: mtu_of(link) for n, link in one.kernel.links.items()} == {
         f"br{network.vni}": 8950,
         f"vx{network.vni}": 8950,
         f"wp{'a' * 12}": 8950,
@@ -288,7 +337,7 @@ def test_an_endpoint_keeps_its_mtu_and_the_tunnel_has_room_for_it(
     one.driver.delete_endpoint("n1", old.id)
     eventually(lambda: old.id not in one.cluster.endpoints[network.vni])
     one.agent.refresh()
-    eventually(lambda: one.kernel.links[f"vx{network.vni}"].mtu == 1450)
+    eventually(lambda: mtu_of(one.kernel.links[f"vx{network.vni}"]) == 1450)
 
 
 def test_an_endpoint_of_an_older_weft_keeps_its_ports_mtu(running: Hosts, caplog: pytest.LogCaptureFixture) -> None:
@@ -303,10 +352,11 @@ def test_an_endpoint_of_an_older_weft_keeps_its_ports_mtu(running: Hosts, caplog
     one.kernel._remove(f"br{network.vni}")
     assert one.run("n1", "b" * 64, CIDR).mtu == 1450
     port = one.kernel.links[f"wp{'a' * 12}"]
+    assert isinstance(port, Port)
     one.kernel.links[port.name] = replace(port, mtu=1450)
     one.agent.refresh()
     kept = {f"br{network.vni}": 8950, f"vx{network.vni}": 8950, f"wp{'a' * 12}": 8950, f"wp{'b' * 12}": 1450}
-    eventually(lambda: {name: link.mtu for name, link in one.kernel.links.items()} == kept)
+    eventually(lambda: {name: mtu_of(link) for name, link in one.kernel.links.items()} == kept)
 
 
 def test_a_dear_look_at_the_mtu_is_not_repeated_at_once(host: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,7 +430,7 @@ def test_a_plan_names_what_somebody_else_changed_and_a_repair_is_counted(
     stray = Fdb(f"vx{there.vni}", bytes.fromhex("024200000099"), pack_address("192.168.78.9"))
     bridge = f"br{there.vni}"
     one.kernel.rows.add(stray)
-    one.kernel.links[bridge] = replace(one.kernel.links[bridge], mtu=1300)
+    one.kernel.links[bridge] = Bridge(bridge, 1300)
     changes = {change for _, change in one.agent.preview(5)}
     assert changes == {f"update bridge {bridge} (mtu is 1300)", f"delete {stray}"}
     assert stray in one.kernel.rows

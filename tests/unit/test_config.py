@@ -10,7 +10,7 @@ import pytest
 
 from weft.config import SETTINGS, from_environment, variable
 from weft.errors import ConfigError, InvalidRequest
-from weft.options import NetworkOptions, parse_options
+from weft.options import NetworkOptions, parse_endpoint_rate, parse_options, shown
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -129,7 +129,9 @@ def test_every_setting_says_what_it_means() -> None:
         ({"weft.port": "4790", "ttl": "9"}, NetworkOptions(port=4790, ttl=9)),
         ({"source-ports": "40000-50000"}, NetworkOptions(source_ports="40000-50000")),
         ({"dscp": "inherit", "ifname": "app"}, NetworkOptions(dscp=-1, ifname="app")),
-        ({"udp-checksum": "off", "multicast": "on"}, NetworkOptions(udp_checksum=False, multicast=True)),
+        ({"udp-checksum": "off", "multicast": "on"}, NetworkOptions(udp_checksum=False, multicast=-1)),
+        ({"weft.multicast": "1mbit", "tx-checksum": "off"}, NetworkOptions(multicast=10**6, tx_checksum=False)),
+        ({"weft.rate": "100mbit", "multicast": "off"}, NetworkOptions(rate=10**8, multicast=0)),
         ({"com.docker.network.driver.mtu": "1400"}, NetworkOptions(mtu=1400)),
         ({"com.docker.network.advertise_addr_nmsgs": "3"}, NetworkOptions()),
         ({"network": "app", "weft.network": "app"}, NetworkOptions(network="app")),
@@ -155,6 +157,8 @@ def test_options(given: dict[str, str], expected: NetworkOptions) -> None:
         ({"ttl": "0"}, "must be a number from 1 to 255"),
         ({"dscp": "64"}, "must be a number from 0 to 63"),
         ({"udp-checksum": "no"}, "must be on or off"),
+        ({"multicast": "1"}, "option multicast=1: must be on, off, or a rate as tc writes it, from 64kbit to 32gbit"),
+        ({"rate": "on"}, "option rate=on: must be off, or a rate as tc writes it"),
         ({"ifname": "1st"}, "must be a letter and up to 11"),
         ({"ifname": "averylongname"}, "must be a letter and up to 11"),
         ({"colour": ""}, "weft.network, weft.encrypted, weft.port, weft.source-ports, weft.ttl"),
@@ -163,6 +167,47 @@ def test_options(given: dict[str, str], expected: NetworkOptions) -> None:
 def test_bad_options_are_named(given: dict[str, str], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         parse_options(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate", "again"),
+    [
+        ("100mbit", 100_000_000, "100mbit"),
+        ("100m", 100_000_000, "100mbit"),
+        ("64kbit", 64_000, "64kbit"),
+        ("1.5Gbit", 1_500_000_000, "1500mbit"),
+        ("12mbps", 96_000_000, "96mbit"),
+        ("12.5MBps", 100_000_000, "100mbit"),
+        ("1mibit", 1_048_576, "1048576bit"),
+        ("100001", 100_000, "100kbit"),  # whole bytes
+        ("32gbit", 32_000_000_000, "32gbit"),
+        ("off", 0, "off"),
+    ],
+)
+def test_rates_are_written_as_tc_does(text: str, rate: int, again: str) -> None:
+    assert parse_options({"rate": text}) == NetworkOptions(rate=rate)
+    assert parse_endpoint_rate({"weft.rate": text, "com.docker.network.portmap": []}) == rate
+    assert shown("rate", rate) == again
+
+
+@pytest.mark.parametrize(
+    "text", ["", "mbit", "-1mbit", "1,5mbit", "100 mbit", "63kbit", "33gbit", "1e9", "1mbyte", "٣mbit", "9" * 5000]
+)
+def test_a_rate_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"option weft.rate=.*: must be off, or a rate as tc writes it, from 64kbit"
+    ):
+        parse_endpoint_rate({"weft.rate": text})
+
+
+def test_options_of_a_container_are_weft_rate_and_what_others_know() -> None:
+    assert parse_endpoint_rate({"com.docker.network.endpoint.exposedports": [], "org.example": "1"}) is None
+    assert parse_endpoint_rate({"rate": "1mbit", "weft.rate": "1000kbit"}) == 10**6
+    for unknown in ("weft.mtu", "speed"):
+        with pytest.raises(InvalidRequest, match=f"unknown option '{unknown}' of a container: weft knows weft.rate"):
+            parse_endpoint_rate({unknown: "1"})
+    with pytest.raises(InvalidRequest, match="given twice"):
+        parse_endpoint_rate({"rate": "1mbit", "weft.rate": "off"})
 
 
 def test_the_managed_plugin_can_be_given_every_setting_but_its_places() -> None:

@@ -9,10 +9,11 @@ from ipaddress import ip_network
 import pytest
 
 from tests.unit.conftest import FakeHost
+from weft.dataplane import Port, Shaper, Vxlan
 from weft.driver import EndpointRequest, NetworkRequest, PoolRequest, mac_of
 from weft.errors import Conflict, InvalidRequest, KernelError, NotFound, StoreError
 from weft.ipam import LOCAL_SPACE
-from weft.model import Network, Pool, network_key
+from weft.model import Network, Pool, endpoints_prefix, network_key
 from weft.options import NetworkOptions
 from weft.store.sqlite import SqliteStore
 
@@ -131,6 +132,33 @@ def test_an_endpoint_is_recorded_and_plumbed(host: Hosts) -> None:
     assert endpoint.mac == mac_of(endpoint.addresses[0])
     assert set(one.kernel.links) == {f"br{network.vni}", f"vx{network.vni}", "wp" + "e" * 12}
     assert one.driver.join("n1", "e" * 64) == "wc" + "e" * 12
+
+
+def test_an_endpoints_rate_is_its_own_or_the_networks(host: Hosts) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR, rate=10**8, multicast=10**6, tx_checksum=False)
+    rates = {"a" * 64: None, "b" * 64: 5 * 10**6, "c" * 64: 0}
+    assert [one.run("n1", name, CIDR, rate=rate).rate for name, rate in rates.items()] == [10**8, 5 * 10**6, 0]
+    tunnel = one.kernel.links[f"vx{network.vni}"]
+    assert isinstance(tunnel, Vxlan)
+    assert (tunnel.multicast, tunnel.offload) == (True, False)
+    shapers = {link for link in one.kernel.links.values() if isinstance(link, Shaper)}
+    ports = "wp" + "a" * 12, "wp" + "b" * 12
+    assert shapers == {Shaper(ports[0], 10**8), Shaper(ports[1], 5 * 10**6), Shaper(tunnel.name, 10**6)}
+    assert [link.rate for link in one.kernel.links.values() if isinstance(link, Port)] == [10**8, 5 * 10**6, 0]
+    one.driver.delete_endpoint("n1", "a" * 64)
+    assert not {ports[0], "s" + ports[0]} & one.kernel.links.keys()
+
+
+def test_an_endpoint_whose_rate_cannot_be_kept_is_refused_and_nothing_is_left(host: Hosts, store: SqliteStore) -> None:
+    one = host(1)
+    network = one.create_network("n1", CIDR)
+    one.kernel.broken.add("swp" + "e" * 12)
+    with pytest.raises(KernelError, match="create swp"):
+        one.run("n1", "e" * 64, CIDR, rate=10**8)
+    assert not store.list(endpoints_prefix(network.vni)).entries
+    assert not [name for name in one.kernel.links if "wp" in name]
+    one.run("n1", "f" * 64, CIDR)
 
 
 def test_creating_an_endpoint_twice_is_the_same_and_with_other_content_refused(host: Hosts) -> None:

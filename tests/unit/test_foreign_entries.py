@@ -215,7 +215,13 @@ def test_the_driver_names_the_entry_that_it_cannot_read(
     assert f"the store's entry {key} cannot be read" in said
 
 
-@pytest.mark.parametrize("option", [{"port": 4790}, {"udp_checksum": False}, {"dscp": INHERIT}, {"ifname": "app"}])
+OPTIONS = [
+    *({"port": 4790}, {"udp_checksum": False}, {"dscp": INHERIT}, {"ifname": "app"}),
+    *({"multicast": 0}, {"rate": 10**8}, {"tx_checksum": False}),
+]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_a_network_with_an_option_is_unreadable_for_who_would_lose_it(
     option: dict[str, object], encrypted: bool

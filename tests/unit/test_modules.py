@@ -19,13 +19,13 @@ def test_modprobe_is_asked_and_believed(tmp_path: Path) -> None:
     modprobe = tmp_path / "modprobe"
     modprobe.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ "$2" = vxlan ]\n')
     modprobe.chmod(0o755)
-    assert load_module("vxlan", str(tmp_path))
-    assert not load_module("brokken", str(tmp_path))
+    assert load_module("vxlan", path=str(tmp_path))
+    assert not load_module("brokken", path=str(tmp_path))
     assert (tmp_path / "asked").read_text() == "--quiet vxlan\n--quiet brokken\n"
 
 
 def test_a_host_without_modprobe_cannot_load(tmp_path: Path) -> None:
-    assert not load_module("vxlan", str(tmp_path))
+    assert not load_module("vxlan", path=str(tmp_path))
 
 
 class KernelWithoutVxlan:
@@ -44,7 +44,9 @@ class KernelWithoutVxlan:
 
     def links(self) -> Links:
         connection: Any = self
-        return Links(connection, connection, connection, connection, lambda **_: None, dp_fd=0, host_fd=0)
+        return Links(
+            connection, connection, connection, connection, lambda **_: None, connection, connection, dp_fd=0, host_fd=0
+        )
 
 
 def test_a_missing_module_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

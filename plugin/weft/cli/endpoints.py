@@ -36,11 +36,12 @@ def _show_endpoints(endpoints: Any, console: Console) -> None:
             " ".join(e["names"]) or "-",
             e["host"],
             e["mac"],
+            e["rate"] or "-",
             e["id"][:12],
         )
         for e in endpoints
     )
-    table(console, ("NETWORK", "ADDRESSES", "NAMES", "HOST", "MAC", "ID"), rows)
+    table(console, ("NETWORK", "ADDRESSES", "NAMES", "HOST", "MAC", "RATE", "ID"), rows)
 
 
 def _list_addresses(options: argparse.Namespace, socket_path: Path) -> Any:

@@ -7,6 +7,8 @@
     connection    pyroute2, in a namespace's thread
     links         doing link steps, over connections to both namespaces
     observe       reading links, over netlink
+    shaping       limits of rates, over netlink
+    offload       who computes checksums, over ethtool's ioctl
     probe         sockets for probes, on the tunnel devices of the data-plane namespace
     underlay      the host's addresses and routes, over a connection
     mounts        whether a mount made here is there for the host too
@@ -48,6 +50,7 @@ from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.observe import observe_links
 from weft.kernel.probe import ProbeSocket, open_probe
 from weft.kernel.rows import Rows
+from weft.kernel.shaping import Shaping
 from weft.kernel.underlay import Underlay, has_free_port
 from weft.kernel.wireguard import DEVICE, WireGuard
 from weft.keys import PrivateKey
@@ -115,6 +118,10 @@ class LinuxKernel:
             opened = partial(self._dp.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
             self._lookup = resources.enter_context(closing(Rtnetlink(opened)))
             self._reader = resources.enter_context(closing(Rtnetlink(opened)))
+            self._plain = resources.enter_context(
+                self._dp.run(partial(socket.socket, socket.AF_INET, socket.SOCK_DGRAM))
+            )
+            shaping = resources.enter_context(closing(Rtnetlink(opened)))
             self._rows = resources.enter_context(closing(Rows(opened, self._lookup.find)))
             in_dp = resources.enter_context(closing(Connection(self._dp)))
             self._in_host = in_host = resources.enter_context(closing(Connection(self._host)))
@@ -126,6 +133,8 @@ class LinuxKernel:
                 in_host,
                 lambda: self._secure().inside,
                 self._lookup.find,
+                Shaping(shaping),
+                self._plain,
                 dp_fd=dp_fd,
                 host_fd=host_fd,
             )
@@ -187,7 +196,9 @@ class LinuxKernel:
         self._links.check()
 
     def observe_links(self, names: Iterable[str] | None = None) -> dict[str, ObservedLink]:
-        return observe_links(self._reader, names, self._secured.fd if self._secured else -1)
+        return observe_links(
+            self._reader, names, plain=self._plain, tunnel_fd=self._secured.fd if self._secured else -1
+        )
 
     def perform(self, step: Step) -> None:
         self._links.perform(step)

@@ -16,6 +16,8 @@
   port, so that no floating address could move to another host. Hence it is set only where the bridge has to answer
   ND, or has an address of its own.
 
+- Limits are put before a link comes up (`shaping.py`): it never carries more.
+
 The properties that all links of a kind share are in `observe.py`, which reads them back.
 """
 
@@ -24,19 +26,23 @@ from __future__ import annotations
 import errno
 import os
 import random
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from socket import AF_INET
 from typing import Any
 
-from weft.dataplane import Bridge, Link, Port, Vxlan
+from weft.dataplane import Bridge, Link, Port, Shaper, Vxlan
 from weft.errors import IN_USE, KernelError
 from weft.kernel import observe
 from weft.kernel.connection import Connection
 from weft.kernel.modules import load_module
 from weft.kernel.namespace import set_switches
 from weft.kernel.netlink import Find
+from weft.kernel.offload import leave_checksums
+from weft.kernel.shaping import Shaping
 from weft.model import VNI_MAX
 from weft.reconcile import Create, Remove, Step, Update, describe
 
@@ -50,11 +56,18 @@ def _tunnel_settings(link: Vxlan) -> dict[str, int]:
     return {"vxlan_ttl": link.ttl, "vxlan_tos": link.tos, **_settings(observe.VXLAN)}
 
 
+_IFB = Path("/sys/module/ifb")
+_IFB_MTU = 1500
+"""The kernel's own, and of no consequence: what comes is not looked at."""
+
+
 class Links:
     """Any thread may call; the requests queue up for the namespace's thread.
 
     :param dp: the data-plane namespace, also as a file descriptor; `host` likewise.
     :param tunnel: the namespace in which sockets of encrypted networks are; `KernelError` if there is none.
+    :param shaping: limits of the data-plane namespace.
+    :param plain: any socket there.
     :param removals: the data-plane namespace by a thread of its own: the kernel takes 20 ms to let go of a link, most
         of it waiting, and nobody who makes one shall wait behind that.
     """
@@ -66,6 +79,8 @@ class Links:
         host: Connection,
         tunnel: Callable[[], Connection],
         find: Find,
+        shaping: Shaping,
+        plain: socket.socket,
         *,
         dp_fd: int,
         host_fd: int,
@@ -75,6 +90,8 @@ class Links:
         self._host = host
         self._tunnel = tunnel
         self._find = find
+        self._shaping = shaping
+        self._plain = plain
         self._dp_fd = dp_fd
         self._host_fd = host_fd
         self._checking = threading.Lock()
@@ -104,7 +121,7 @@ class Links:
     def _create(self, link: Link) -> None:
         self._add(link)
         try:
-            self._configure(f"create {describe(link)}", link)
+            self._configure(f"create {describe(link)}", link, new=True)
         except KernelError:
             with suppress(KernelError):
                 self._remove(link.name)
@@ -116,6 +133,8 @@ class Links:
         if isinstance(link, Vxlan):
             creator = self._tunnel() if link.encrypted else self._host
         settings = self._description(link)
+        if isinstance(link, Shaper) and not _IFB.exists():
+            load_module("ifb", "numifbs=0")  # by itself it makes two devices that nobody asked for
         if isinstance(link, Bridge):
             self._dp.call("prepare for a bridge", lambda _: set_switches())
 
@@ -149,14 +168,23 @@ class Links:
                 if link.whole:
                     where["vxlan_df"] = 1
                 return {"kind": "vxlan", "mtu": link.mtu, **where, **local, **_tunnel_settings(link)}
+            case Shaper():
+                return {"kind": "ifb"}
             case Port():
                 address = {"address": link.mac} if link.mac else {}
                 peer = {"ifname": link.peer, "net_ns_fd": self._host_fd, "mtu": link.mtu, **address}
                 return {"kind": "veth", "mtu": link.mtu, "peer": peer}
 
-    def _configure(self, what: str, link: Link) -> None:
+    def _configure(self, what: str, link: Link, *, new: bool = False) -> None:
         """Everything that can be changed in place, then up."""
         index = self._index(what, link.name)
+        if isinstance(link, Shaper):
+            self._shape(what, link, index)
+            return
+        if isinstance(link, Port) and (link.rate or not new):
+            self._shaping.limit(what, index, link.rate)
+        if isinstance(link, Vxlan) and not (link.offload and new):
+            self._leave_checksums(what, link)
         settings = observe.no_ipv6_address(link.mtu)
         if not isinstance(link, Bridge):
             settings["master"] = self._index(what, link.bridge)
@@ -178,6 +206,21 @@ class Links:
                 _set_addresses(route, index, link.addresses)
 
         self._dp.call(what, configure, lambda error: self._hint(link, error))
+
+    def _shape(self, what: str, link: Shaper, index: int) -> None:
+        source = self._index(what, link.source)
+        self._shaping.limit(what, index, link.rate)
+        settings = observe.no_ipv6_address(_IFB_MTU)
+        if settings:
+            self._dp.call(what, lambda route: route.link("set", index=index, **settings))
+        self._dp.call(what, lambda route: route.link("set", index=index, state="up"))
+        self._shaping.divert(what, source, index, floods=link.floods)
+
+    def _leave_checksums(self, what: str, link: Vxlan) -> None:
+        try:
+            leave_checksums(self._plain, link.name, link.offload)
+        except OSError as error:
+            raise KernelError(what, error.errno or 0, "its checksums cannot be left to the kernel") from error
 
     def _index(self, what: str, name: str) -> int:
         device = self._find(name=name)

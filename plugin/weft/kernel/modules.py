@@ -9,10 +9,13 @@ DEVICE_MODULES = ("bridge", "vxlan", "veth")
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
-def load_module(name: str, path: str = _PATH) -> bool:
+def load_module(name: str, *parameters: str, path: str = _PATH) -> bool:
     """Whether modprobe has loaded it. False says little: it may be built in, or we may lack CAP_SYS_MODULE.
 
     :param path: where to look for modprobe.
     """
     program = which("modprobe", path=path)
-    return program is not None and not subprocess.run([program, "--quiet", name], capture_output=True).returncode
+    return (
+        program is not None
+        and not subprocess.run([program, "--quiet", name, *parameters], capture_output=True).returncode
+    )

@@ -1,7 +1,8 @@
 """Kernel events of the data-plane namespace, as they happen.
 
-Row events are parsed by the reader of the tables (`rows.py`). Our own writes come back as events, too, and look like
-anybody's: whoever listens compares with what is wanted. What is not told:
+Row events are parsed by the reader of the tables (`rows.py`); a link whose rate limit changes is one that changes. Our
+own writes come back as events, too, and look like anybody's: whoever listens compares with what is wanted. What is not
+told:
 
 - rows on other devices than bridges and VXLAN devices, and what bridges learn by themselves;
 - the MAC of a deleted `Neighbour`, for the kernel forgets it first: it is b"" then. Compare by `key`.
@@ -34,14 +35,16 @@ from weft.kernel.netlink import (
     text,
 )
 from weft.kernel.rows import RTM_DELNEIGH, RTM_NEWNEIGH, Form, own_row
+from weft.kernel.shaping import RTM_DELQDISC, RTM_DELTFILTER, RTM_NEWQDISC, RTM_NEWTFILTER, TRAFFIC
 
 _AF_BRIDGE = 7
-GROUPS = 1 << 0 | 1 << 2
-"""RTNLGRP_LINK and RTNLGRP_NEIGH."""
+GROUPS = 1 << 0 | 1 << 2 | 1 << 3
+"""RTNLGRP_LINK, RTNLGRP_NEIGH and RTNLGRP_TC."""
 _TUNNEL_GROUPS = 1 << 0 | 1 << 4
 """RTNLGRP_LINK and RTNLGRP_IPV4_IFADDR."""
 _RECEIVE_BUFFER = 64 << 20
 _CHUNK = 1 << 16
+_SHAPING = (RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER)
 _SHARED = ("br", "vx")
 """Begin of the names of devices with rows; a VNI follows."""
 
@@ -127,6 +130,10 @@ class Monitor:
                     events.append(event)
             elif kind in (RTM_NEWLINK, RTM_DELLINK):
                 events += self._link_events(chunk, start)
+            elif kind in _SHAPING:
+                index = TRAFFIC.unpack_from(chunk, start)[6]
+                if index > 0 and (name := self._name(index)):
+                    events.append(LinkEvent(name, True))
         return events
 
     def _drain(self) -> None:

@@ -120,6 +120,11 @@ def attributes(buffer: bytes, start: int, end: int) -> dict[int, slice]:
     return found
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute with its padding."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
 def number(buffer: bytes, at: slice) -> int:
     """An integer of any size in the machine's byte order."""
     return int.from_bytes(buffer[at], sys.byteorder)
@@ -251,7 +256,7 @@ def _dump(sock: socket.socket, request: bytes) -> tuple[list[bytes], bool]:
 def _link_request(flags: int, name: str = "", index: int = 0) -> bytes:
     tail = _NO_STATISTICS
     if name:
-        tail += _ATTRIBUTE.pack(4 + len(name) + 1, IFLA_IFNAME) + name.encode() + bytes(4 - len(name) % 4)
+        tail += attribute(IFLA_IFNAME, name.encode() + b"\0")
     return LINK.pack(LINK.size + len(tail), _RTM_GETLINK, flags, 0, 0, 0, 0, index, 0, 0) + tail
 
 

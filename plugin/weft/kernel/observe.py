@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from socket import AF_INET, AF_INET6, inet_ntop
+from dataclasses import replace
+from socket import AF_INET, AF_INET6, inet_ntop, socket
 from struct import Struct
 from typing import Any, NamedTuple
 
-from weft.dataplane import IPV6_MIN_MTU, Bridge, Port, Vxlan
+from weft.dataplane import IPV6_MIN_MTU, Bridge, Port, Shaper, Vxlan, source_of
 from weft.kernel.netlink import ADDRESS, IFLA_IFNAME, IFLA_MTU, LINK, Rtnetlink, attributes, messages, number, text
+from weft.kernel.offload import leaves_checksums
+from weft.kernel.shaping import diverts, rates
 from weft.reconcile import ObservedLink
 
 
@@ -34,6 +37,7 @@ ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)
 """1 is none: the link makes no IPv6 address by itself."""
 _NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
 
+_IFLA_QDISC = 6
 _IFLA_MASTER = 10
 _IFLA_LINKINFO = 18
 _IFLA_AF_SPEC = 26
@@ -91,9 +95,12 @@ def no_ipv6_address(mtu: int) -> dict[str, Any]:
     return {"IFLA_AF_SPEC": _NO_IPV6_ADDRESS} if possible else {}
 
 
-def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int = -1) -> dict[str, ObservedLink]:
+def observe_links(
+    reader: Rtnetlink, names: Iterable[str] | None, *, plain: socket | None = None, tunnel_fd: int = -1
+) -> dict[str, ObservedLink]:
     """All links of the namespace, or those of these names that exist.
 
+    :param plain: any socket of the namespace; without it nobody is told who computes checksums.
     :param tunnel_fd: the namespace in which sockets of encrypted networks are.
     """
     if names is None:
@@ -104,6 +111,7 @@ def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int
     with_tunnels = tunnel_fd >= 0 and any(link.kind == "vxlan" for link in links)
     tunnel = reader.namespace_id(tunnel_fd) if with_tunnels else None
     addresses = _addresses(reader) if any(link.kind == "bridge" for link in links) else {}
+    limits = rates(reader) if any(link.queue == "tbf" for link in links) else {}
 
     def name_of(index: int) -> str:
         if index not in known:
@@ -111,8 +119,27 @@ def observe_links(reader: Rtnetlink, names: Iterable[str] | None, tunnel_fd: int
             known[index] = device.name if device else ""
         return known[index]
 
-    seen = (link.observed(name_of, addresses.get(link.index, ()), tunnel) for link in links if not link.is_the_kernels)
-    return {one.link.name: one for one in seen}
+    found = {}
+    for link in links:
+        if not link.is_the_kernels:
+            seen = link.observed(name_of, addresses.get(link.index, ()), tunnel)
+            found[link.name] = _with_limits(seen, link.index, limits.get(link.index, 0), reader, plain)
+    return found
+
+
+def _with_limits(seen: ObservedLink, index: int, rate: int, reader: Rtnetlink, plain: socket | None) -> ObservedLink:
+    """With what the link's message does not tell."""
+    match seen.link:
+        case Vxlan() if plain and not leaves_checksums(plain, seen.link.name):
+            return replace(seen, link=replace(seen.link, offload=False))
+        case Port() if rate:
+            return replace(seen, link=replace(seen.link, rate=rate))
+        case Shaper(source):
+            device = reader.find(name=source)
+            diverted = device is not None and diverts(reader, device.ifindex, index, floods=seen.link.floods)
+            faults = seen.faults if diverted else (*seen.faults, f"{source} passes it by")
+            return replace(seen, link=Shaper(source, rate), faults=faults)
+    return seen
 
 
 def _addresses(reader: Rtnetlink) -> dict[int, tuple[tuple[str, str], ...]]:
@@ -136,6 +163,7 @@ class _Link:
         self._at = attributes(chunk, start + LINK.size, start + size)
         self.name = text(chunk, self._at[IFLA_IFNAME])
         self._info = self._nested(self._at, _IFLA_LINKINFO)
+        self.queue = text(chunk, self._at[_IFLA_QDISC]) if _IFLA_QDISC in self._at else ""
         self.kind = text(chunk, self._info[_IFLA_INFO_KIND]) if _IFLA_INFO_KIND in self._info else ""
 
     @property
@@ -158,6 +186,8 @@ class _Link:
                 faults += self._faults(VXLAN, data)
                 faults += self._faults(VXLAN_PORT, self._nested(self._info, _IFLA_INFO_SLAVE_DATA))
                 return ObservedLink(self._vxlan(data, mtu, master, tunnel), tuple(faults))
+            case "ifb" if source := source_of(self.name):
+                return ObservedLink(Shaper(source, 0), tuple(faults))
         return ObservedLink(Port(self.name, master, mtu), tuple(faults), carrier=bool(self._flags & _IFF_LOWER_UP))
 
     def _nested(self, at: Mapping[int, slice], attribute: int) -> dict[int, slice]:

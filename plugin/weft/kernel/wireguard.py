@@ -30,7 +30,7 @@ from ipaddress import ip_address
 from socket import AF_INET
 from typing import Any, Protocol
 
-from weft.dataplane import Peer, Tunnel
+from weft.dataplane import Peer, Shaper, Tunnel
 from weft.errors import IN_USE, KernelError
 from weft.kernel.connection import Connection
 from weft.kernel.namespace import NamespaceThread
@@ -125,7 +125,7 @@ class WireGuard:
     def observe_tunnel(self) -> ObservedTunnel | None:
         link = observe_links(self._reader, [self._name]).get(self._name)
         implementation = self._implementation()
-        if link is None or implementation is None:
+        if link is None or implementation is None or isinstance(link.link, Shaper):
             return None
         key, port, contacts = implementation.read()
         addresses = self._addresses()
