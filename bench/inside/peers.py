@@ -23,7 +23,7 @@ def main(size: int, times: int) -> list[float]:
     peers = frozenset(
         Peer(PrivateKey.generate().public, str(WIREGUARD_POOL[n + 2]), "192.0.2.2", PORT + n) for n in range(size)
     )
-    alone = Tunnel(key.public, str(WIREGUARD_POOL[1]), PORT, 1440)
+    alone = Tunnel(key.public, f"{WIREGUARD_POOL[1]}/{WIREGUARD_POOL.prefixlen}", PORT, 1440)
     kernel.open()
     with closing(kernel):
         kernel.ensure_tunnel()

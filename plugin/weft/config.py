@@ -10,12 +10,12 @@ import platform
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from weft.errors import ConfigError
-from weft.model import IPNetwork
+from weft.model import WIREGUARD_POOL, IPNetwork
 
 _PLACE = r"(?:\[[0-9a-fA-F:.]+\]|[\w.-]+):\d{1,5}"
 _ETCD = re.compile(rf"etcd(?P<tls>s?)://(?P<places>{_PLACE}(?:,{_PLACE})*)(?P<root>/[\w./-]*)?")
@@ -23,6 +23,8 @@ _ETCD = re.compile(rf"etcd(?P<tls>s?)://(?P<places>{_PLACE}(?:,{_PLACE})*)(?P<ro
 
 _PACKAGE = Path(__file__).parent
 RESOLVER = "169.254.77.53"
+_NO_HOSTS = [IPv4Network(one) for one in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")]
+"""Of this network, of this host, of the link; multicast and what is reserved (RFC 6890)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Settings:
     underlay_family: int
     port: int
     wg_port: int
+    wg_pool: IPv4Network | None
     allow_plain_store: bool
     key_rotation: float
     pools: tuple[PoolRange, ...]
@@ -225,6 +228,18 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _wg_pool(text: str) -> IPv4Network | None:
+    """None is the one that weft chooses."""
+    if text == "auto":
+        return None
+    pool = IPv4Network(text)
+    if not 8 <= pool.prefixlen <= 24:
+        raise ValueError("must have a prefix length from 8 to 24, so that it has an address for every host")
+    if any(map(pool.overlaps, _NO_HOSTS)):
+        raise ValueError("must be addresses that hosts can have, such as 10.99.0.0/16")
+    return pool
+
+
 def _seconds(text: str) -> float:
     value = float(text) if text.replace(".", "", 1).isdigit() else 0.0
     if not 0.1 <= value <= 86400:
@@ -372,6 +387,12 @@ SETTINGS: dict[str, Setting] = {
     ),
     "port": Setting("4789", _port, "UDP port of VXLAN, the same on all hosts"),
     "wg_port": Setting("51820", _port, "UDP port of WireGuard on this host, for encrypted networks"),
+    "wg_pool": Setting(
+        "auto",
+        _wg_pool,
+        "range of WireGuard's addresses, the same on all hosts, that overlaps no route of this host; "
+        f"auto: {WIREGUARD_POOL}, whatever routes there are",
+    ),
     "allow_plain_store": Setting(
         "off", _switch, "on: encrypted networks although etcd is reached without TLS; who can write it can read them"
     ),

@@ -41,7 +41,7 @@ from weft.ipam import Ipam
 from weft.journal import Journal
 from weft.kernel import Inspection, LinuxKernel
 from weft.keys import KeyFile
-from weft.model import ALIVE, HOSTS, SCHEMA_KEY, Host
+from weft.model import ALIVE, HOSTS, SCHEMA_KEY, WIREGUARD_POOL, Host
 from weft.names.sandboxes import ResolverRoutes
 from weft.names.service import NameService
 from weft.presence import Presence
@@ -144,7 +144,16 @@ def build(settings: Settings, manager: Manager) -> Weft:
 
     before = cluster.hosts.get(identity)
     underlay = locate(before.underlay if before else "")
-    me = LocalHost(Host(id=identity, name=settings.hostname, underlay=underlay, version=__version__, probes=True))
+    me = LocalHost(
+        Host(
+            id=identity,
+            name=settings.hostname,
+            underlay=underlay,
+            version=__version__,
+            probes=True,
+            wg_pool=str(settings.wg_pool or WIREGUARD_POOL),
+        )
+    )
     encryption = Encryption(
         kernel,
         cluster,
@@ -154,6 +163,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         refusal=settings.encryption_refusal,
         publish=lambda: presence.publish(),
         rotation=settings.key_rotation,
+        occupied=kernel.route_within if settings.wg_pool else None,
     )
     encryption.resume(before or me.host)
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)

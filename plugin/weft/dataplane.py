@@ -248,7 +248,7 @@ class Tunnel:
     arrives on the underlay has one way to those sockets, whatever its ports, addresses or fragments.
 
     :param key: public key in base64. The private one is no part of this value: values are compared and logged.
-    :param address: this host's VTEP address in encrypted networks.
+    :param address: this host's VTEP address in encrypted networks, with the prefix length of all hosts' pool.
     :param port: UDP port of WireGuard on the underlay.
     """
 

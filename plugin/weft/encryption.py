@@ -25,6 +25,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from ipaddress import IPv4Network
 from time import monotonic, sleep, time
 
 from weft import topology
@@ -63,6 +64,7 @@ class Encryption:
     :param refusal: why this host's settings forbid encrypted networks; "" if they do not.
     :param publish: registers this host's record with the others now; `TunnelInUse` if one has the address or the key.
     :param rotation: seconds after which the key is replaced; 0: never.
+    :param occupied: a route of this host that overlaps a pool, or ""; None: nobody asks. See `_prepare_address`.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Encryption:
         refusal: str = "",
         publish: Callable[[], None],
         rotation: float = 0.0,
+        occupied: Callable[[IPv4Network], str] | None = None,
     ) -> None:
         self.problem = ""
         """Why encrypted networks do not work here now; "" if they do, or if there are none."""
@@ -91,6 +94,7 @@ class Encryption:
         self._refusal = refusal
         self._publish = publish
         self._rotation = rotation
+        self._occupied = occupied
         self._seen = (False, "")
         """`breached`, and this host's address, at the last `sync`: a handler may have found out first."""
         self._lock = threading.RLock()
@@ -107,7 +111,8 @@ class Encryption:
             if kept and record.wg_key:
                 record = replace(record, wg_key=kept.public)
             if kept and seen and seen.tunnel.key == kept.public:
-                device = replace(record, wg_key=kept.public, wg_address=seen.tunnel.address, wg_port=self.port)
+                address = seen.tunnel.address.partition("/")[0]
+                device = replace(self._me.host, wg_key=kept.public, wg_address=address, wg_port=self.port)
                 record = device if device.can_encrypt else record
         self._me.encrypt(record.wg_key, record.wg_address, record.wg_port)
 
@@ -210,11 +215,15 @@ class Encryption:
         return any(network.encrypted for network in networks if network)
 
     def _proven(self) -> bool:
-        return bool(self.backend) and not self._kernel.intruders() and self._kernel.has_tunnel(self._me.host.wg_address)
+        return (
+            bool(self.backend) and not self._kernel.intruders() and self._kernel.has_tunnel(self._me.host.wg_interface)
+        )
 
     def _establish(self) -> None:
         try:
             self._refuse_intruders()
+            if not self._me.host.can_encrypt:
+                self._prepare_address()
             self._kernel.ensure_tunnel()
             for _ in range(_ATTEMPTS):
                 key = self._key()
@@ -238,6 +247,22 @@ class Encryption:
                 "packets could pass that by: take it out (nsenter --net=/run/docker/weft/wg ip link)"
             )
 
+    def _prepare_address(self) -> None:
+        """Before this host takes one: see that it may, and that others can learn of it.
+
+        A pool that was chosen must not be that of one of the host's routes. Those could not come in its way, so once
+        there is an address a new route changes nothing, and of weft's own choice nobody asks: a host whose underlay or
+        VPN is in there works as well as any. But who chooses one means addresses that are free.
+        """
+        pool = IPv4Network(self._me.host.wg_pool)
+        if self._occupied and (route := self._occupied(pool)):
+            raise ConfigError(
+                f"WEFT_WG_POOL={pool} overlaps the route {route} of this host: choose another range, the same on all "
+                f"hosts, or none, and {WIREGUARD_POOL} is taken, whatever routes there are"
+            )
+        if self._me.host.wg_address:  # of another pool, which was the setting until now
+            self._publish()
+
     def _key(self) -> PrivateKey:
         key = self._keys.read()
         if key is None:
@@ -246,9 +271,12 @@ class Encryption:
         return key
 
     def _free_address(self) -> str:
-        taken = {other.wg_address for other in list(self._cluster.hosts.values())}
+        pool = IPv4Network(self._me.host.wg_pool)
+        taken = {other.wg_address for other in list(self._cluster.hosts.values())} - {""}
+        if len(taken) >= pool.num_addresses - 2:
+            raise Exhausted(f"the WireGuard pool {pool} has no address for this host: set a larger WEFT_WG_POOL")
         while True:
-            address = str(WIREGUARD_POOL[self._random.randrange(1, WIREGUARD_POOL.num_addresses - 1)])
+            address = str(pool[self._random.randrange(1, pool.num_addresses - 1)])
             if address not in taken:
                 return address
 
@@ -279,7 +307,7 @@ class Encryption:
         elif lost := self._lost_keys():
             taken = {value for peer in peers for value in (peer.key, peer.address)}
             peers |= {peer for peer in seen.tunnel.peers if peer.key in lost and taken.isdisjoint(peer[:2])}
-        return Tunnel(key.public, address, self.port, mtu, peers)
+        return Tunnel(key.public, me.wg_interface, self.port, mtu, peers)
 
     def _lost_keys(self) -> set[str]:
         """Those of hosts that the store has just lost: their sessions outlast that, as all of the data plane does."""

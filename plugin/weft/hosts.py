@@ -58,8 +58,16 @@ class TunnelKeyInUse(TunnelInUse):
     """Its key, as a copy of its state folder has it. No host takes either of the two as a peer."""
 
 
-class OtherFamily(Conflict):
-    """The underlay of the other hosts is of another address family."""
+class Unlike(Conflict):
+    """The other hosts have otherwise what must be the same on all."""
+
+
+class OtherFamily(Unlike):
+    """Their underlay is of another address family."""
+
+
+class OtherPool(Unlike):
+    """Their WireGuard addresses are from another pool."""
 
 
 class IdInUse(Conflict):
@@ -96,26 +104,34 @@ class Hosts:
             listing = self._store.list(HOSTS)
             hosts = [host for _, host in readable(Host.read, listing.entries)]
             _refuse_double(me, hosts)
-            self._refuse_other_family(me, hosts)
+            self._refuse_unlike(me, hosts)
             # NoneNewer: no other host has registered meanwhile.
             alone = [NoneNewer(HOSTS, listing.revision)]
             if me in hosts or self._store.transact(alone, [Put(me.key, me.encode())]):
                 return
 
-    def _refuse_other_family(self, me: Host, hosts: Sequence[Host]) -> None:
-        """One VXLAN device cannot reach both. Only hosts that are alive count, so that a cluster can change over."""
-        others = [host for host in hosts if host.id != me.id and host.family != me.family]
-        if not others:
-            return
-        alive = {entry.key for entry in self._store.list(ALIVE).entries}
+    def _refuse_unlike(self, me: Host, hosts: Sequence[Host]) -> None:
+        """One VXLAN device cannot reach both families, and one WireGuard device has one route, to its own pool.
+
+        Only hosts that are alive count, so that a cluster can change over.
+        """
+        others = [host for host in hosts if (host.family, host.wg_pool) != (me.family, me.wg_pool)]
+        alive = {entry.key for entry in self._store.list(ALIVE).entries} if others else set()
         for other in others:
-            if other.alive_key in alive:
+            if other.id == me.id or other.alive_key not in alive:
+                continue
+            if other.family != me.family:
                 raise OtherFamily(
                     f"the underlay address {me.underlay} of this host is IPv{me.family}, but that of {other.title} is "
                     f"IPv{other.family}, and a cluster has one of both: give this host an IPv{other.family} address "
                     f"(WEFT_UNDERLAY, or WEFT_UNDERLAY_FAMILY=ipv{other.family} if it has both), or stop weft on all "
                     f"hosts and start it with WEFT_UNDERLAY_FAMILY=ipv{me.family}"
                 )
+            raise OtherPool(
+                f"the WireGuard pool of this host is {me.wg_pool}, but that of {other.title} is {other.wg_pool}, and "
+                f"all hosts of a cluster have the same: set WEFT_WG_POOL={other.wg_pool} on this host, or stop weft on "
+                f"all hosts and start it with WEFT_WG_POOL={me.wg_pool}"
+            )
 
     def withdraw(self, me: Host, is_here: Callable[[str], bool]) -> None:
         """Give up the address in this host's record if it has that one no more: two may have swapped theirs."""

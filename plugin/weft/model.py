@@ -83,8 +83,8 @@ ENGINES = "engines/"
 REPORTS = "reports/"
 
 WIREGUARD_POOL = IPv4Network("100.64.0.0/10")
-"""VTEP addresses of encrypted networks (RFC 6598). They exist in a namespace of their own only: no route of a host or
-of a container can collide with them."""
+"""VTEP addresses of encrypted networks (RFC 6598), unless WEFT_WG_POOL says otherwise. They exist in a namespace of
+their own only: no route of a host or of a container can collide with them."""
 
 INHERIT = -1
 """As a DSCP: that of the packet inside."""
@@ -192,6 +192,7 @@ class Host(_Record):
     :param wg_address: its VTEP address in encrypted networks.
     :param wg_port: UDP port of WireGuard at `underlay`.
     :param probes: it answers probes; an older weft does not.
+    :param wg_pool: where WireGuard addresses are from, the same on all hosts; an older weft does not tell.
     """
 
     id: str
@@ -204,6 +205,7 @@ class Host(_Record):
     mtu: int = 0
     probes: bool = False
     path_mtu: int = 0
+    wg_pool: str = str(WIREGUARD_POOL)
 
     @property
     def key(self) -> str:
@@ -228,10 +230,15 @@ class Host(_Record):
         """True if others can send to it encrypted. Whatever else stands there, it is no reason to send in plain."""
         try:
             key = base64.b64decode(self.wg_key, validate=True)
-            address = IPv4Address(self.wg_address)
+            address, pool = IPv4Address(self.wg_address), IPv4Network(self.wg_pool)
         except (binascii.Error, ValueError):
             return False
-        return len(key) == 32 and address in WIREGUARD_POOL and 0 < self.wg_port < 65536
+        return len(key) == 32 and address in pool and 0 < self.wg_port < 65536
+
+    @property
+    def wg_interface(self) -> str:
+        """`wg_address` as the WireGuard device has it: with the prefix length of the pool."""
+        return f"{self.wg_address}/{self.wg_pool.rpartition('/')[2]}"
 
     @property
     def alive_key(self) -> str:

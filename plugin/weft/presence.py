@@ -16,7 +16,7 @@ from time import monotonic
 from weft.cluster import Cluster
 from weft.engine.sweeper import Due
 from weft.errors import ConfigError, Conflict, KernelError, StoreError, WeftError
-from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse, OtherFamily, TunnelInUse
+from weft.hosts import LEASE_SECONDS, AddressInUse, Hosts, IdInUse, TunnelInUse, Unlike
 from weft.identity import LocalHost
 from weft.model import Host
 from weft.snapshot import SnapshotFile
@@ -101,9 +101,9 @@ class Presence:
                 self._register()
             except TunnelInUse as error:
                 log.warning("%s; this host takes another", error)
-            except (IdInUse, OtherFamily):
+            except (IdInUse, Unlike):
                 # A sign of life of ourselves before a reboot, at another address, goes by itself; so does that of a
-                # host that was stopped to change the whole cluster's address family.
+                # host that was stopped to change the whole cluster over.
                 if self._stopping.wait(_RETRY_SECONDS) or monotonic() - self._began > LEASE_SECONDS + 2:
                     raise
             except StoreError as error:

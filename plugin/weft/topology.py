@@ -143,11 +143,11 @@ def shared_names(network: Network) -> tuple[str, ...]:
 
 
 def peers(cluster: Cluster, me: Host) -> frozenset[Peer]:
-    """All other hosts that can encrypt, over an underlay of our address family.
+    """All other hosts that can encrypt, over an underlay of our address family, with addresses of our pool.
 
     A key or address that two of them claim, or that is ours, is nobody's: which is the right one cannot be told.
     """
-    others = [h for h in list(cluster.hosts.values()) if h.id != me.id and h.can_encrypt and _same_family(h, me)]
+    others = [h for h in list(cluster.hosts.values()) if h.id != me.id and _can_encrypt(h, me)]
     keys = Counter([me.wg_key, *(host.wg_key for host in others)])
     addresses = Counter([me.wg_address, *(host.wg_address for host in others)])
     return frozenset(
@@ -286,7 +286,11 @@ def _vtep(cluster: Cluster, vni: int, host_id: str, me: Host) -> bytes | None:
         return None
     if network is None or not network.encrypted:
         return pack_address(host.underlay)
-    return pack_address(host.wg_address) if host.can_encrypt else None
+    return pack_address(host.wg_address) if _can_encrypt(host, me) else None
+
+
+def _can_encrypt(host: Host, me: Host) -> bool:
+    return host.can_encrypt and _same_family(host, me) and host.wg_pool == me.wg_pool
 
 
 def _same_family(host: Host, me: Host) -> bool:

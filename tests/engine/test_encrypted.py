@@ -17,14 +17,27 @@ import pytest
 from lab import CommandFailed, Host
 from lab.host import PLUGIN_SOCKET
 from tests.engine import pinger
-from tests.engine.conftest import Cluster, eventually, reaches
+from tests.engine.conftest import Cluster, eventually, reaches, refusal
 from tests.engine.traffic import pings
 from weft import cli
 
 SUBNET = "10.78.0.0/24"
 PLACE = "127.0.0.1:9789"
-SETTINGS = {"WEFT_LISTEN": PLACE}
+SETTINGS = {"WEFT_LISTEN": PLACE, "WEFT_WG_POOL": "10.99.0.0/16"}
 ROTATIONS = 10
+CREATE = [
+    "network",
+    "create",
+    "-d",
+    "weft",
+    "--ipam-driver",
+    "weft",
+    "--subnet",
+    "10.78.0.0/24",
+    "-o",
+    "encrypted",
+    "secret",
+]
 STAGED_SECONDS = 128 * pinger.INTERVAL
 """WireGuard keeps so many packets for a peer without a session."""
 
@@ -49,25 +62,24 @@ def state(host: Host, name: str) -> dict[str, Any]:
     return found
 
 
+def test_a_pool_that_overlaps_a_route_of_the_host_is_refused(cluster: Cluster) -> None:
+    """The first test: once the host has an address, nothing may keep it from its encrypted networks."""
+    cluster.h1.run("ip", "route", "add", "10.99.7.0/24", "dev", "docker0")
+    said = refusal(cluster.h1, *CREATE)
+    cluster.h1.run("ip", "route", "del", "10.99.7.0/24", "dev", "docker0")
+    assert "WEFT_WG_POOL=10.99.0.0/16 overlaps the route 10.99.7.0/24 dev docker0 of this host" in said
+    assert cluster.keys("topology/networks/") == []
+    assert not cluster.h1.run(
+        "nsenter", "--net=/run/docker/weft/wg", "ip", "-o", "link", "show", "weft-wg", check=False
+    )
+
+
 def test_without_wireguard_it_is_refused(cluster: Cluster) -> None:
-    """The first test: afterwards the device is there. A kernel that has WireGuard needs no wireguard-go."""
+    """Before all that need it: afterwards the device is there. A kernel that has WireGuard needs no wireguard-go."""
     program = shutil.which("wireguard-go", path="/usr/sbin:/usr/bin")
     assert program, "lab/setup.sh installs it"
-    create = [
-        "network",
-        "create",
-        "-d",
-        "weft",
-        "--ipam-driver",
-        "weft",
-        "--subnet",
-        SUBNET,
-        "-o",
-        "encrypted",
-        "secret",
-    ]
     cluster.h1.run("mount", "--bind", "/dev/null", program)
-    said = cluster.h1.docker(*create, check=False)
+    said = cluster.h1.docker(*CREATE, check=False)
     cluster.h1.run("umount", program)
     if said:
         assert state(cluster.h1, "secret")["encrypted"] == "active (kernel)"
@@ -168,7 +180,7 @@ def test_people_see_what_is_encrypted_and_how(cluster: Cluster, secret: tuple[st
     shown = cluster.h1.ask_weft("network", "inspect", "secret")
     assert re.search(rf"^encrypted: +active \({other['backend']}\)$", shown, re.MULTILINE)
     assert re.search(rf"^secret +\d+ +{SUBNET} +active \(", cluster.h1.ask_weft("network", "ls"), re.MULTILINE)
-    assert re.search(rf"^h2 +100\.\S+ +{other['endpoint']} +\d+ s ago", cluster.h1.ask_weft("peers"), re.MULTILINE)
+    assert re.search(rf"^h2 +10\.99\.\S+ +{other['endpoint']} +\d+ s ago", cluster.h1.ask_weft("peers"), re.MULTILINE)
     assert state(cluster.h1, "secret")["unencryptable"] == []
     logs = "".join(host.log("weft") for host in cluster.lab.hosts)
     secrets = [(host.data / "weft/wireguard.key").read_text() for host in cluster.lab.hosts]

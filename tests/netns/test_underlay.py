@@ -52,6 +52,25 @@ def test_setting_that_means_no_address_names_the_candidates(host: Host, spec: st
     )
 
 
+@pytest.mark.parametrize(
+    ("pool", "route"),
+    [
+        ("198.51.0.0/16", "198.51.100.0/24 dev eth1"),
+        ("203.0.113.128/25", "203.0.113.0/24 dev eth1"),
+        ("10.9.0.0/16", "10.9.8.0/24"),
+        ("10.7.0.0/16", "10.7.0.0/16 dev eth0"),
+        ("100.64.0.0/10", "100.64.3.2/32 dev eth1"),
+        ("172.16.0.0/12", ""),
+    ],
+)
+def test_a_route_within_a_pool(host: Host, pool: str, route: str) -> None:
+    """In whatever table, as VPNs have theirs, but not the default route."""
+    host.ip("route add blackhole 10.9.8.0/24")
+    host.ip("route add 10.7.0.0/16 nexthop via 192.0.2.254 nexthop via 203.0.113.254")
+    host.ip("route add 100.64.3.2 dev eth1 table 52")
+    assert host.kernel.route_within(ip_network(pool)) == route
+
+
 def test_default_route_may_name_its_source(host: Host) -> None:
     host.ip("route replace default via 203.0.113.254 src 198.51.100.2")
     assert host.kernel.underlay_address("") == "198.51.100.2"

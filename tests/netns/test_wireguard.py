@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.secured import PLAIN, SECRET, WG_PORT, Mesh
+from tests.netns.secured import PLAIN, SECRET, WG_PORT, Mesh, tap
 from tests.netns.world import Container, Host, World, wait_for
 from weft.dataplane import Peer, Tunnel
 from weft.errors import KernelError, StoreError
 from weft.kernel import userspace
 from weft.keys import PrivateKey
+from weft.model import Pool
 from weft.reconcile import TunnelPlan, plan_tunnel
 from weft.store import Put
 
@@ -166,7 +167,7 @@ def tunnel(host: Host) -> tuple[Tunnel, PrivateKey]:
     """A device with two peers, made and in order."""
     key = PrivateKey.generate()
     peers = frozenset(Peer(PrivateKey.generate().public, f"100.64.0.{n}", f"192.0.2.{n}", WG_PORT + n) for n in (7, 8))
-    wanted = Tunnel(key.public, "100.64.0.1", WG_PORT, 1440, peers)
+    wanted = Tunnel(key.public, "100.64.0.1/10", WG_PORT, 1440, peers)
     apply(host, wanted, key)
     return wanted, key
 
@@ -255,7 +256,7 @@ def test_a_running_device_is_found_again(host: Host, tunnel: tuple[Tunnel, Priva
 
 def test_a_deleted_device_is_made_again(host: Host, tunnel: tuple[Tunnel, PrivateKey]) -> None:
     host.wg.ip(f"link del {host.wireguard}")
-    assert not host.kernel.has_tunnel("100.64.0.1")
+    assert not host.kernel.has_tunnel("100.64.0.1/10")
     apply(host, *tunnel)
     assert settled(host, tunnel[0])
 
@@ -271,12 +272,12 @@ def test_nothing_passes_for_the_kernels_own_or_for_the_device_by_its_name(
     name = next(name for name in ("sit0", "ip_vti0", "erspan0") if name not in host.wg.links())
     host.wg.ip(f"link add {name} type veth peer name other1")
     assert host.kernel.intruders() == sorted(("other1", name))
-    assert host.kernel.has_tunnel("100.64.0.1")
+    assert host.kernel.has_tunnel("100.64.0.1/10")
     host.wg.ip(f"link del {host.wireguard}")
     host.wg.ip(f"link add {host.wireguard} type bridge")
     host.wg.ip(f"addr add 100.64.0.1/10 dev {host.wireguard}")
     host.wg.ip(f"link set {host.wireguard} up")
-    assert not host.kernel.has_tunnel("100.64.0.1")
+    assert not host.kernel.has_tunnel("100.64.0.1/10")
 
 
 def test_a_port_in_use_is_named(host: Host) -> None:
@@ -284,8 +285,8 @@ def test_a_port_in_use_is_named(host: Host) -> None:
     with host.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind(("0.0.0.0", WG_PORT))
         with pytest.raises(KernelError, match=r"UDP port 51820 is used by another program.*WEFT_WG_PORT"):
-            apply(host, Tunnel(key.public, "100.64.0.1", WG_PORT, 1440), key)
-    apply(host, Tunnel(key.public, "100.64.0.1", WG_PORT, 1440), key)
+            apply(host, Tunnel(key.public, "100.64.0.1/10", WG_PORT, 1440), key)
+    apply(host, Tunnel(key.public, "100.64.0.1/10", WG_PORT, 1440), key)
 
 
 def test_without_either_wireguard_it_is_said_what_to_install(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +323,26 @@ def test_the_largest_packets_cross_whole(world: World, tmp_path: Path, underlays
                 source.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
                 source.sendto(bytes(mtu - 28), (f"10.7.{name}.3", 7))
                 assert received(sink, 1) == 1
+
+
+def test_nothing_of_the_host_collides_with_wireguards_pool(world: World, tmp_path: Path) -> None:
+    """Each host's WireGuard address is the other one's on the underlay, and that of the other's container."""
+    underlays = ("100.64.0.2/10", "100.64.0.3/10", "100.64.0.66/10")
+    with Mesh(world, tmp_path, *underlays) as two:
+        first, second = two.hosts
+        for one, other in ((first, second), (second, first)):
+            key = PrivateKey.generate()
+            one.keys.write(key)
+            one.me.encrypt(key.public, other.me.host.underlay, WG_PORT)
+            one.publish()
+        containers = two.containers(replace(SECRET, pools=(Pool("100.64.0.0/24"),)))
+        assert first.me.host.wg_address == second.me.host.underlay
+        assert containers[0].pings("100.64.0.3")
+        mark = b"collision"
+        with tap(first.host) as underlay, containers[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+            udp.sendto(mark, ("100.64.0.3", 9999))
+            assert underlay.count(mark) == 0
+        assert "100.64.0.3 dev eth0" in first.host.run("ip", "route", "get", "100.64.0.3")
 
 
 def test_a_host_that_moves_is_followed(two: Mesh) -> None:

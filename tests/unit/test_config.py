@@ -49,6 +49,30 @@ def test_addresses_of_etcd(text: str, endpoints: tuple[str, ...], root: str) -> 
     assert settings.etcd_root == root
 
 
+@pytest.mark.parametrize("text", ["10.0.0.0/8", "100.64.0.0/10", "192.168.7.0/24", "203.0.113.0/24"])
+def test_wireguards_pool_is_chosen(text: str) -> None:
+    assert str(from_environment({"WEFT_WG_POOL": text}).wg_pool) == text
+    assert from_environment({}).wg_pool is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("10.0.0.0/25", "prefix length from 8 to 24"),
+        ("0.0.0.0/0", "prefix length from 8 to 24"),
+        ("10.0.0.1/16", "has host bits set"),
+        ("fd00::/16", "4 octets"),
+        ("127.0.0.0/16", "hosts can have"),
+        ("169.254.0.0/16", "hosts can have"),
+        ("239.0.0.0/16", "hosts can have"),
+        ("0.0.0.0/8", "hosts can have"),
+    ],
+)
+def test_a_pool_that_cannot_be_wireguards_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"WEFT_WG_POOL='{text}': .*{words}"):
+        from_environment({"WEFT_WG_POOL": text})
+
+
 @pytest.mark.parametrize("text", ["etcd://", "etcd://a", "etcd://a:2379,", "http://a:2379", "etcd:///a", "etcds://a:b"])
 def test_a_bad_address_of_etcd_is_refused_with_the_right_form(text: str) -> None:
     with pytest.raises(ConfigError, match="must be sqlite:///path/to/file, etcd://host:port"):

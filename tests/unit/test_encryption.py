@@ -23,7 +23,7 @@ from weft import topology
 from weft.cluster import Cluster
 from weft.config import from_environment
 from weft.dataplane import FLOOD_MAC, Bridge, Fdb, Peer, Tunnel, TunnelEvent, Vxlan, pack_address
-from weft.errors import ConfigError, Conflict, InvalidRequest, KernelError, StoreError, Unreadable
+from weft.errors import ConfigError, Conflict, Exhausted, InvalidRequest, KernelError, StoreError, Unreadable
 from weft.hosts import TunnelAddressInUse
 from weft.kernel.namespace import NamespaceThread
 from weft.kernel.userspace import Userspace
@@ -194,7 +194,7 @@ def test_the_first_encrypted_network_makes_all_and_publishes_it(host: Hosts, sto
     record = Host.read(store.get(one.me.host.key))  # type: ignore[arg-type]
     assert record.can_encrypt
     assert one.kernel.tunnel
-    assert (one.kernel.tunnel.key, one.kernel.tunnel.address) == (record.wg_key, record.wg_address)
+    assert (one.kernel.tunnel.key, one.kernel.tunnel.address) == (record.wg_key, f"{record.wg_address}/10")
     assert one.kernel.tunnel.mtu == 1440
     one.run("n2", "e1", CIDR)
     tunnel = one.kernel.links[f"vx{network.vni}"]
@@ -294,7 +294,84 @@ def test_an_address_that_another_host_took_is_not_used(host: Hosts) -> None:
     one.create_network("n1", CIDR, encrypted=True)
     assert one.me.host.wg_address not in taken
     assert one.kernel.tunnel
-    assert one.kernel.tunnel.address == one.me.host.wg_address
+    assert one.kernel.tunnel.address == one.me.host.wg_interface
+
+
+# The pool of addresses
+
+
+def choose_pool(one: FakeHost, pool: str) -> None:
+    """As after a start with another WEFT_WG_POOL."""
+    before, one.me.host = one.me.host, replace(one.me.host, wg_pool=pool)
+    one.encryption.resume(before)
+
+
+def test_addresses_are_of_the_pool(host: Hosts) -> None:
+    one = host(1)
+    choose_pool(one, "10.99.0.0/24")
+    one.create_network("n1", CIDR, encrypted=True)
+    assert one.me.host.wg_address.startswith("10.99.0.")
+    assert one.kernel.tunnel
+    assert one.kernel.tunnel.address == f"{one.me.host.wg_address}/24"
+
+
+def test_a_pool_that_a_route_of_the_host_overlaps_is_refused_until_there_is_an_address(host: Hosts) -> None:
+    one = host(1)
+    routes = ["10.99.7.0/24 dev eth1"]
+    one.encryption._occupied = lambda _: next(iter(routes), "")
+    choose_pool(one, "10.99.0.0/16")
+    with pytest.raises(
+        ConfigError, match=r"WEFT_WG_POOL=10\.99\.0\.0/16 overlaps the route 10\.99\.7\.0/24 dev eth1 of"
+    ):
+        one.create_network("n1", CIDR, encrypted=True)
+    assert one.kernel.tunnel is None
+    found = routes.pop()
+    network = one.create_network("n1", CIDR, encrypted=True)
+    routes.append(found)
+    one.encryption.sync()
+    one.attachments.check(encrypted=network.encrypted)
+
+
+def test_another_pool_is_another_address_and_the_same_key(host: Hosts) -> None:
+    one = host(1)
+    one.create_network("n1", CIDR, encrypted=True)
+    before, tunnel = one.me.host, one.kernel.tunnel
+    choose_pool(one, "10.99.0.0/16")
+
+    def away() -> None:
+        raise StoreError("away")
+
+    one.encryption._publish = away  # nobody could learn of another address
+    one.encryption.sync()
+    assert one.kernel.tunnel == tunnel
+    one.encryption._publish = one.publish
+    assert one.encryption.sync()
+    assert one.me.host.can_encrypt
+    assert (one.me.host.wg_key, one.me.host.wg_pool) == (before.wg_key, "10.99.0.0/16")
+    assert one.kernel.tunnel
+    assert one.kernel.tunnel.address == one.me.host.wg_interface
+
+
+def test_hosts_of_another_pool_are_no_peers() -> None:
+    """Its route ends at its own pool."""
+    me, other = secured(1), secured(2, wg_pool="10.99.0.0/16", wg_address="10.99.0.2")
+    assert other.can_encrypt
+    cluster = cluster_of(me, other)
+    assert not topology.peers(cluster, me)
+    assert not [row for row in topology.network_rows(cluster, 7, me) if isinstance(row, Fdb)]
+
+
+def test_a_pool_without_a_free_address_says_so(host: Hosts) -> None:
+    one = host(1)
+    choose_pool(one, "10.99.0.0/24")
+    others = [secured(1, id=f"{n:032x}", wg_pool="10.99.0.0/24", wg_address=f"10.99.0.{n}") for n in range(1, 255)]
+    one.cluster.apply((other.key, other.encode()) for other in others[1:] if other.id != one.me.id)
+    one.encryption.require()
+    assert one.me.host.wg_address == "10.99.0.1"
+    one.me.encrypt("", "", 0)
+    one.cluster.apply([(replace(others[0], id="f" * 32).key, replace(others[0], id="f" * 32).encode())])
+    with pytest.raises(Exhausted, match=r"10\.99\.0\.0/24 has no address.*WEFT_WG_POOL"):
+        one.encryption.require()
 
 
 def test_a_store_that_is_away_refuses_and_leaves_no_half_of_it(host: Hosts) -> None:
@@ -639,6 +716,7 @@ def test_after_a_start_the_key_is_that_of_the_file(
         (tmp_path / "1.key").write_text("?")
     one.encryption.resume(before)
     assert one.me.host == replace(before, wg_key=before.wg_key if damaged else now)
+    one.agent.stop()  # or it makes the device anew
     one.kernel.tunnel = None
     one.encryption.resume(one.record)
     assert one.me.host == one.record

@@ -13,7 +13,7 @@ import pytest
 from tests.unit.conftest import FakeHost
 from weft.driver import EndpointRequest
 from weft.errors import Conflict, NotFound, StoreError
-from weft.hosts import AddressInUse, Hosts, IdInUse, OtherFamily
+from weft.hosts import AddressInUse, Hosts, IdInUse, OtherFamily, OtherPool
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Host
 from weft.probes.links import RESULTS, request_key
@@ -60,6 +60,21 @@ def test_hosts_of_two_address_families_are_not_in_one_cluster(
     hosts_of(two[0]).register(third, "boot")
     assert hosts_of(two[0]).find("h3") == third
     with pytest.raises(OtherFamily, match=r"192\.168\.78\.1 of this host is IPv4, but that of host h3"):
+        hosts_of(two[0]).register(replace(two[0].record, version="2"), "boot")
+
+
+def test_hosts_of_two_wireguard_pools_are_not_in_one_cluster(
+    two: tuple[FakeHost, FakeHost], host: Callable[..., FakeHost]
+) -> None:
+    third = replace(host(3).record, wg_pool="10.99.0.0/16")
+    with pytest.raises(
+        OtherPool, match=r"10\.99\.0\.0/16, .* host h\d .* is 100\.64\.0\.0/10.*WEFT_WG_POOL=100\.64.*=10"
+    ):
+        hosts_of(two[0]).register(third, "boot")
+    for one in two:  # they are silent, since everybody changes over
+        die(one)
+    hosts_of(two[0]).register(third, "boot")
+    with pytest.raises(OtherPool, match=r"that of host h3 .* is 10\.99\.0\.0/16"):
         hosts_of(two[0]).register(replace(two[0].record, version="2"), "boot")
 
 

@@ -236,6 +236,9 @@ class LinuxKernel:
     def routes(self) -> list[IPNetwork]:
         return self._underlay.routes()
 
+    def route_within(self, pool: IPNetwork) -> str:
+        return self._underlay.route_within(pool)
+
     def own(self, address: str) -> None:
         """Put an address on the host's loopback interface."""
         self._underlay.own(address)

@@ -18,6 +18,7 @@ from weft.kernel.connection import Connection
 from weft.model import IPAddress, IPInterface, IPNetwork
 
 _VERSION = {AF_INET: 4, AF_INET6: 6}
+_FAMILY = {version: family for family, version in _VERSION.items()}
 _RT_TABLE_MAIN = 254
 _RT_TABLE_LOCAL = 255
 _RTM_F_CLONED = 0x200
@@ -63,6 +64,14 @@ class Underlay:
         """Destinations of all routes in all tables but the default routes."""
         networks = {_destination(route) for route in self._routes() if route["dst_len"]}
         return sorted((net for net in networks if not net.is_link_local), key=lambda net: (net.version, net))
+
+    def route_within(self, pool: IPNetwork) -> str:
+        """A route, but for the default ones, that overlaps the pool, with its device as `ip route` has it; or ""."""
+        for route in self._routes():
+            if route["family"] == _FAMILY[pool.version] and route["dst_len"] and pool.overlaps(_destination(route)):
+                device = self._link(index).get_attr("IFLA_IFNAME") if (index := _output(route)) else ""
+                return f"{_destination(route)}{device and f' dev {device}'}"
+        return ""
 
     def mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         """The least MTU of the interface with that address and of the routes to these destinations.
@@ -251,6 +260,6 @@ def _destination(route: Any) -> IPNetwork:
 
 
 def _output(route: Any) -> int:
-    """Index of the link by which a route leaves; of several, the first."""
+    """Index of the link by which a route leaves; of several, the first. 0 if it leaves by none, as a blackhole."""
     paths = route.get_attr("RTA_MULTIPATH")
-    return int(paths[0]["oif"] if paths else route.get_attr("RTA_OIF"))
+    return int(paths[0]["oif"] if paths else route.get_attr("RTA_OIF") or 0)

@@ -38,7 +38,6 @@ from weft.kernel.netlink import Rtnetlink
 from weft.kernel.observe import kind_of, no_ipv6_address, observe_links
 from weft.kernel.userspace import Userspace
 from weft.keys import PrivateKey
-from weft.model import WIREGUARD_POOL
 from weft.reconcile import Contact, ObservedTunnel, TunnelPlan
 
 DEVICE = "weft-wg"
@@ -129,10 +128,8 @@ class WireGuard:
             return None
         key, port, contacts = implementation.read()
         addresses = self._addresses()
-        address = addresses[0] if len(addresses) == 1 else ", ".join(addresses)
-        address = address.removesuffix(f"/{WIREGUARD_POOL.prefixlen}")
         return ObservedTunnel(
-            Tunnel(key, address, port, link.link.mtu, frozenset(contacts)),
+            Tunnel(key, ", ".join(addresses), port, link.link.mtu, frozenset(contacts)),
             implementation.name,
             link.faults,
             {peer.key: contact for peer, contact in contacts.items()},
@@ -140,10 +137,9 @@ class WireGuard:
 
     def has_tunnel(self, address: str) -> bool:
         link = observe_links(self._reader, [self._name]).get(self._name)
-        wanted = f"{address}/{WIREGUARD_POOL.prefixlen}"
         if link is None or self._implementation() is None:
             return False
-        return "down" not in link.faults and wanted in self._addresses()
+        return "down" not in link.faults and address in self._addresses()
 
     def configure_tunnel(self, tunnel: Tunnel, private: PrivateKey) -> None:
         implementation = self._implementation()
@@ -213,12 +209,10 @@ class WireGuard:
         self._inside.call(f"remove link {self._name}", lambda route: route.link("del", index=index))
 
     def _set_up(self, route: Any, index: int, tunnel: Tunnel) -> None:
-        wanted = f"{tunnel.address}/{WIREGUARD_POOL.prefixlen}"
-        for present in set(self._addresses_by(route, index)) - {wanted}:
-            address, _, prefix = present.partition("/")
-            route.addr("del", index=index, address=address, prefixlen=int(prefix))
-        if wanted not in self._addresses_by(route, index):
-            route.addr("add", index=index, address=tunnel.address, prefixlen=WIREGUARD_POOL.prefixlen)
+        for present in set(self._addresses_by(route, index)) - {tunnel.address}:
+            route.addr("del", index=index, **_split(present))
+        if tunnel.address not in self._addresses_by(route, index):
+            route.addr("add", index=index, **_split(tunnel.address))
         route.link("set", index=index, mtu=tunnel.mtu)  # by itself: it may be what lets the device have IPv6
         if settings := no_ipv6_address(tunnel.mtu):
             route.link("set", index=index, **settings)
@@ -301,6 +295,11 @@ class _InKernel:
 
     def _set(self, what: str, **settings: Any) -> None:
         self._generic.call(f"{what} {self._device}", lambda wg: wg.set(self._device, **settings))
+
+
+def _split(interface: str) -> dict[str, Any]:
+    address, _, prefix = interface.partition("/")
+    return {"address": address, "prefixlen": int(prefix)}
 
 
 def _key(value: Any) -> str:
