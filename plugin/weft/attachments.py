@@ -209,20 +209,23 @@ class Attachments:
         made: list[Link] = []
         try:
             for link in links:
-                self._ensure_one(link, made)
+                if self._ensure_one(link):
+                    made.append(link)
         except KernelError:
             for link in made:
                 self._kernel.perform(Remove(link.name, "its endpoint failed"))
             raise
 
-    def _ensure_one(self, link: Link, made: list[Link]) -> None:
+    def _ensure_one(self, link: Link) -> bool:
+        """True if it had to be made."""
         try:
             self._kernel.perform(Create(link, "endpoint created"))
-            made.append(link)
         except KernelError as error:
             if error.errno != EEXIST or not self._kernel.has_links([link.name]):
                 raise
             self._kernel.perform(Update(link, "endpoint created again"))
+            return False
+        return True
 
     def _ensure_devices(self, network: Network, endpoint: Endpoint) -> None:
         names = topology.shared_names(network)

@@ -459,14 +459,14 @@ def e2(s: Scene) -> None:
 
 @case
 def e3(s: Scene) -> None:
-    """Ports, a MAC in base64, DNS servers and the user's driver options are no obstacle to CreateEndpoint."""
+    """Ports, a MAC in base64, DNS servers and options of others are no obstacle to CreateEndpoint."""
     network = s.plugin.network()
     endpoint = s.plugin.addressed(network)
     options: dict[str, Any] = {
         **PORTS,
         "com.docker.network.endpoint.macaddress": "AhEiM0RV",
         "com.docker.network.endpoint.dnsservers": ["9.9.9.9"],
-        "colour": "blue",
+        "com.example.colour": "blue",
     }
     assert s.plugin.ok("CreateEndpoint", **{**endpoint.request(), "Options": options})["Interface"]["MacAddress"]
 

@@ -227,6 +227,7 @@ def test_a_card_that_spoils_checksums() -> None:
     one = only(view(measured=links([link((H1, H2), offloaded=1.0)])))
     assert (one.check, one.hosts) == ("checksum", ("h1", "h2"))
     assert one.command.startswith("ethtool -K eth0 tx-udp_tnl")
+    assert one.evidence.endswith("to be repaired on h1; networks made with -o tx-checksum=off do without the card's")
     assert only(view(measured=links([link((H1, H2), corrupt=4)]))).check == "checksum"
 
 

@@ -40,8 +40,9 @@ def spoilt(ways: Ways) -> Iterator[Finding]:
             cause = f"packets from {a} arrive at {b} with a wrong checksum: a network card spoils what it offloads"
             lost = "those whose checksum the card makes are lost, others pass"
             evidence = lost if offloaded else f"{link.corrupt} probes arrived with a wrong payload or checksum"
+            advice = f"to be repaired on {a}; networks made with -o tx-checksum=off do without the card's"
             command = f"ethtool -K {device} tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off tx off"
-            yield Finding("checksum", "error", (a, b), cause, f"{evidence}; to be repaired on {a}", command)
+            yield Finding("checksum", "error", (a, b), cause, f"{evidence}; {advice}", command)
         elif _LOSSY < (link.small or 0.0) < LOST:
             cause = f"the underlay loses packets from {a} to {b}"
             evidence = f"{link.small or 0:.0%} of the small probes were lost"

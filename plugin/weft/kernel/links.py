@@ -210,8 +210,7 @@ class Links:
     def _shape(self, what: str, link: Shaper, index: int) -> None:
         source = self._index(what, link.source)
         self._shaping.limit(what, index, link.rate)
-        settings = observe.no_ipv6_address(_IFB_MTU)
-        if settings:
+        if settings := observe.no_ipv6_address(_IFB_MTU):
             self._dp.call(what, lambda route: route.link("set", index=index, **settings))
         self._dp.call(what, lambda route: route.link("set", index=index, state="up"))
         self._shaping.divert(what, source, index, floods=link.floods)
