@@ -8,6 +8,7 @@ What can fail is done in `create_endpoint`: from Engine 29 on, a failing Join co
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -681,6 +682,9 @@ def _holder(entry: Entry) -> str:
 def mac_of(address: str) -> str:
     """The MAC of an address: 02:42 (locally administered, as Docker's own) and its last four bytes.
 
-    An address that moves to another host or container keeps its MAC, so no cache anywhere goes stale.
+    An address that moves to another host or container keeps its MAC, so no cache anywhere goes stale. Of an IPv6
+    address with more than four bytes after the subnet it is a hash: another one may have the same last four.
     """
-    return (b"\x02\x42" + ip_address(address).packed[-4:]).hex(":")
+    packed = ip_address(address).packed
+    last = packed[-4:] if not any(packed[-8:-4]) or len(packed) == 4 else hashlib.sha256(packed).digest()[:4]
+    return (b"\x02\x42" + last).hex(":")

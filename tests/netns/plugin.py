@@ -47,7 +47,7 @@ echo ready
 exec sleep infinity
 """
 _START_SECONDS = 15.0
-_numbers = count()
+_numbers = count(1)
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout: float = 8.0) -> None:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
@@ -261,11 +261,19 @@ def n3(s: Scene) -> None:
 
 @case
 def n4(s: Scene) -> None:
-    """A network of IPv6 alone [28+] works."""
-    network = s.plugin.network(fresh_pool(v6=True))
-    endpoint = s.plugin.endpoint(network)
-    assert s.plugin.join(endpoint) in s.plugin.links()
-    assert ip_address(endpoint.address) in ip_network(network.cidr)
+    """A network of IPv6 alone [28+]: containers of two hosts reach each other, whatever addresses they have."""
+    cidr = fresh_pool(v6=True)
+    network, same = s.plugin.network(cidr), s.peer.network(cidr)
+    here = s.plugin.endpoint(network)
+    there = [s.peer.endpoint(same), s.peer.endpoint(same, str(ip_network(cidr)[(1 << 40) + 5]))]
+    alike = s.peer.endpoint(same, str(ip_network(cidr)[5]))  # of which one has the last four bytes
+    assert len({endpoint.mac for endpoint in (here, alike, *there)}) == 4
+    with cable(s), ExitStack() as settled:
+        inside = settled.enter_context(settle(s.plugin, here))
+        for endpoint in there:
+            settled.enter_context(settle(s.peer, endpoint))
+            ping = ("ip", "netns", "exec", inside, "busybox", "ping", "-6", "-c1", "-W1", endpoint.address)
+            wait_until(lambda p=ping: "1 packets received" in s.plugin.host.run(*p, check=False), "an answer")  # type: ignore[misc]
 
 
 @case
@@ -425,6 +433,30 @@ def move_out(plugin: Plugin, interface: str, name: str) -> None:
     """As the engine does between Leave and DeleteEndpoint."""
     plugin.host.run("ip", "-n", name, "link", "set", "eth0", "down")
     plugin.host.run("ip", "-n", name, "link", "set", "eth0", "netns", str(plugin.host.pid), "name", interface)
+
+
+@contextmanager
+def settle(plugin: Plugin, endpoint: Endpoint) -> Iterator[str]:
+    """Do what an engine does with Join's answer; yields the name of the container's namespace."""
+    with sandbox(plugin) as name:
+        move_in(plugin, plugin.join(endpoint, f"/run/netns/{name}"), name)
+        length = endpoint.network.cidr.split("/")[1]
+        plugin.host.run("ip", "-n", name, "addr", "add", f"{endpoint.address}/{length}", "dev", "eth0", "nodad")
+        yield name
+
+
+@contextmanager
+def cable(s: Scene) -> Iterator[None]:
+    """Between the two hosts, which have none otherwise."""
+    here, there = s.plugin.host, s.peer.host
+    here.run("ip", "link", "add", "wire", "type", "veth", "peer", "wire", "netns", str(there.pid))
+    for host, other in ((here, there), (there, here)):
+        host.run("ip", "link", "set", "wire", "up")
+        host.run("ip", "route", "add", f"{other.address}/32", "dev", "wire")
+    try:
+        yield
+    finally:
+        here.run("ip", "link", "del", "wire")
 
 
 def check_joined(plugin: Plugin, endpoint: Endpoint, key: str) -> None:

@@ -275,6 +275,10 @@ def test_a_mac_follows_from_the_address(address: str, mac: str) -> None:
     assert mac_of(address) == mac
 
 
+def test_ipv6_addresses_that_end_alike_have_different_macs() -> None:
+    assert len({mac_of(address) for address in ("fd00::5", "fd00::1:0:5", "fd00::2:0:5", "fd00::1:0:0:5")}) == 4
+
+
 def test_swarm_gets_the_users_options_back_with_a_vni(host: Hosts) -> None:
     options = host(1).driver.allocate_network({"mtu": "1400"}, [ip_network(CIDR)])
     assert options["mtu"] == "1400"
