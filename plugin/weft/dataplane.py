@@ -26,6 +26,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 FLOOD_MAC = bytes(6)
+SHARED_MAC = "02:77:65:66:74:35"
+"""Of every bridge with an address of its own: all hosts' have the same address, and any of them may answer for it."""
 IPV6_MIN_MTU = 1280
 """Of every link that carries IPv6 (RFC 8200)."""
 
@@ -56,7 +58,7 @@ class Vxlan:
     :param tos: of the packets: the DSCP and two zero bits; 1: that of the packet inside.
     :param checksum: the UDP packets have one.
     :param multicast: the bridge floods multicast into it.
-    :param suppress: the bridge answers ND as well as ARP, and for its own address; then no gratuitous ARP passes.
+    :param suppress: the bridge answers ND as well as ARP. Then neither gratuitous ARP nor its like of ND passes.
     :param offload: checksums of the frames inside are left to whoever sends the packets, such as a network card.
     """
 

@@ -303,6 +303,7 @@ class Network(_Record):
     :param rate: bit/s that a container gets, and that it sends, unless it was attached with another limit; 0: no limit.
     :param tx_checksum: checksums of the frames inside are left to network cards.
     :param ifname: what the names of containers' interfaces begin with; "": as Docker's own.
+    :param floating: addresses may move by themselves, IPv6 ones too.
     """
 
     vni: int
@@ -324,6 +325,7 @@ class Network(_Record):
     ifname: str = ""
     rate: int = 0
     tx_checksum: bool = True
+    floating: bool = False
 
     @property
     def key(self) -> str:

@@ -1,8 +1,9 @@
 """Options of `docker network create -o` and `--ipam-opt`, and of a container's `--driver-opt`: names, validation, and
 what they mean.
 
-Every option is called `weft.NAME`; the bare NAME is accepted as well. Options that belong to the engine itself
-(`com.docker.network.…`) are left to it, except the MTU, which Docker's own drivers know under that name.
+Every option is called `weft.NAME`; the bare NAME is accepted as well, and so are names that Docker's own drivers have
+for the same. Other options that begin like the engine's (`com.docker.network.…`) are left to it, but for those of the
+bridge driver: who asks for separated containers, say, must not be left to believe that he has them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(|[kmgt]|[kmgt]i)(|bit|bps)", re.IG
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _RATE_WORDS = "a rate as tc writes it, from 64kbit to 32gbit: 500kbit, 100mbit, 1.5gbit, or in bytes 12mbps"
 
-_ALIASES = {"com.docker.network.driver.mtu": "mtu"}
+_ALIASES = {"com.docker.network.driver.mtu": "mtu", "com.docker.network.container_iface_prefix": "ifname"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class NetworkOptions:
     ifname: str | None = None
     rate: int | None = None
     tx_checksum: bool | None = None
+    floating: bool | None = None
 
     def chosen(self) -> dict[str, Any]:
         """Those of `CARRIAGE` that the user gave."""
@@ -94,6 +96,8 @@ def parse_options(given: Mapping[str, Any]) -> NetworkOptions:
     for key, text in given.items():
         name = _ALIASES.get(key, key.removeprefix("weft.")).replace("-", "_")
         if name not in _PARSERS:
+            if key.startswith("com.docker.network.bridge."):
+                raise InvalidRequest(f"option {key} is for Docker's bridge driver, weft does not have it: leave it out")
             if key.startswith("com.docker.network."):
                 continue
             known = ", ".join(f"weft.{_option(one)}" for one in _PARSERS)
@@ -221,6 +225,7 @@ CARRIAGE: dict[str, Callable[[str], Any]] = {
     "ifname": _ifname,
     "rate": _rate_or_off,
     "tx_checksum": _switch,
+    "floating": _switch,
 }
 """How a network's frames are carried, and given to containers: fields of `Network` by the same name."""
 _PARSERS: dict[str, Callable[[str], Any]] = {

@@ -130,7 +130,7 @@ def network_links(network: Network, *, local: str, port: int, mtu: int, resolver
         tos=_TOS_INHERIT if network.dscp == INHERIT else network.dscp << 2,
         checksum=network.udp_checksum,
         multicast=network.multicast != 0,
-        suppress=bool(bridge.addresses) or any(":" in pool.cidr for pool in network.pools),
+        suppress=not network.floating and any(":" in pool.cidr for pool in network.pools),
         offload=network.tx_checksum,
     )
     return [bridge, vxlan, *([Shaper(vxlan.name, network.multicast)] if network.multicast > 0 else [])]
@@ -160,8 +160,8 @@ def peers(cluster: Cluster, me: Host) -> frozenset[Peer]:
 def resolver_addresses(network: Network, resolver: str) -> tuple[tuple[str, str], ...]:
     """What lets the containers of an internal network ask the resolver: they have no way out of it.
 
-    One address by itself, so that the bridge answers ARP for it and does not flood the question to other hosts
-    (br_is_local_ip in net/bridge/br_arp_nd_proxy.c), and one for each pool, as the way back.
+    One address by itself, and one for each pool, as the way back. If a question for it is flooded, other hosts' bridges
+    answer too, but with the same MAC: `SHARED_MAC`.
     """
     if not (network.internal and resolver):
         return ()

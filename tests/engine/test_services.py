@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,16 +13,20 @@ from tests.engine.traffic import pings
 
 SUBNET = "10.77.0.0/24"
 FLOATING = "10.77.0.100"
+SEALED = "10.78.0.0/24"
 OPTIONS = ["-v", "/usr:/usr:ro", "--tmpfs", "/run", "--cap-add", "NET_ADMIN"]
 """The machine's programs; the image's dynamic linker finds their libraries."""
 
 
 @pytest.fixture(scope="module")
 def shared(engines: Cluster) -> Iterator[Cluster]:
-    """One network for all tests, and the containers see1 and see2, on h1 and h2."""
+    """Two networks for all tests, and on both the containers see1 and see2, on h1 and h2."""
     engines.network("app", subnet=SUBNET)
     engines.run(engines.h1, "see1", "app", *OPTIONS)
     engines.run(engines.h2, "see2", "app", *OPTIONS)
+    engines.network("sealed", "--internal", "--ipv6", "--subnet", "fd00:78::/64", "-o", "floating=on", subnet=SEALED)
+    for host, name in ((engines.h1, "see1"), (engines.h2, "see2")):
+        host.docker("network", "connect", "sealed", name)
     yield engines
     engines.clean()
 
@@ -56,41 +60,73 @@ vrrp_instance floating {{
     virtual_router_id 51
     priority {priority}
     advert_int 0.2
+    {more}
     virtual_ipaddress {{
-        {address}/24
+        {address}
     }}
 }}
 """
 
 
+def keepalived(cluster: Cluster, host: Host, network: str, address: str, more: str = "") -> None:
+    """One that is about to start, in the container vrrp1 or vrrp2; the first one has the address if both run."""
+    name, priority = f"vrrp{host.index}", 110 - 10 * host.index
+    cluster.run(host, name, network, *OPTIONS)
+    write(host, name, "/etc/keepalived.conf", KEEPALIVED.format(priority=priority, address=address, more=more))
+
+
+def start(host: Host) -> None:
+    begin(host, f"vrrp{host.index}", "keepalived --dont-fork --log-console --vrrp --use-file /etc/keepalived.conf")
+    eventually(lambda: "Entering" in log(host, f"vrrp{host.index}"), "keepalived runs")
+
+
+def end(host: Host) -> None:
+    host.docker("exec", f"vrrp{host.index}", "killall", "keepalived")
+    eventually(lambda: "Stopped Keepalived" in log(host, f"vrrp{host.index}"), "keepalived has ended")
+
+
+def has(host: Host, address: str) -> bool:
+    return address in host.docker("exec", f"vrrp{host.index}", "ip", "addr")
+
+
+def there_and_back(cluster: Cluster, address: str, all_reach_it: Callable[[], bool]) -> None:
+    end(cluster.h1)
+    eventually(lambda: has(cluster.h2, address) and all_reach_it(), "h2 has it, and all know")
+    start(cluster.h1)
+    eventually(lambda: has(cluster.h1, address) and not has(cluster.h2, address), "it went back")
+    eventually(all_reach_it, "and all know")
+
+
 def test_a_floating_address_moves_between_hosts(app: Cluster) -> None:
     """By gratuitous ARP alone: a neighbour that is in use is not asked for again for half a minute."""
-    pair = {app.h1: ("vrrp1", 100), app.h2: ("vrrp2", 90)}
-    for host, (name, priority) in pair.items():
-        app.run(host, name, "app", *OPTIONS)
-        write(host, name, "/etc/keepalived.conf", KEEPALIVED.format(priority=priority, address=FLOATING))
-
-    def start(host: Host) -> None:
-        begin(host, pair[host][0], "keepalived --dont-fork --log-console --vrrp --use-file /etc/keepalived.conf")
-        eventually(lambda: "Entering" in log(host, pair[host][0]), "keepalived runs")
-
-    def has_it(host: Host) -> bool:
-        return FLOATING in host.docker("exec", pair[host][0], "ip", "addr")
+    for host in app.lab.hosts:
+        keepalived(app, host, "app", f"{FLOATING}/24")
 
     def all_reach_it() -> bool:
         return reaches(app.h1, "see1", FLOATING) and reaches(app.h2, "see2", FLOATING)
 
     start(app.h1)
-    eventually(lambda: has_it(app.h1), "h1 has it")
+    eventually(lambda: has(app.h1, FLOATING), "h1 has it")
     start(app.h2)
     with pings(app.h1, "see1", FLOATING) as near, pings(app.h2, "see2", FLOATING) as far:
-        app.h1.docker("exec", "vrrp1", "killall", "keepalived")
-        eventually(lambda: has_it(app.h2) and all_reach_it(), "h2 has it, and all know")
-        eventually(lambda: "Stopped Keepalived" in log(app.h1, "vrrp1"), "the first one has ended")
-        start(app.h1)
-        eventually(lambda: has_it(app.h1) and not has_it(app.h2) and all_reach_it(), "it went back, and all know")
+        there_and_back(app, FLOATING, all_reach_it)
     print("longest gap of the floating address, seconds:", near.gap, far.gap)
     assert max(near.gap, far.gap) < 10, (near, far)
+
+
+@pytest.mark.parametrize(("address", "more"), [("10.78.0.100/24", ""), ("fd00:78::100/64", "native_ipv6")])
+def test_it_moves_on_an_internal_network_with_ipv6(app: Cluster, address: str, more: str) -> None:
+    plain, _, _ = address.partition("/")
+    for host in app.lab.hosts:
+        keepalived(app, host, "sealed", address, more)
+        start(host)
+
+    def all_reach_it() -> bool:
+        family = "-6" if ":" in plain else "-4"
+        return reaches(app.h1, "see1", plain, family) and reaches(app.h2, "see2", plain, family)
+
+    eventually(lambda: has(app.h1, plain) and all_reach_it(), "all know that h1 has it")
+    there_and_back(app, plain, all_reach_it)
 
 
 AVAHI = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,6 +85,45 @@ def test_unknown_address_is_asked_for_everywhere_and_answers(pair: tuple[Member,
         assert one.container.pings("10.0.0.99")
         assert one.container.pings("fd00::99")
         assert len([frame for frame in capture.frames() if capture.is_question(frame)]) >= 2
+
+
+@pytest.mark.parametrize("suppress", [False, True])
+def test_a_floating_address_moves_by_its_owners_word(world: World, suppress: bool) -> None:
+    """By gratuitous ARP, and by an unsolicited advertisement: unless ND is suppressed, as the kernel has it."""
+    hosts = world.hosts("192.0.2.1/24", "192.0.2.2/24")
+    for host in hosts:
+        host.apply(*host.network(VNI, suppress=suppress))
+    asker, before, after = join(world, hosts[0], 1), join(world, hosts[0], 2), join(world, hosts[1], 3)
+    connect(asker, before, after)
+    addresses = {"10.0.0.99": "10.0.0.99/24", "fd00::99": "fd00::99/64"}
+    for address, given in addresses.items():
+        nodad = " nodad" * (":" in address)
+        before.container.ip(f"addr add {given} dev eth0{nodad}")
+        assert asker.container.pings(address)
+        before.container.ip(f"addr del {given} dev eth0")
+        after.container.ip(f"addr add {given} dev eth0{nodad}")
+        announce(after, address)
+        assert asker.container.pings(address) is not suppress
+
+
+def announce(member: Member, address: str) -> None:
+    """As a new owner does, from its own MAC."""
+    mac, packed = pack_mac(member.mac), pack_address(address)
+    if len(packed) == 4:
+        frame = (
+            b"\xff" * 6 + mac + struct.pack("!HHHBBH", 0x0806, 1, 0x0800, 6, 4, 1) + mac + packed + bytes(6) + packed
+        )
+    else:
+        everyone = pack_address("ff02::1")
+        body = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + packed + b"\x02\x01" + mac
+        words = struct.unpack("!36H", packed + everyone + struct.pack("!II", len(body), 58) + body)
+        total = sum(words)
+        total = (total & 0xFFFF) + (total >> 16)
+        body = body[:2] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
+        head = struct.pack("!IHBB", 6 << 28, len(body), 58, 255)
+        frame = b"\x33\x33\x00\x00\x00\x01" + mac + b"\x86\xdd" + head + packed + everyone + body
+    with member.container.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        sender.sendto(frame, ("eth0", 0))
 
 
 def test_forwarding_goes_on_without_us(pair: tuple[Member, Member]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from tests.netns.world import MTU, UDP_PORT, Host, World
-from weft.dataplane import Bridge, Link, Port, Station, Vxlan
+from weft.dataplane import SHARED_MAC, Bridge, Link, Port, Station, Vxlan
 from weft.errors import KernelError
 from weft.reconcile import Create, Remove, Update
 
@@ -65,6 +65,10 @@ def test_a_bridge_with_the_resolvers_address(host: Host) -> None:
     host.apply(wanted)
     assert not host.plan(wanted)
     assert "10.77.0.0/24 proto kernel scope link src 169.254.77.53" in host.dp.run("ip", "route", "show", "dev", "br7")
+    assert host.dp.link("br7")["address"] == SHARED_MAC
+    host.dp.run("ip", "link", "set", "br7", "address", MAC)
+    assert host.apply(wanted) == [Update(wanted, "has a MAC of its own")]
+    assert not host.plan(wanted)
     host.dp.run("ip", "addr", "del", "169.254.77.53/32", "dev", "br7")
     host.dp.run("ip", "addr", "add", "10.77.0.9/16", "dev", "br7")
     assert [type(step) for step in host.plan(wanted)] == [Update]

@@ -157,6 +157,7 @@ def test_every_setting_says_what_it_means() -> None:
         ({"weft.multicast": "1mbit", "tx-checksum": "off"}, NetworkOptions(multicast=10**6, tx_checksum=False)),
         ({"weft.rate": "100mbit", "multicast": "off"}, NetworkOptions(rate=10**8, multicast=0)),
         ({"com.docker.network.driver.mtu": "1400"}, NetworkOptions(mtu=1400)),
+        ({"com.docker.network.container_iface_prefix": "app"}, NetworkOptions(ifname="app")),
         ({"com.docker.network.advertise_addr_nmsgs": "3"}, NetworkOptions()),
         ({"network": "app", "weft.network": "app"}, NetworkOptions(network="app")),
     ],
@@ -169,6 +170,7 @@ def test_options(given: dict[str, str], expected: NetworkOptions) -> None:
     ("given", "words"),
     [
         ({"foo": "bar"}, "unknown option 'foo': weft knows weft.vni, weft.mtu, weft.network"),
+        ({"com.docker.network.bridge.enable_icc": "false"}, "is for Docker's bridge driver"),
         ({"vni": "0"}, "option vni=0: must be a number from 1 to 16777215"),
         ({"vni": "16777216"}, "must be a number"),
         ({"vni": "x"}, "must be a number"),

@@ -13,8 +13,7 @@
   moved.
   `proxyarp_wifi` lets the bridge answer ARP from its `Neighbour` rows instead of flooding it, and `neigh_suppress` ND
   as well; but with that the kernel (br_arp_nd_proxy.c) keeps gratuitous ARP and unsolicited advertisements from the
-  port, so that no floating address could move to another host. Hence it is set only where the bridge has to answer
-  ND, or has an address of its own.
+  port, so that no floating address could move to another host. Hence it is set only where the bridge has to answer ND.
 
 - Limits are put before a link comes up (`shaping.py`): it never carries more.
 
@@ -34,7 +33,7 @@ from pathlib import Path
 from socket import AF_INET
 from typing import Any
 
-from weft.dataplane import Bridge, Link, Port, Shaper, Vxlan
+from weft.dataplane import SHARED_MAC, Bridge, Link, Port, Shaper, Vxlan
 from weft.errors import IN_USE, KernelError
 from weft.kernel import observe
 from weft.kernel.connection import Connection
@@ -156,8 +155,9 @@ class Links:
         """What pyroute2 has to know to make the link."""
         match link:
             case Bridge():
-                # An address of its own: otherwise it would always take the lowest one of its ports.
-                return {"kind": "bridge", "address": f"02:{os.urandom(5).hex(':')}", **_settings(observe.BRIDGE)}
+                # Otherwise it would always take the lowest one of its ports.
+                mac = SHARED_MAC if link.addresses else f"02:{os.urandom(5).hex(':')}"
+                return {"kind": "bridge", "address": mac, **_settings(observe.BRIDGE)}
             case Vxlan():
                 local = {"vxlan_local6" if ":" in link.local else "vxlan_local": link.local} if link.local else {}
                 where: dict[str, Any] = {"vxlan_id": link.vni, "vxlan_port": link.port, "net_ns_fd": self._dp_fd}
@@ -194,6 +194,8 @@ class Links:
             # and the MTU may be what lets the link have IPv6.
             if isinstance(link, Bridge):
                 route.link("set", index=index, kind="bridge", **_settings(observe.BRIDGE))
+                if link.addresses:
+                    route.link("set", index=index, address=SHARED_MAC)
             route.link("set", index=index, mtu=link.mtu)
             if settings:
                 route.link("set", index=index, **settings)

@@ -42,7 +42,7 @@ _NLA_TYPE_MASK = 0x3FFF
 
 IFLA_IFNAME = 3
 IFLA_MTU = 4
-_IFLA_ADDRESS = 1
+IFLA_ADDRESS = 1
 _IFLA_EXT_MASK = 29
 _RTEXT_FILTER_SKIP_STATS = 8
 _NETNSA_NSID = 1
@@ -195,7 +195,7 @@ class Rtnetlink:
         return Device(
             ifindex=LINK.unpack_from(reply)[7],
             name=text(reply, at[IFLA_IFNAME]),
-            mac=reply[at[_IFLA_ADDRESS]] if _IFLA_ADDRESS in at else b"",
+            mac=reply[at[IFLA_ADDRESS]] if IFLA_ADDRESS in at else b"",
             mtu=number(reply, at[IFLA_MTU]),
         )
 

@@ -15,8 +15,19 @@ from socket import AF_INET, AF_INET6, inet_ntop, socket
 from struct import Struct
 from typing import Any, NamedTuple
 
-from weft.dataplane import IPV6_MIN_MTU, Bridge, Port, Shaper, Vxlan, source_of
-from weft.kernel.netlink import ADDRESS, IFLA_IFNAME, IFLA_MTU, LINK, Rtnetlink, attributes, messages, number, text
+from weft.dataplane import IPV6_MIN_MTU, SHARED_MAC, Bridge, Port, Shaper, Vxlan, pack_mac, source_of
+from weft.kernel.netlink import (
+    ADDRESS,
+    IFLA_ADDRESS,
+    IFLA_IFNAME,
+    IFLA_MTU,
+    LINK,
+    Rtnetlink,
+    attributes,
+    messages,
+    number,
+    text,
+)
 from weft.kernel.offload import leaves_checksums
 from weft.kernel.shaping import diverts, rates
 from weft.reconcile import ObservedLink
@@ -63,6 +74,7 @@ _IFF_UP = 1
 _IFF_LOWER_UP = 1 << 16
 
 _PORT_RANGE = Struct(">HH")
+_SHARED_MAC = pack_mac(SHARED_MAC)
 
 _LOOPBACK = 1
 """The index of lo in each namespace."""
@@ -181,6 +193,8 @@ class _Link:
         faults = list(self._common_faults())
         match self.kind:
             case "bridge":
+                if addresses and self._chunk[self._at[IFLA_ADDRESS]] != _SHARED_MAC:
+                    faults.append("has a MAC of its own")
                 return ObservedLink(Bridge(self.name, mtu, addresses), (*faults, *self._faults(BRIDGE, data)))
             case "vxlan" if self._is_like_ours(data):
                 faults += self._faults(VXLAN, data)
