@@ -391,7 +391,7 @@ def _(s: Side) -> Seen:
 @feature("`docker inspect` of a container", {"gateway": ("10.N.1.1", ""), "IPv6 gateway": ("fd00:N:1::1", "")})
 def _(s: Side) -> Seen:
     s.run("web", "app", "--ip 10.N.1.63 --ip6 fd00:N:1::63")
-    s.docker("network connect --driver-opt colour=red --ip 10.N.2.63 --ip6 fd00:N:2::63 @back @web")
+    s.docker("network connect --ip 10.N.2.63 --ip6 fd00:N:2::63 @back @web")
     networks = s.inspect("web", ".NetworkSettings.Networks")
     gateways = [[one.pop(name) for one in networks.values()] for name in ("Gateway", "IPv6Gateway")]
     for one in networks.values():
