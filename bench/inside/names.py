@@ -11,6 +11,7 @@ far as the machine has it.
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,7 +29,8 @@ from weft.daemon import tune
 from weft.model import ENDPOINTS, Endpoint, EndpointNames
 from weft.names.dns import Responder
 from weft.names.lookup import Asker, Kind, lookup
-from weft.names.resolver import DnsServer, bind
+from weft.names.queues import bind
+from weft.names.resolver import DnsServer
 
 HOST_ID = "e" * 32
 ADDRESS = "127.0.0.1"
@@ -88,12 +90,12 @@ def _cluster(size: int) -> Cluster:
 
 def _ask_echo(ask: Callable[[], T]) -> T:
     """Of a process of its own, so that it has nothing of ours to do."""
-    udp, tcp = bind(ADDRESS)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind((ADDRESS, 53))
     process = get_context("fork").Process(target=answer, args=(udp,), daemon=True)
     process.start()
     _prefer(process.pid or 0)
     udp.close()
-    tcp.close()
     try:
         return ask()
     finally:

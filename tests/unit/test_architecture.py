@@ -69,6 +69,7 @@ LAYERS = [
         "engine.client",
         "kernel",
         "names.dns",
+        "names.queues",
         "serve",
         "watchdog",
         "cli.setup_host",

@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import dns.exception
 import dns.flags
@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 from weft.names.dns import TTL, Responder
 from weft.names.lookup import Asker, Kind
-from weft.names.resolver import DnsServer, Limiter, bind
+from weft.names.queues import bind
+from weft.names.resolver import DnsServer, Limiter
 
 ADDRESSES = {
     "web1": ["10.77.0.3"],
@@ -211,15 +212,17 @@ def directory() -> Everybody:
     return Everybody()
 
 
+def bound() -> tuple[list[socket.socket], int]:
+    """Sockets on 127.0.0.1, and their port."""
+    while True:
+        with suppress(OSError):
+            return bind("127.0.0.1", number := random.randint(20000, 60000)), number
+
+
 @pytest.fixture
 def port(directory: Everybody) -> Iterator[int]:
     """Of a server on 127.0.0.1, UDP and TCP."""
-    for _ in range(50):
-        try:
-            sockets = bind("127.0.0.1", number := random.randint(20000, 60000))
-            break
-        except OSError:
-            continue
+    sockets, number = bound()
     server = DnsServer(RESPONDER, directory, sockets, rate=1000, burst=100)
     server.start()
     yield number
@@ -293,6 +296,40 @@ def test_a_flood_is_kept_out_and_others_are_answered(port: int, caplog: pytest.L
                 break
             except TimeoutError:
                 assert time.monotonic() < deadline
+
+
+def test_a_flood_costs_others_nothing_on_a_machine_of_any_speed(caplog: pytest.LogCaptureFixture) -> None:
+    """Here it answers 500 a second, which the rate that a source may have is far above."""
+
+    def slowly(asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
+        time.sleep(0.002)
+        return resolve(asker, question, kind, turn)
+
+    sockets, number = bound()
+    server = DnsServer(Responder(slowly), Everybody(), sockets)
+    wire, over = question("web1").to_wire(), threading.Event()
+
+    def flood() -> None:
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as flooding:
+            flooding.bind(("127.0.0.3", 0))
+            while not over.is_set():
+                flooding.sendto(wire, ("127.0.0.1", number))
+
+    flooder = threading.Thread(target=flood)
+    server.start()
+    flooder.start()
+    try:
+        for _ in range(100):
+            assert dns.query.udp(question("web1"), "127.0.0.1", port=number, timeout=5).answer
+        deadline = time.monotonic() + 20
+        while "127.0.0.3 asks for names too often" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        over.set()
+        flooder.join()
+        server.stop()
+    assert "127.0.0.1 asks" not in caplog.text
 
 
 def _drain(sock: socket.socket) -> int:

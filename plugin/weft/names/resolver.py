@@ -1,35 +1,33 @@
 """The resolver's sockets: receive a question, find out who asks, have it answered; floods stay outside.
 
-A known asker is answered in the loop that reads its socket. One that is not known yet (a container that has just
-started) waits elsewhere, so that the others do not. Over UDP a source that asks too much is kept out by a filter in
-the kernel; over TCP a source has a few connections.
+A known asker is answered in the loop that reads the sockets. One that is not known yet (a container that has just
+started) waits elsewhere, so that the others do not. Over UDP each source has its turn and a rate, and one that asks
+more is kept out (see `queues`); over TCP it has a few connections.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
+import select
 import socket
 import struct
 import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from time import monotonic
 from typing import Protocol
 
 from weft.bucket import TokenBucket
 from weft.names.dns import Responder
 from weft.names.lookup import Asker
+from weft.names.queues import Queue
 
 log = logging.getLogger(__name__)
 
-_IP_FREEBIND = 15
-_BACKLOG = 64
-_TICK = struct.pack("ll", 0, 250_000)
-"""A struct timeval: how often a loop looks whether it shall end. A timeout of Python's own would cost a system call
-for each packet."""
+_TICK = 0.25
+"""Seconds: how often a loop looks whether it shall end."""
 
 
 class Directory(Protocol):
@@ -101,10 +99,12 @@ class DnsServer:
         self._finding = ThreadPoolExecutor(8, "dns-unknown")
 
     def start(self) -> None:
+        udp = [one for one in self._sockets if one.type == socket.SOCK_DGRAM]
+        self._threads.append(threading.Thread(target=self._serve_udp, args=(udp,), name="dns", daemon=True))
         for one in self._sockets:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TICK)
-            serve = self._serve_udp if one.type == socket.SOCK_DGRAM else self._serve_tcp
-            self._threads.append(threading.Thread(target=serve, args=(one,), name="dns", daemon=True))
+            if one.type == socket.SOCK_STREAM:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, int(_TICK * 1e6)))
+                self._threads.append(threading.Thread(target=self._serve_tcp, args=(one,), name="dns", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -116,23 +116,38 @@ class DnsServer:
         for one in self._sockets:
             one.close()
 
-    def _serve_udp(self, udp: socket.socket) -> None:
-        limiter, gate = Limiter(*self._rates), _Gate(udp)
-        while not self._stopping.is_set():
-            try:
-                wire, peer = udp.recvfrom(4096)
-                now = monotonic()
-                if limiter.allows(peer[0], now):
-                    self._serve_datagram(udp, wire, peer)
-                else:
-                    gate.shut(peer[0], now)
-                gate.open(now)
-            except (BlockingIOError, InterruptedError):
-                gate.open(monotonic())
-            except OSError as error:  # of a packet before: unreachable, no route
-                log.debug("a question for names: %s", error)
-            except Exception:
-                log.exception("serving a question for names met a bug")
+    def _serve_udp(self, sockets: Iterable[socket.socket]) -> None:
+        """One question of each queue that has some, and again: so no source waits for all of another's."""
+        limiter = Limiter(*self._rates)
+        queues = {one.fileno(): Queue(one) for one in sockets}
+        looked = monotonic()
+        with closing(select.epoll()) as ready:
+            for number in queues:
+                ready.register(number, select.EPOLLIN)
+            while not self._stopping.is_set():
+                for number, _ in ready.poll(_TICK):
+                    self._receive(queues[number], limiter)
+                if (now := monotonic()) - looked >= _TICK:
+                    looked = now
+                    for queue in queues.values():
+                        queue.open(now)
+
+    def _receive(self, queue: Queue, limiter: Limiter) -> None:
+        now = monotonic()
+        try:
+            if (taken := queue.take(now)) is None:
+                return
+            wire, peer = taken
+            if limiter.allows(peer[0], now):
+                self._serve_datagram(queue.udp, wire, peer)
+            else:
+                queue.shut(peer[0], now)
+        except (BlockingIOError, InterruptedError):
+            pass  # spoiled, or somebody's whom the gate has met meanwhile
+        except OSError as error:  # of a packet before: unreachable, no route
+            log.debug("a question for names: %s", error)
+        except Exception:
+            log.exception("serving a question for names met a bug")
 
     def _serve_datagram(self, udp: socket.socket, wire: bytes, peer: tuple[str, int]) -> None:
         asker = self._directory.known(peer[0])
@@ -201,75 +216,3 @@ class DnsServer:
             log.exception("serving names over TCP met a bug")
         finally:
             self._count(source, -1)
-
-
-class _Filter(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_ushort), ("jt", ctypes.c_ubyte), ("jf", ctypes.c_ubyte), ("k", ctypes.c_uint32))
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("filters", ctypes.POINTER(_Filter)))
-
-
-class _Gate:
-    """Keeps a source that asks too much away from a socket for a while, in the kernel.
-
-    Reading its packets only to drop them would leave the others' in an overflowing queue.
-    """
-
-    _SECONDS = 1.0
-    _MOST = 64
-    _SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
-    _LOAD, _IS, _RETURN = 0x20, 0x15, 0x06
-    """BPF_LD+BPF_W+BPF_ABS, BPF_JMP+BPF_JEQ+BPF_K, BPF_RET+BPF_K (linux/bpf_common.h)."""
-    _SOURCE = 0xFFF00000 + 12
-    """SKF_NET_OFF: from the IPv4 header on, in which the source is at 12."""
-
-    def __init__(self, udp: socket.socket) -> None:
-        self._udp = udp
-        self._until: dict[str, float] = {}
-        self._next = float("inf")
-
-    def shut(self, source: str, now: float) -> None:
-        if source in self._until or len(self._until) >= self._MOST:
-            return
-        log.warning("container at %s asks for names too often: nothing of it is read for a second", source)
-        self._until[source] = now + self._SECONDS
-        self._apply()
-
-    def open(self, now: float) -> None:
-        if now >= self._next:
-            self._until = {source: until for source, until in self._until.items() if until > now}
-            self._apply()
-
-    def _apply(self) -> None:
-        self._next = min(self._until.values(), default=float("inf"))
-        if not self._until:
-            with suppress(OSError):  # there was none
-                self._udp.setsockopt(socket.SOL_SOCKET, self._SO_DETACH_FILTER, 0)
-            return
-        code = [(self._LOAD, 0, 0, self._SOURCE)]
-        for source in self._until:
-            code += [(self._IS, 0, 1, int.from_bytes(socket.inet_aton(source), "big")), (self._RETURN, 0, 0, 0)]
-        code.append((self._RETURN, 0, 0, 0xFFFFFFFF))
-        filters = (_Filter * len(code))(*(_Filter(*instruction) for instruction in code))
-        program = bytes(_Program(len(code), filters))
-        with suppress(OSError):
-            self._udp.setsockopt(socket.SOL_SOCKET, self._SO_ATTACH_FILTER, program)
-
-
-def bind(address: str, port: int = 53) -> list[socket.socket]:
-    """A UDP and a TCP socket on an address, which need not exist yet, in the namespace of the calling thread."""
-    udp, tcp = (socket.socket(socket.AF_INET, kind) for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM))
-    try:
-        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-        for one in (udp, tcp):
-            one.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
-            one.bind((address, port))
-        tcp.listen(_BACKLOG)
-    except OSError:
-        udp.close()
-        tcp.close()
-        raise
-    return [udp, tcp]

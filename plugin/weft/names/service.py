@@ -27,7 +27,8 @@ from weft.names.askers import Askers
 from weft.names.dns import Responder
 from weft.names.lookup import Asker, Kind, lookup
 from weft.names.publisher import Publisher
-from weft.names.resolver import DnsServer, bind
+from weft.names.queues import bind
+from weft.names.resolver import DnsServer
 from weft.store import Store
 
 log = logging.getLogger(__name__)
