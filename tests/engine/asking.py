@@ -7,10 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lab import Host
-from tests.engine import asker
+from tests.engine import asker, flooder
 
 EMBEDDED = "127.0.0.11"
 """Docker's own resolver, in each container."""
@@ -42,15 +42,40 @@ class Asking:
         timeout: float = 5,
     ) -> Reply:
         order = {"name": name, "kind": kind, "server": server, "tcp": tcp, "until": until}
-        order |= {"patience": patience, "timeout": timeout}
+        return Reply(**self._obey({**order, "patience": patience, "timeout": timeout}))
+
+    def raw(self, wire: bytes, *, server: str, tcp: bool = False, timeout: float = 5) -> bytes:
+        """What comes back; b"" if nothing does."""
+        return bytes.fromhex(self._obey({"wire": wire.hex(), "server": server, "tcp": tcp, "timeout": timeout}))
+
+    def _obey(self, order: dict[str, object]) -> Any:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(f"{json.dumps(order)}\n")
         self._process.stdin.flush()
-        return Reply(**json.loads(self._process.stdout.readline()))
+        return json.loads(self._process.stdout.readline())
 
 
 Inside = Callable[[Host, str], Asking]
+
+
+@contextmanager
+def flood(host: Host, container: str, server: str) -> Iterator[None]:
+    """The container asks the server as fast as it can while the block runs."""
+    argv = _inside(host, container, flooder.__file__, server)
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "begins\n"
+        with process.stdin:
+            yield
+            assert process.poll() is None
+
+
+def _inside(host: Host, container: str, *program: str) -> list[str]:
+    """A command that runs a program of ours in a container's network namespace."""
+    pid = host.docker("inspect", "--format", "{{.State.Pid}}", container)
+    return host.enter(["nsenter", "-t", pid, "-n", "--", sys.executable, *program])
 
 
 @contextmanager
@@ -59,8 +84,7 @@ def askers() -> Iterator[Inside]:
     with ExitStack() as programs:
 
         def start(host: Host, container: str) -> Asking:
-            pid = host.docker("inspect", "--format", "{{.State.Pid}}", container)
-            argv = host.enter(["nsenter", "-t", pid, "-n", "--", sys.executable, asker.__file__])
+            argv = _inside(host, container, asker.__file__)
             process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             programs.enter_context(process)
             assert process.stdin

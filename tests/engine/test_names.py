@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from contextlib import closing
+from ipaddress import ip_address
 from statistics import median
+from typing import Any
 
+import dns.message
+import dns.rcode
 import pytest
 
 from bench.measure import percentile
 from lab import Host
 from lab.host import RESOLVER
 from lab.plan import PROJECT
-from tests.engine.asking import EMBEDDED, Inside
+from tests.engine.asking import EMBEDDED, Inside, flood
 from tests.engine.conftest import IMAGE, Cluster, eventually, reaches
 from weft.model import Endpoint, EndpointNames
 from weft.store import Put, Write
@@ -57,6 +62,46 @@ def test_every_name_of_a_container_on_the_other_host(app: Cluster, inside: Insid
     assert back("web1").answers == [address]
 
 
+def test_one_containers_flood_costs_another_no_answer(app: Cluster, inside: Inside) -> None:
+    """With the limits as they are shipped, on a machine of any speed."""
+    app.run(app.h2, "wild", "app")
+    ask = inside(app.h2, "web2")
+    assert ask("web1", server=RESOLVER, until="answered").answers
+    before = len(app.h2.log("weft"))
+    with flood(app.h2, "wild", RESOLVER):
+        assert all(ask("web1", server=RESOLVER).answers for _ in range(100))
+        eventually(lambda: "asks for names too often" in app.h2.log("weft")[before:], "it is named", timeout=30)
+    named = set(re.findall(r"container at (\S+) asks for names too often", app.h2.log("weft")[before:]))
+    assert len(named) == 1
+    assert inside(app.h2, "wild")("web1", until="answered", timeout=1).answers  # again, after a while
+
+
+@pytest.mark.parametrize("tcp", [False, True])
+def test_odd_questions_from_a_container_are_answered_or_refused(app: Cluster, inside: Inside, tcp: bool) -> None:
+    ask = inside(app.h2, "web2")
+    assert ask("web1", until="answered").answers
+
+    def answer(name: str, kind: str, rdclass: str = "IN", **settings: Any) -> dns.message.Message:
+        query = dns.message.make_query(name, kind, rdclass, **settings)
+        reply = dns.message.from_wire(ask.raw(query.to_wire(), server=RESOLVER, tcp=tcp))
+        assert query.is_response(reply)
+        return reply
+
+    plain, extended = answer("web1", "A"), answer("web1", "A", use_edns=0, payload=4096)
+    assert plain.answer == extended.answer != []
+    assert (plain.edns, extended.edns) == (-1, 0)
+    assert answer("web1", "A", use_edns=1).rcode() == dns.rcode.BADVERS
+    for odd in (("version.bind", "TXT", "CH"), ("web1", "ANY"), ("web1", "AXFR"), (".".join(["a" * 49] * 5), "A")):
+        assert answer(*odd).rcode() == dns.rcode.REFUSED, odd
+    valid = dns.message.make_query("web1", "A").to_wire()
+    for broken in (valid[:-3], valid[:12] + b"\xc0\x0c" + valid[18:], valid[:12] + b"\x3f" + b"a" * 300):
+        reply = ask.raw(broken, server=RESOLVER, tcp=tcp)
+        assert (reply[:2], reply[3] & 0xF) == (valid[:2], dns.rcode.FORMERR)
+    for silent in (valid[:7], b"\x00", valid[:2] + b"\x81\x80" + valid[4:]):  # no question, or an answer
+        assert ask.raw(silent, server=RESOLVER, tcp=tcp, timeout=0.3) == b""
+    assert ask("web1", tcp=tcp).answers  # as before
+
+
 def test_names_that_are_not_ours_go_to_the_users_servers(app: Cluster, inside: Inside) -> None:
     ask = inside(app.h2, "web2")
     assert ask("gateway.lab").answers == [app.lab.plan.gateway]
@@ -77,6 +122,7 @@ def test_an_ipv6_network(cluster: Cluster, inside: Inside) -> None:
     ask = inside(cluster.h2, "web2")
     assert ask("web1", "AAAA", until="answered").answers == [address]
     assert ask("web1").answers == [cluster.address(cluster.h1, "web1", "six")]
+    assert ask(ip_address(address).reverse_pointer, "PTR").answers == ["web1.six."]
 
 
 def test_an_alias_of_several_is_all_of_them_in_turn(cluster: Cluster, inside: Inside) -> None:

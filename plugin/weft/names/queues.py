@@ -3,8 +3,8 @@
 One queue for all would be full of the questions of whoever asks most, and the others' would be dropped, however quickly
 we refuse the former. So there are several UDP sockets at the address, and a classic BPF program gives each question to
 one by its source (SO_REUSEPORT): Docker numbers containers one by one, so up to `QUEUES` of them share none. Whoever
-reads them in turn gives everybody the same, on machines of any speed. Who keeps a queue long asks more than this machine
-answers, or more than it may, and is kept out by another such program at the socket for a while: so it costs us nothing.
+reads them in turn gives everybody the same, on machines of any speed. Who keeps a queue long asks more than this
+machine answers; that one is kept out by another such program at the socket for a while, so that it costs us nothing.
 """
 
 from __future__ import annotations
