@@ -64,6 +64,8 @@ class Cluster:
 
     def keys(self, prefix: str = "") -> list[str]:
         """The store's keys, read past weft."""
+        if self.lab.etcd.members:
+            return sorted(self.lab.etcd.entries(prefix))
         with closing(sqlite3.connect(f"file:{self.lab.plan.data}/store.db?mode=ro", uri=True)) as database:
             query = "SELECT key FROM entries WHERE key >= ? AND key < ? ORDER BY key"
             return [key for (key,) in database.execute(query, (prefix, prefix + "\U0010ffff"))]
@@ -109,12 +111,14 @@ def eventually(condition: Callable[[], bool], what: str, timeout: float = 10) ->
 @pytest.fixture(scope="module")
 def engines(request: pytest.FixtureRequest, worker_id: str) -> Iterator[Cluster]:
     """A lab per module; `ENGINE_OPTIONS` and `SETTINGS` of the module are daemon.json's and weft's, `UNDERLAY` is the
-    hosts' subnet."""
+    hosts' subnet, `STORE` the lab's."""
     options = getattr(request.module, "ENGINE_OPTIONS", None)
     underlay = getattr(request.module, "UNDERLAY", Plan.subnet)
+    store = getattr(request.module, "STORE", Plan.store)
     # What is captured on the wire is told more easily without probes.
     settings = {"WEFT_GC_GRACE": "1", "WEFT_PROBE_INTERVAL": "0", **getattr(request.module, "SETTINGS", {})}
-    with Lab(hosts=2, name=f"engines-{worker_id}", subnet=underlay, engine_options=options, settings=settings) as lab:
+    name = f"engines-{worker_id}"
+    with Lab(2, name, subnet=underlay, engine_options=options, settings=settings, store=store) as lab:
         cluster = Cluster(lab)
         eventually(lambda: len(cluster.keys("engines/")) == len(lab.hosts), "weft has seen the engines")
         yield cluster

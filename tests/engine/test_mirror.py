@@ -1,4 +1,7 @@
-"""A network is created once and used on every host; removing it once removes it everywhere, when nobody uses it."""
+"""A network is created once and used on every host; removing it once removes it everywhere, when nobody uses it.
+
+The hosts share three members of etcd, as they would.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,9 @@ from tests.engine.absence import without_weft
 from tests.engine.asking import Inside
 from tests.engine.conftest import IMAGE, Cluster, eventually, reaches
 
+pytestmark = pytest.mark.skipif(not shutil.which("etcd"), reason="etcd is not installed: run lab/setup.sh")
+
+STORE = "etcd"
 CREATE = ("network", "create", "-d", "weft", "--ipam-driver", "weft")
 SUBNET = "10.77.0.0/24"
 FULL = [
@@ -227,8 +233,7 @@ def test_a_lost_store_is_found_again_in_docker(cluster: Cluster) -> None:
     first, second = cluster.run(cluster.h1, "web1", "app"), cluster.run(cluster.h2, "web2", "app")
     for host in cluster.lab.hosts:
         host.stop_weft()
-    for file in cluster.lab.plan.data.glob("store.db*"):
-        file.unlink()
+    cluster.lab.etcd.delete("")
     for host in cluster.lab.hosts:
         host.start_weft()
     eventually(lambda: len(cluster.keys("topology/endpoints/")) == 2, "the endpoints are recorded", timeout=30)
@@ -244,8 +249,7 @@ def test_a_container_whose_address_was_given_away_while_the_store_was_lost_is_cu
     address = cluster.run(cluster.h1, "web1", "app")
     for host in cluster.lab.hosts:
         host.stop_weft()
-    for file in cluster.lab.plan.data.glob("store.db*"):
-        file.unlink()
+    cluster.lab.etcd.delete("")
     cluster.h2.start_weft()
     eventually(lambda: len(cluster.keys("names/")) == 1, "h2 has found app again")
     cluster.run(cluster.h2, "web2", "app", "--ip", address)

@@ -25,9 +25,6 @@ class Three(Cluster):
         self.etcd = lab.etcd
         self.ids = {host: (host.data / "weft/host-id").read_text().strip() for host in lab.hosts}
 
-    def keys(self, prefix: str = "") -> list[str]:
-        return sorted(self.etcd.entries(prefix))
-
     def mentions(self, host: Host) -> list[str]:
         """Keys of all entries in which a host occurs."""
         return [k for k, value in self.etcd.entries().items() if self.ids[host] in k or self.ids[host] in value]
