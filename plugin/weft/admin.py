@@ -4,7 +4,8 @@
     GET  /weft/hosts            the hosts of the cluster
     POST /weft/hosts/forget     {"host": NAME, "force": false}: collect what a host that is gone has
     GET  /weft/gc               what is to be collected, why, and in how many seconds
-    POST /weft/gc               collect what is due; the answer is what was
+    POST /weft/gc               collect what is due; the answer is what was; or, with {"entry": KEY}, delete this
+                                entry of the store, which must be none of weft's (see `foreign`)
     GET  /weft/networks         the networks of the cluster; with ?name=NAME-or-VNI the one that is meant
     GET  /weft/peers            the other hosts as WireGuard sees them
     GET  /weft/links            the ways between the hosts, each direction, as `links.ProbeLink` says
@@ -26,6 +27,7 @@ A refusal is status 409 with the message under `Err`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from threading import Semaphore
 from typing import Any
@@ -40,7 +42,9 @@ from weft.doctor.examination import Doctor
 from weft.driver import Driver
 from weft.encryption import Encryption
 from weft.engine.inventory import Engine
-from weft.errors import ConfigError, Conflict, InvalidRequest, NotFound
+from weft.engine.sweeper import Due
+from weft.errors import ConfigError, Conflict, InvalidRequest, NotFound, StoreError
+from weft.foreign import Foreign
 from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost
@@ -66,6 +70,7 @@ class Parts:
     hosts: Hosts
     cluster: Cluster
     garbage: Garbage
+    foreign: Foreign
     driver: Driver
     me: LocalHost
     encryption: Encryption
@@ -116,6 +121,8 @@ def create_admin(parts: Parts) -> Blueprint:
 
     @admin.post("/gc")
     def collect() -> Response:
+        if entry := Body.parse(request.get_data()).text("entry"):
+            return jsonify([asdict(Due(entry, parts.foreign.delete(entry), 0.0))])
         return jsonify([asdict(one) for one in garbage.collect()])
 
     @admin.get("/networks")
@@ -177,6 +184,8 @@ def create_admin(parts: Parts) -> Blueprint:
 
     @admin.get("/status")
     def status() -> Response:
+        with suppress(StoreError):
+            parts.foreign.check()
         return jsonify(parts.status.view())
 
     @admin.get("/endpoints")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from time import monotonic
 
-from weft.errors import StoreError
+from weft.errors import StoreError, Unreadable
 from weft.model import (
     ALIVE,
     ENDPOINT_NAMES,
@@ -25,6 +25,7 @@ from weft.model import (
     Host,
     Member,
     Network,
+    unreadable,
 )
 from weft.store import Entry
 
@@ -75,6 +76,8 @@ class Cluster:
         self.holders: dict[str, Endpoint] = {}
         self.questions: dict[str, str] = {}
         """Which every host shall answer with a report (see `examination`), and the host that asks."""
+        self.unreadable: dict[str, str] = {}
+        """By key, why an entry is left out."""
         self._spread: dict[int, Counter[str]] = {}
 
     def load(self, entries: Iterable[Entry], *, certain: bool = True) -> None:
@@ -90,7 +93,7 @@ class Cluster:
         vars(self).update(vars(fresh))
 
     def apply(self, events: Iterable[tuple[str, str | None]]) -> Touched:
-        """Follow changes in order; a value of None is a deletion. Keys of newer versions are ignored."""
+        """Follow changes in order; a value of None is a deletion. What cannot be read, or is unknown, is left out."""
         touched = Touched()
         kinds = {
             ENDPOINTS: self._endpoint,
@@ -103,11 +106,15 @@ class Cluster:
         }
         for key, value in events:
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
+            self.unreadable.pop(key, None)
             try:
-                if follow:
-                    follow(key, value, touched)
+                if follow is None:
+                    raise ValueError("weft knows no such key")
+                follow(key, value, touched)
             except (StoreError, ValueError) as error:
-                log.error("the store's entry %s is left out: %s", key, error)
+                if value is not None:
+                    log.error("the store's entry %s is left out: %s", key, error)
+                    self.unreadable[key] = str(error if isinstance(error, Unreadable) else unreadable(key, error))
             self.version += 1  # not before: who looks meanwhile would take the old for the new
         return touched
 

@@ -34,6 +34,7 @@ from weft.engine.mirror import Mirror
 from weft.engine.restarts import Restarts
 from weft.engine.sweeper import Sweeper
 from weft.errors import ConfigError, KernelError, StoreError
+from weft.foreign import Foreign
 from weft.garbage import Garbage
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
@@ -229,6 +230,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     log.info("weft %s serves host %s (%s) with VTEP %s", __version__, me.host.name, me.id[:12], me.host.underlay)
     routes = ResolverRoutes(cluster, me.id, settings.dns, settings.run / "routes")
     app = create_app(driver, ipam, presence, routes, scope=settings.scope, note_call=metrics.note_call)
+    foreign = Foreign(patient, cluster)
     status = Status(
         me,
         cluster,
@@ -240,6 +242,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         driver=settings.driver,
         origin=settings.store,
         resolver=settings.dns if names else "",
+        foreign=foreign,
     )
     engine = DockerEngine(settings.docker, settings.driver) if settings.docker != "off" else None
     garbage = Garbage(presence, sweeper, collector)
@@ -247,13 +250,15 @@ def build(settings: Settings, manager: Manager) -> Weft:
     daemon = checkup.of_daemon(settings, kernel, agent, presence, encryption, garbage, sweeper, names)
     looks = [*daemon, checkup.of_store(store), lambda: {"listener": status.unheard}]
     look = Checkup(settings, inspection, lambda: _place(cluster, me), looks)
-    doctor = Doctor(patient, cluster, me, look, probes, tunnel=encryption.observe, port=settings.port)
+    tunnel, port = encryption.observe, settings.port
+    doctor = Doctor(patient, cluster, me, look, probes, tunnel=tunnel, foreign=foreign.look, port=port)
     agent.listeners.append(doctor.notice)
     doctor.start()
     parts = Parts(
         hosts,
         cluster,
         garbage,
+        foreign,
         driver,
         me,
         encryption,

@@ -49,7 +49,7 @@ from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Pu
 LOCAL_SPACE = "weft-local"
 GLOBAL_SPACE = "weft-global"
 SPACES = (LOCAL_SPACE, GLOBAL_SPACE)
-_SWARM = "swarm"
+SWARM = "swarm"
 """The user of Docker Swarm's pools: no host's id, so no host collects them."""
 
 _PROBES = 3
@@ -141,7 +141,7 @@ class Ipam:
         raise NotFound(f"{network.title} has no IPv{6 if v6 else 4} pool")
 
     def _user(self, space: str) -> str:
-        return self._host if space == LOCAL_SPACE else _SWARM
+        return self._host if space == LOCAL_SPACE else SWARM
 
     def _refuse_routed(self, pool: IPNetwork) -> None:
         """The engine repeats a request without --subnet for as long as the answer overlaps a route of the host."""
@@ -204,7 +204,7 @@ class Ipam:
             self.refuse_overlap(pool, listing.entries)
             entry = next((entry for entry in listing.entries if entry.key == key), None)
             claim = PoolClaim.read(entry) if entry else PoolClaim(str(pool))
-            if user in claim.users and (claim.vni or user == _SWARM):
+            if user in claim.users and (claim.vni or user == SWARM):
                 return  # asked again for what it has, as an engine that replays does: the network keeps the pool
             # NoneNewer: nobody has reserved an overlapping pool since the listing was read, nor changed this one.
             unchanged: list[Condition] = [

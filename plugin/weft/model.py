@@ -118,10 +118,10 @@ def reading(key: str) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
-        raise _unreadable(key, error) from error
+        raise unreadable(key, error) from error
 
 
-def _unreadable(key: str, error: Exception) -> Unreadable:
+def unreadable(key: str, error: Exception) -> Unreadable:
     what = f"{type(error).__name__}: {error}"
     return Unreadable(f"the store's entry {key} cannot be read ({what}): was it written by hand or by a newer weft?")
 
@@ -163,7 +163,7 @@ class _Record:
             if key != entry.key and isinstance(key, str):
                 raise ValueError(f"it belongs to {key}")
         except _UNREADABLE as error:
-            raise _unreadable(entry.key, error) from error
+            raise unreadable(entry.key, error) from error
         return record
 
     @classmethod

@@ -14,12 +14,15 @@ from weft.agent import Agent
 from weft.cluster import Cluster
 from weft.encryption import Encryption
 from weft.engine.sweeper import Sweeper
+from weft.foreign import Foreign
 from weft.identity import LocalHost
 from weft.ipam import usable_bounds
 from weft.model import ADDRESSES, POOLS, Allocation, Endpoint, Host, Network, PoolClaim, readable
 from weft.options import chosen_options, rate_text
 from weft.presence import Presence
 from weft.store import Store
+
+_MOST_FOREIGN = 10
 
 
 class Names(Protocol):
@@ -58,6 +61,7 @@ class Status:
     driver: str
     origin: str
     resolver: str
+    foreign: Foreign
     listener: Listener | None = None
     started: float = field(default_factory=time)
 
@@ -120,6 +124,7 @@ class Status:
             yield f"encrypted networks: {self.encryption.problem}"
         if self.names and self.names.problem:
             yield f"names: {self.names.problem}"
+        yield from sorted(self.foreign.known.values())[:_MOST_FOREIGN]
         if self.unheard:
             yield f"health and metrics: {self.unheard}"
         for host in sorted(self.cluster.hosts.values(), key=lambda host: host.name):

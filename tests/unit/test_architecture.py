@@ -54,6 +54,7 @@ LAYERS = [
         "probes.prober",
         "probes.measurements",
         "garbage",
+        "foreign",
         "engine.restarts",
         "engine.containers",
         "names.sandboxes",

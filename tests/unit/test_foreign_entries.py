@@ -7,37 +7,53 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
 from weft.cluster import Cluster
+from weft.doctor.facts import PROBED, Report
 from weft.engine.collector import Collector
 from weft.engine.inventory import Inventory
 from weft.engine.mirror import Mirror
 from weft.engine.sweeper import Outcome, Sweeper
 from weft.errors import Conflict, EngineError, Exhausted, StoreError, Unreadable, WeftError
+from weft.foreign import _READ, Foreign, foreign
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import (
     ADDRESSES,
+    ALIVE,
     BINDINGS,
     ENDPOINTS,
+    ENGINES,
     HOSTS,
     INHERIT,
+    MACS,
     MEMBERS,
     NAMES,
     NETWORKS,
     PENDING,
     POOLS,
+    QUESTIONS,
+    REPORTS,
+    Allocation,
+    Binding,
     Endpoint,
+    EndpointNames,
     Host,
+    Member,
     Network,
     Pool,
+    PoolClaim,
     Published,
     _left_out,
 )
-from weft.store import Entry, Put
+from weft.probes.links import REQUESTS, RESULTS, Results, request_key
+from weft.schema import check_schema
+from weft.store import Delete, Entry, Listing, Put
 from weft.store.sqlite import SqliteStore
 
 GARBAGE = ["", "nonsense", "[]", "5", "null", '"id"', "{}", "[" * 100_000, "\ufffd"]
@@ -243,3 +259,124 @@ def test_a_network_with_an_option_of_a_newer_weft_is_left_out() -> None:
     for text in ('{"network":{}}', '{"network":[1]}', '{"network":null}'):
         with pytest.raises(Unreadable):
             Network.read(Entry(network.key, text, 1))
+
+
+@pytest.fixture
+def living(host: Callable[..., FakeHost], store: SqliteStore) -> FakeHost:
+    """A host with something of every kind in the store."""
+    one = host()
+    check_schema(store)
+    one.create_network("n1", "10.0.0.0/24", "fd00::/64", vni=5)
+    endpoint = one.run("n1", "e1", "10.0.0.0/24")
+    one.ipam.request_address(PoolId.parse(f"{LOCAL_SPACE}/fd00::/64"), ip_address("fd00::9"))
+    names = EndpointNames(5, endpoint.id, one.record.id, "web")
+    report = Report(one.record.id, "h1", "q", 0.0, "1")
+    results, asked = Results(one.record.id), request_key(one.record.id, "b" * 32)
+    keys = {
+        one.record.alive_key: "",
+        QUESTIONS + "q": one.record.id,
+        f"{REPORTS}q/{one.record.id}": report.encode(),
+        f"{REPORTS}q/{one.record.id}{PROBED}": "",
+        names.key: names.encode(),
+        NAMES + "a/b": "5",
+        ENGINES + one.record.id: "any",
+        results.key: results.encode(),
+        asked: "1",
+    }
+    store.transact([], [Put(key, value) for key, value in keys.items()])
+    return one
+
+
+def test_nothing_that_weft_writes_is_foreign(living: FakeHost, store: SqliteStore) -> None:
+    entries = store.list("").entries
+    assert foreign(entries) == {}
+    kinds = {kind for kind in _READ if any(entry.key.startswith(kind) for entry in entries)}
+    assert kinds == set(_READ)
+
+
+@pytest.mark.parametrize("value", GARBAGE)
+def test_what_is_broken_is_named(living: FakeHost, store: SqliteStore, value: str) -> None:
+    """Of each entry; a few kinds may have any value."""
+    any_value = (ALIVE, ENGINES, PENDING, REQUESTS)
+    for entry in store.list("").entries:
+        if entry.key.startswith(any_value) or entry.key.endswith(PROBED) or value in ("5", entry.value):
+            continue
+        others = [one for one in store.list("").entries if one.key != entry.key]
+        assert entry.key in foreign([*others, Entry(entry.key, value, 1)])
+
+
+LONE = "c" * 32
+LEAKED = Allocation("10.0.0.0/24", "10.0.0.9", LONE, endpoint="e9")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("unknown", "", "weft knows no such key"),
+        ("topology/unknown/7", "", "weft knows no such key"),
+        ("schema/2", "1", "weft knows no such key"),
+        (ALIVE + LONE, "", f"no topology/hosts/{LONE}"),
+        (ENGINES + LONE, "any", f"no topology/hosts/{LONE}"),
+        (f"{PENDING}{LONE}/10.0.0.0/24/10.0.0.7", "", f"no topology/hosts/{LONE}"),
+        (RESULTS + LONE, Results(LONE).encode(), f"no topology/hosts/{LONE}"),
+        (request_key(LONE, LONE), "1", f"no topology/hosts/{LONE}"),
+        (QUESTIONS + "q2", LONE, f"no topology/hosts/{LONE}"),
+        (f"{BINDINGS}{1:032x}/n9", Binding(9, "n9").encode(), "no topology/networks/9"),
+        (f"{BINDINGS}{1:032x}/n9", Binding(5, "n8").encode(), "it belongs to n8"),
+        (f"{MEMBERS}9/{1:032x}", Member(9, f"{1:032x}", "n9").encode(), "no topology/networks/9"),
+        (f"{MEMBERS}5/{LONE}", Member(5, LONE, "n9").encode(), f"no topology/hosts/{LONE}"),
+        (f"{ENDPOINTS}5/e9", replace(ENDPOINT, id="e9", host=LONE).encode(), f"no topology/hosts/{LONE}"),
+        (f"{ENDPOINTS}9/e9", replace(ENDPOINT, id="e9", vni=9).encode(), "no topology/networks/9"),
+        ("topology/names/5/e9", EndpointNames(5, "e9", f"{1:032x}", "x").encode(), "no topology/endpoints/5/e9"),
+        (f"{MACS}5/02:42:0a:00:00:09", "e9", "no topology/endpoints/5/e9"),
+        (NAMES + "other", "9", "no topology/networks/9"),
+        (POOLS + "10.9.0.0/24", PoolClaim("10.9.0.0/24", users={LONE: 1}).encode(), "no topology/networks/0"),
+        (f"{ADDRESSES}10.9.0.0/24/10.9.0.9", Allocation("10.9.0.0/24", "10.9.0.9", LONE).encode(), "no ipam/pools/"),
+        (f"{ADDRESSES}10.0.0.0/24/10.0.0.9", Allocation("10.0.0.0/24", "10.0.0.9", LONE).encode(), "no ipam/pending/"),
+        (f"{ADDRESSES}10.0.0.0/24/10.0.0.9", LEAKED.encode(), "no e9 or"),
+    ],
+)  # fmt: skip
+def test_what_belongs_to_nothing_is_named_and_can_be_deleted(
+    living: FakeHost, store: SqliteStore, key: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft.foreign._AGAIN_SECONDS", 0)
+    before = store.list("").entries
+    store.transact([], [Put(key, value)])
+    one = Foreign(store, living.cluster)
+    (found,) = one.look().items()
+    assert found[0] == key
+    assert words in found[1]
+    assert one.known == {key: found[1]}
+    assert one.delete(key) == found[1]
+    assert one.known == {}
+    assert store.list("").entries == before
+    for own in (living.record.key, key):
+        with pytest.raises(Conflict):
+            one.delete(own)
+
+
+def test_what_was_found_is_forgotten_when_it_is_gone(living: FakeHost, store: SqliteStore) -> None:
+    store.transact([], [Put("unknown", ""), Put("unknown2", "")])
+    one = Foreign(store, living.cluster)
+    one.look()
+    store.transact([], [Delete("unknown")])
+    assert one.known.keys() == {"unknown", "unknown2"}
+    one.check()
+    assert one.known.keys() == {"unknown2"}
+
+
+def test_what_the_mirror_left_out_is_known_until_it_is_gone_or_right(store: SqliteStore) -> None:
+    cluster = mirror((NETWORKS + "9", "{"), ("topology/unknown", ""))
+    one = Foreign(store, cluster)
+    assert one.known.keys() == {NETWORKS + "9", "topology/unknown"}
+    cluster.apply([("topology/unknown", None), (NETWORKS + "9", replace(NETWORK, vni=9).encode())])
+    assert one.known == {}
+
+
+def test_what_is_only_just_made_is_not_foreign(living: FakeHost) -> None:
+    """An entry that belongs to nothing at one look, and to something at the next."""
+    entries = living.store.list("").entries
+    looks = [Listing(tuple(e for e in entries if e.key != living.record.key), 1), Listing(entries, 2)]
+    store: Any = SimpleNamespace(list=lambda _: looks.pop(0))
+    assert Foreign(store, living.cluster).look() == {}
+    assert looks == []

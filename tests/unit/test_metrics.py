@@ -49,6 +49,7 @@ class Site:
             "encryption": SimpleNamespace(problem="", observe=lambda: self.tunnel),
             "sweeper": SimpleNamespace(problem="", conflicts={}, version=""),
             "names": SimpleNamespace(problem="", answers=True),
+            "foreign": SimpleNamespace(known={}),
         }
         host = self.host
         status = Status(host.me, host.cluster, host.agent, **self.parts, driver="weft", origin="", resolver="1.2.3.4")

@@ -38,7 +38,10 @@ def add_commands(commands: Any) -> None:
     events.add_argument("--follow", action="store_true", help="go on with what happens from now on")
     events.add_argument("--tail", type=int, default=0, metavar="N", help="only the last N of what happened")
     gc = add(commands, "gc", _collect, _show_due, "collect now what Docker, or the cluster, does not have any more")
-    gc.add_argument("--dry-run", action="store_true", help="only show what is to be collected, why and when")
+    what = gc.add_mutually_exclusive_group()
+    what.add_argument("--dry-run", action="store_true", help="only show what is to be collected, why and when")
+    entry = "delete this entry of the store, one that weft doctor says is none of weft's"
+    what.add_argument("--entry", default="", metavar="KEY", help=entry)
 
 
 def _version(options: argparse.Namespace, socket_path: Path) -> Any:
@@ -150,6 +153,8 @@ def _show_events(events: Any, console: Console) -> None:
 
 
 def _collect(options: argparse.Namespace, socket_path: Path) -> Any:
+    if options.entry:
+        return ask(socket_path, "POST", "/weft/gc", {"entry": options.entry})
     return ask(socket_path, "GET" if options.dry_run else "POST", "/weft/gc")
 
 

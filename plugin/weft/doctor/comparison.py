@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Set
 from statistics import median
@@ -13,6 +14,7 @@ SKEW_SECONDS = 2.0
 """Beyond what the answer's way through the store explains."""
 FULL = 0.9
 """The share of a pool that counts as nearly full."""
+_MOST_FOREIGN = 10
 
 
 def absentees(view: View, absent: Set[str]) -> Iterator[Finding]:
@@ -96,3 +98,13 @@ def pools(view: View) -> Iterator[Finding]:
             evidence = f"{pool.used} of {pool.size} addresses are held"
             advice = "if that frees none, move containers to a network with a larger --subnet"
             yield Finding("pools", "warning", (), cause, f"{evidence}; {advice}", "weft gc")
+
+
+def foreign(view: View) -> Iterator[Finding]:
+    """Entries of the store that are none of weft's; of many the first."""
+    keys = sorted(view.foreign)
+    rest = f"; {len(keys)} entries are like that" if len(keys) > _MOST_FOREIGN else ""
+    for key in keys[:_MOST_FOREIGN]:
+        cause = f"the store has an entry that is none of weft's: {key}"
+        evidence = f"{view.foreign[key]}; if no newer weft wrote it, delete it{rest}"
+        yield Finding("store", "warning", (), cause, evidence, f"weft gc --entry {shlex.quote(key)}")

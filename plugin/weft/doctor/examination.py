@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_network
 from random import sample
@@ -21,7 +21,7 @@ from typing import Protocol
 from weft import __version__
 from weft.cluster import Cluster, Touched
 from weft.doctor import local, verdict
-from weft.doctor.facts import Facts, Peering, Report
+from weft.doctor.facts import PROBED, Facts, Peering, Report
 from weft.doctor.verdict import Examination
 from weft.doctor.view import PoolUse, View
 from weft.errors import Unreadable, WeftError
@@ -45,7 +45,6 @@ _HEARD_SECONDS = 2.5
 _POLL_SECONDS = 0.2
 _MESH = 16
 """So many hosts measure all ways between them; of more, only those of the one who asks are measured now."""
-_PROBED = "/probed"
 _MOST_PINGED = 64
 _MOST_PEERINGS = 64
 _MOST_KEYS = 100
@@ -65,6 +64,7 @@ class Doctor:
     """One per host; any thread may call.
 
     :param tunnel: the WireGuard device as it is.
+    :param foreign: reads the whole store for what is none of weft's: by key, what is wrong with it.
     :param port: UDP port of VXLAN.
     """
 
@@ -77,6 +77,7 @@ class Doctor:
         probes: Probes,
         *,
         tunnel: Callable[[], ObservedTunnel | None],
+        foreign: Callable[[], Mapping[str, str]],
         port: int,
     ) -> None:
         self._store = store
@@ -85,6 +86,7 @@ class Doctor:
         self._checkup = checkup
         self._probes = probes
         self._tunnel = tunnel
+        self._foreign = foreign
         self._port = port
         self._examining = threading.Lock()
         self._last: tuple[float, Examination] | None = None
@@ -136,6 +138,7 @@ class Doctor:
     # Asking
 
     def _examine(self) -> Examination:
+        foreign = self._look_for_foreign()  # before there are reports: of a thousand hosts they are large
         question = secrets.token_hex(8)
         asked, end = time(), monotonic() + _LONGEST_SECONDS
         probing = threading.Thread(target=self._probe, name="doctor-probe", daemon=True)
@@ -156,9 +159,15 @@ class Doctor:
                 links=self._links(),
                 waits={host: (asked, moment) for host, moment in heard.items()},
                 pools=[use for network in list(self._cluster.networks.values()) for use in self._uses(network)],
+                foreign=foreign,
                 port=self._port,
             )
         )
+
+    def _look_for_foreign(self) -> Mapping[str, str]:
+        with suppress(WeftError):
+            return self._foreign()
+        return {}
 
     def _collect(self, question: str) -> tuple[dict[str, Report], dict[str, float]]:
         """The answers of the others by id, and when each was there. Waits for those that are alive."""
@@ -185,7 +194,7 @@ class Doctor:
 
     def _await_probes(self, question: str, hosts: set[str], end: float) -> None:
         """Until these have probed each other, and shared what they found."""
-        keys = {f"{REPORTS}{question}/{host}{_PROBED}" for host in hosts}
+        keys = {f"{REPORTS}{question}/{host}{PROBED}" for host in hosts}
         with suppress(WeftError):
             while keys and monotonic() < end:
                 keys -= self._store.get_many(sorted(keys)).keys()
@@ -243,7 +252,7 @@ class Doctor:
         self._store.beat(key, self._report(question).encode(), _LIFE_SECONDS)
         if probing.ident:
             probing.join(_PROBE_SECONDS + 1)
-            self._store.beat(key + _PROBED, "", _LIFE_SECONDS)
+            self._store.beat(key + PROBED, "", _LIFE_SECONDS)
 
     def _probe(self) -> None:
         """Those of a mesh need not ask each other: the question has all of them measure."""

@@ -16,6 +16,9 @@ from weft.doctor.packetfilter import Drop
 from weft.errors import Unreadable
 from weft.store import Health
 
+PROBED = "/probed"
+"""What the key of a report ends with if it only says that its host has probed the others."""
+
 
 @dataclass(frozen=True, slots=True)
 class PortDrop:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from weft.doctor.comparison import absentees, clocks, doubles, pools, versions
+from weft.doctor.comparison import absentees, clocks, doubles, foreign, pools, versions
 from weft.doctor.findings import Finding
 from weft.doctor.losses import losses, spoilt
 from weft.doctor.sizes import narrow
@@ -35,7 +35,7 @@ CHECKS = {
     "mounts": "the data plane outlives weft",
     "names": "containers reach the resolver",
     "docker": "the Docker Engine answers, and has what the store has",
-    "store": "reachable, quick, with a quorum, compacted",
+    "store": "reachable, quick, with a quorum, compacted; nothing foreign is in it",
     "clock": "the same time everywhere",
     "version": "the same weft everywhere",
     "wireguard": "keys and handshakes",
@@ -83,7 +83,7 @@ def examine(view: View) -> Examination:
         view = replace(view, links=[link for link in view.links if view.me in (link.sender, link.receiver)])
     ways = Ways(view, _explaining(view, findings) | down, blocked)
     findings += [*losses(ways), *narrow(ways), *spoilt(ways), *tunnels(ways)]
-    findings += [*clocks(view), *versions(view), *pools(view)]
+    findings += [*clocks(view), *versions(view), *pools(view), *foreign(view)]
     rekeyed = {one.hosts for one in findings if one.check == "wireguard" and "another than the one" in one.cause}
     findings = [one for one in findings if one.check != "drift" or one.hosts not in rekeyed]
     order = {check: number for number, check in enumerate(CHECKS)}
