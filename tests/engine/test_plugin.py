@@ -184,6 +184,16 @@ def test_without_live_restore_containers_come_back_and_talk(cluster: Cluster) ->
     eventually(lambda: reaches(cluster.h1, "web1", "web2"), "and web1 finds it by name")
 
 
+def test_containers_come_back_after_a_reboot_and_talk_by_name(cluster: Cluster) -> None:
+    host = cluster.h2
+    host.crash()
+    host.boot()
+    eventually(lambda: bool(cluster.address(host, "web2", "app")), "web2 is back", timeout=30)
+    eventually(lambda: reaches(host, "web2", "web1"), "it reaches web1 by name", timeout=30)
+    eventually(lambda: reaches(cluster.h1, "web1", "web2"), "and web1 finds it", timeout=30)
+    eventually(lambda: len(cluster.keys("topology/endpoints/")) == 2, "nothing stale is left", timeout=30)
+
+
 def test_every_setting_can_be_set(cluster: Cluster, lab: Lab) -> None:
     host = cluster.h2
     file = host.data / "weft/unused"

@@ -109,12 +109,13 @@ class Service:
 
 
 def furnish(host: Host, wheels: Path | None) -> None:
-    """What is there before weft starts: the program in /opt/weft, the settings."""
+    """What is there before weft starts: the program in /opt/weft, and the delivered settings with those of the lab."""
     host.run("sh", "-ec", OPT, env={"DATA": str(host.data)})
     if wheels:
         wheel.install(wheels, Path("/opt/weft"), python=_python(), enter=host.enter([]))
     names = ("WEFT_STORE", "WEFT_HOSTNAME", "WEFT_UNDERLAY", "WEFT_GC_GRACE")
-    host.write("etc/weft/weft.env", "".join(f"{name}={host.settings[name]}\n" for name in names))
+    delivered = (PROJECT / "deploy/weft.env").read_text()
+    host.write("etc/weft/weft.env", delivered + "".join(f"{name}={host.settings[name]}\n" for name in names))
 
 
 def _python() -> str:

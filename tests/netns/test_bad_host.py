@@ -190,6 +190,14 @@ def test_another_driver_of_that_name_is_named_and_left_alone(plugin: Plugin) -> 
     run_containers(plugin)
 
 
+def test_a_file_that_names_another_driver_is_named(plugin: Plugin) -> None:
+    """It waits for weft to stop."""
+    etc = "mount -t tmpfs etc /etc; mkdir -p /etc/docker/plugins; touch /etc/docker/plugins/weft.spec"
+    plugin.start(["sh", "-ec", f'{etc}; exec "$@"', "sh"])
+    says(plugin, "Docker takes /etc/docker/plugins/weft.spec for the driver weft whenever weft does not run")
+    run_containers(plugin)
+
+
 def test_a_data_plane_that_would_end_with_weft_is_refused(plugin: Plugin) -> None:
     """As in a container without :rshared, or in a unit with ProtectSystem=, whose mounts nobody else sees."""
     alone = ["unshare", "--mount", "--propagation", "slave"]

@@ -253,6 +253,13 @@ def test_the_managed_plugins_defaults_are_valid() -> None:
     assert settings.state == Path("/var/lib/weft")
 
 
+def test_what_the_services_file_of_settings_suggests_is_valid() -> None:
+    text = (PROJECT / "deploy/weft.env").read_text()
+    suggested = dict(re.findall(r"^#?(WEFT_\w+)=(.*)$", text, re.MULTILINE))
+    assert from_environment(suggested).underlay == "eth0"
+    assert re.findall(r"^WEFT_\w+", text, re.MULTILINE) == ["WEFT_STORE"]
+
+
 def test_scope_global_is_for_the_managed_plugin_and_ends_the_mirror() -> None:
     with pytest.raises(ConfigError, match="WEFT_SCOPE=global is for the managed plugin"):
         from_environment({"WEFT_SCOPE": "global"})
