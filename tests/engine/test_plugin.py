@@ -209,7 +209,7 @@ def test_every_setting_can_be_set(cluster: Cluster, lab: Lab) -> None:
         "WEFT_UNDERLAY_FAMILY": "ipv4",
         "WEFT_PORT": "4789",
         "WEFT_WG_PORT": "51820",
-        "WEFT_WG_POOL": "10.99.0.0/16",
+        "WEFT_WG_POOL": "100.64.0.0/10",
         "WEFT_ALLOW_PLAIN_STORE": "off",
         "WEFT_KEY_ROTATION": "30",
         "WEFT_POOLS": "10.96.0.0/16:24",
