@@ -298,6 +298,15 @@ def test_wireguard_dropped_by_a_host() -> None:
     assert (one.check, one.hosts) == ("udp-port", ("h2",))
 
 
+def test_a_rule_against_wireguard_is_not_refuted_by_what_looks_like_answers() -> None:
+    closed = PortDrop(51820, False, DROP)
+    one = only(view(report(H2, drops=(closed,)), measured=links(encrypted=True)))
+    assert (one.check, one.severity, one.hosts) == ("udp-port", "warning", ("h2",))
+    assert "answers pass" in one.evidence
+    doubtful = replace(closed, drop=replace(DROP, sure=False))
+    assert not examine(view(report(H2, drops=(doubtful,)), measured=links(encrypted=True))).findings
+
+
 def test_what_plain_loses_wireguard_loses_too() -> None:
     ways = ((H1, H2), (H2, H1))
     silent = {HOSTS[H2].wg_key: Peering(None, 0, 500), HOSTS[H3].wg_key: Peering(9.0, 1, 1)}

@@ -94,6 +94,30 @@ def test_firewalld_is_told_by_its_own_command() -> None:
     assert drop.repair == "firewall-cmd --permanent --add-port=4789/udp && firewall-cmd --reload"
 
 
+def test_firewalld_is_told_the_zone_of_the_device() -> None:
+    """Which need not be the default one, that it would open without."""
+    place = {"family": "inet", "table": "firewalld"}
+    zones = [
+        {"chain": {**place, "name": "zones"}},
+        {"chain": {**place, "name": "filter_IN_internal"}},
+        {"rule": {**place, "chain": "zones", "expr": [match(IIF, "eth0"), {"goto": {"target": "filter_IN_internal"}}]}},
+        {"rule": {**place, "chain": "filter_IN_internal", "expr": [{"reject": {}}]}},
+    ]
+    drop = nft_drop(ruleset([{"jump": {"target": "zones"}}], table="firewalld", more=zones), VXLAN)
+    assert drop
+    assert drop.repair == "firewall-cmd --permanent --zone=internal --add-port=4789/udp && firewall-cmd --reload"
+
+
+def test_what_docker_asks_of_an_address_is_understood() -> None:
+    """As in the nftables mode of Engine 29: a packet to this host is for a local address."""
+    local = match({"fib": {"result": "type", "flags": "daddr"}}, "local")
+    assert nft_drop(ruleset([local, DROP]), VXLAN)
+    assert not nft_drop(ruleset([local, DROP], hook="output"), SENT)
+    drop = nft_drop(ruleset([match({"ct": {"key": "status"}}, "dnat", "in"), ACCEPT], [DROP]), VXLAN)
+    assert drop
+    assert drop.sure
+
+
 def test_what_is_sent_meets_other_chains() -> None:
     text = ruleset([match(DPORT, 4789), DROP], hook="output")
     assert nft_drop(text, VXLAN) is None
@@ -124,6 +148,7 @@ COMMIT
         ("-A INPUT -s 192.168.78.0/24 -i eth+ -j ACCEPT", "DROP", False),
         ('-A INPUT -m comment --comment "not -j DROP" -j LOGS\n-A LOGS -p udp -j DROP', "ACCEPT", True),
         ("-A INPUT -j LOGS\n-A LOGS -p udp -j RETURN\n-A LOGS -j DROP", "ACCEPT", False),
+        ("-A INPUT -j LOGS\n-A LOGS -m addrtype --dst-type LOCAL -j RETURN\n-A LOGS -j DROP", "ACCEPT", False),
     ],
 )
 def test_what_iptables_drops(rules: str, policy: str, dropped: bool) -> None:

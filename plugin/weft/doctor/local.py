@@ -103,6 +103,7 @@ def _names(facts: Facts) -> Iterator[Finding]:
         at = facts.resolver_address
         cause = f"a packet filter of the host drops what containers ask the resolver at {at}"
         evidence = f"a question from a container's namespace to {at} port 53 got no answer"
+        evidence += f"; if that is ufw: ufw allow in on docker_gwbridge to {at} port 53"
         command = f"iptables -I INPUT -i docker_gwbridge -d {at} -p udp --dport 53 -j ACCEPT"
         yield _one(facts, "names", cause, evidence, command)
     if facts.dns:

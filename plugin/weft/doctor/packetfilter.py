@@ -21,6 +21,8 @@ _HOOKS = {False: ("ingress", "prerouting", "input"), True: ("output", "postrouti
 _DEPTH = 16
 """The kernel's own limit of nested chains."""
 _OF_IPTABLES = ("raw", "mangle", "nat", "filter", "security")
+_ZONE = "filter_IN_"
+"""What names of firewalld's chains for a zone's incoming packets begin with."""
 _SILENT = ("counter", "log", "comment", "notrack", "mangle", "xt_comment")
 _ENDS = {"accept": "accept", "drop": "drop", "reject": "drop", "queue": "accept", "return": "return"}
 
@@ -107,11 +109,12 @@ def nft_drop(ruleset: str, packet: Packet, *, without: Iterable[str] = ()) -> Dr
         for (family, table), chains in tables.items():
             for chain in sorted((c for c in chains.values() if c.hook == hook), key=lambda c: c.priority):
                 if drop := _walk(chain, chains):
-                    rule, sure = drop
+                    inner, rule, sure = drop
                     repair = f"nft insert rule {family} {table} {chain.name} udp dport {packet.port} accept"
                     if table == "firewalld":
-                        opened = f"--add-port={packet.port}/udp"
-                        repair = f"firewall-cmd --permanent {opened} && firewall-cmd --reload"
+                        zone = f" --zone={inner.removeprefix(_ZONE)}" if inner.startswith(_ZONE) else ""
+                        opened = f"--permanent{zone} --add-port={packet.port}/udp"
+                        repair = f"firewall-cmd {opened} && firewall-cmd --reload"
                     return Drop(f"nft table {family} {table}, chain {chain.name}", rule, repair, sure)
     return None
 
@@ -138,7 +141,7 @@ def iptables_drop(saved: str, packet: Packet, program: str = "iptables") -> Drop
         for table in _OF_IPTABLES:
             for chain in tables.get(table, {}).values():
                 if chain.hook == hook and (drop := _walk(chain, tables[table])):
-                    rule, sure = drop
+                    _, rule, sure = drop
                     option = "" if table == "filter" else f"-t {table} "
                     repair = f"{program} {option}-I {chain.name} -p udp --dport {packet.port} -j ACCEPT"
                     if any(name.startswith("ufw-") for name in tables[table]):
@@ -147,12 +150,12 @@ def iptables_drop(saved: str, packet: Packet, program: str = "iptables") -> Drop
     return None
 
 
-def _walk(base: _Chain, chains: Mapping[str, _Chain]) -> tuple[str, bool] | None:
-    """The rule of a base chain, or of one it leads to, that drops the packet; None if it gets through."""
+def _walk(base: _Chain, chains: Mapping[str, _Chain]) -> tuple[str, str, bool] | None:
+    """Chain and text of the rule that drops the packet, and whether that is sure; None if it gets through."""
     sure = True
 
-    def through(chain: _Chain, depth: int) -> tuple[str, str]:
-        """The verdict (`` if there is none) and the rule that gave it."""
+    def through(chain: _Chain, depth: int) -> tuple[str, str, str]:
+        """The verdict ("" if there is none), the chain and the rule that gave it."""
         nonlocal sure
         for rule in chain.rules:
             if rule.matches is None and rule.verdict in ("accept", "jump", "goto", "return"):
@@ -160,18 +163,19 @@ def _walk(base: _Chain, chains: Mapping[str, _Chain]) -> tuple[str, bool] | None
             if not rule.matches or not rule.verdict:
                 continue
             if rule.verdict in ("jump", "goto"):
-                verdict, text = through(chains[rule.target], depth + 1) if depth < _DEPTH else ("", "")
-                if verdict or rule.verdict == "goto":
-                    return verdict, text
+                found = through(chains[rule.target], depth + 1) if depth < _DEPTH else ("", "", "")
+                if found[0] or rule.verdict == "goto":
+                    return found
             elif rule.verdict == "return":
-                return "", ""
+                return "", "", ""
             else:
-                return rule.verdict, rule.text
-        return "", ""
+                return rule.verdict, chain.name, rule.text
+        return "", "", ""
 
-    verdict, text = through(base, 0)
-    verdict, text = (verdict, text) if verdict else (base.policy, f"policy {base.policy}")
-    return (text, sure) if verdict == "drop" else None
+    verdict, where, text = through(base, 0)
+    if not verdict:
+        verdict, where, text = base.policy, base.name, f"policy {base.policy}"
+    return (where, text, sure) if verdict == "drop" else None
 
 
 # nft
@@ -255,6 +259,10 @@ class _Nft:
                 return packet.device if packet.outgoing else ()
             case {"ct": {"key": "state"}}:
                 return "new"
+            case {"ct": {"key": "status"}}:
+                return ()  # nobody has translated its address
+            case {"fib": {"result": "type", "flags": "daddr" | ["daddr"]}}:
+                return "unicast" if packet.outgoing else "local"
         return None
 
     def _equal(self, value: Any, right: Any) -> bool | None:
@@ -363,6 +371,8 @@ def _iptables_match(option: str, value: str, packet: Packet) -> bool | None:
             return packet.device.startswith(value[:-1]) if value.endswith("+") else value == packet.device
         case "-s" | "-d" if option == far:
             return ip_address(packet.peer) in ip_network(value, strict=False)
+        case "--dst-type":
+            return ("UNICAST" if packet.outgoing else "LOCAL") in value.split(",")
         case "--ctstate" | "--state":
             return "NEW" in value.split(",")
     return None

@@ -46,11 +46,21 @@ class Blocked:
             seen = any(link.small is not None and link.small >= LOST for link in self._touching(host, blocked))
             what = f"a packet filter of {name} drops UDP port {port}, {'which it sends' if outgoing else 'incoming'}"
             evidence = f"{drop.where}: {drop.rule}" + ("; probes are lost" if seen else "")
-            severity: Severity = "error" if drop.sure or seen else "warning"
+            if passes := self._passed(host, blocked):
+                evidence += "; answers pass, and so do all packets until the hosts are silent for a while"
+            severity: Severity = "error" if seen or (drop.sure and not passes) else "warning"
             yield Finding("udp-port", severity, (name,), what, evidence, drop.repair)
 
     def _refuted(self, host: str, drop: PortDrop) -> bool:
-        """Some probe has passed where the rule is said to drop all."""
+        """Some probe has passed where the rule is said to drop all.
+
+        Of WireGuard that refutes no rule that is understood: both hosts send from the port at which they receive, so
+        what one sends looks like the answer to what the other has sent, and a firewall lets it in.
+        """
+        answers = drop.port == self._view.port_of("encrypted", host) and not drop.outgoing and drop.drop.sure
+        return not answers and self._passed(host, drop)
+
+    def _passed(self, host: str, drop: PortDrop) -> bool:
         return any(link.small is not None and link.small < LOST for link in self._touching(host, drop))
 
     def _touching(self, host: str, drop: PortDrop) -> list[ProbeLink]:
