@@ -25,6 +25,9 @@ missing_packages() {
 		ip iproute2
 		iptables iptables
 		nft nftables
+		ufw ufw
+		firewalld firewalld
+		dbus-daemon dbus
 		iperf3 iperf3
 		dnsperf dnsperf
 		tcpdump tcpdump
@@ -81,6 +84,8 @@ install_packages() {
     case " $* " in *" docker-registry "*) install_registry ;; esac
     apt_install "$@"
     case " $* " in *" keepalived "*) disable keepalived.service ;; esac
+    case " $* " in *" ufw "*) disable ufw.service ;; esac
+    case " $* " in *" firewalld "*) disable firewalld.service ;; esac
     case " $* " in *" avahi-daemon "*) disable avahi-daemon.service avahi-daemon.socket ;; esac
 }
 
