@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from weft.errors import EngineError, StoreError
 from weft.model import ENDPOINT_NAMES, TOPOLOGY, EndpointNames, Network
 from weft.names import askers
 from weft.names.askers import Askers
+from weft.names.firewall import Watchman
 from weft.names.lookup import Asker
 from weft.names.publisher import Publisher
 from weft.names.sandboxes import ResolverRoutes
@@ -306,6 +310,30 @@ class TestAskers:
         directory.follow(None, container(1))
         directory.follow(container(1), None)
         assert directory.known("10.77.0.1") is None
+
+
+class TestWatchman:
+    ADDRESS = "169.254.77.53"
+    OURS = b"answer" + socket.inet_aton(ADDRESS)
+
+    @pytest.mark.parametrize(
+        ("replies", "first"),
+        [
+            ([OURS], True),
+            ([b"nobody has that name", OURS], True),
+            ([b"nobody has that name", b""], False),
+            ([b"", b""], None),
+            ([], None),
+        ],
+    )
+    def test_whether_docker_asks_us_is_told_by_what_containers_are_answered(
+        self, engine: FakeEngine, tmp_path: Path, replies: list[bytes], first: bool | None
+    ) -> None:
+        engine.bridge = {f"172.18.0.{number}": f"sandbox{number}" for number in range(len(replies))}
+        by_sandbox = {tmp_path / f"sandbox{number}": reply for number, reply in enumerate(replies)}
+        kernel: Any = SimpleNamespace(work_in=lambda namespace, work: by_sandbox[namespace])
+        directory: Any = SimpleNamespace(heard=0.0)
+        assert Watchman(kernel, engine, directory, self.ADDRESS, tmp_path).is_first() is first
 
 
 class TestResolverRoutes:

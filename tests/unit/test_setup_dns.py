@@ -21,7 +21,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host with two servers, on which no dockerd runs."""
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text("# from DHCP\nsearch lab\n" + "".join(f"nameserver {one}\n" for one in HOST))
-    monkeypatch.setattr(setup_dns.host_servers, "__defaults__", (resolv_conf, tmp_path / "systemd"))
+    monkeypatch.setattr(
+        setup_dns.host_servers, "__defaults__", ((resolv_conf, tmp_path / "systemd", tmp_path / "plugin"),)
+    )
     monkeypatch.setattr(setup_dns, "_PROC", tmp_path / "proc")
     return tmp_path
 
@@ -99,7 +101,9 @@ def test_the_servers_behind_systemd_resolved(host: Path) -> None:
     (host / "resolv.conf").write_text("nameserver 127.0.0.53\noptions edns0 trust-ad\n")
     (host / "systemd").write_text("nameserver 2001:db8::53\nnameserver fe80::1%eth0\nnameserver 192.0.2.1\n")
     assert setup_dns.host_servers() == ["192.0.2.1", "2001:db8::53"]
-    (host / "systemd").unlink()
+    (host / "systemd").rename(host / "plugin")  # which has the host's /run elsewhere
+    assert setup_dns.host_servers() == ["192.0.2.1", "2001:db8::53"]
+    (host / "plugin").unlink()
     with pytest.raises(ConfigError, match="--upstream"):
         setup_dns.host_servers()
 
@@ -137,6 +141,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path.write_text('{\n  "x": 1,\n}')
     assert run("--file", str(path)) == 1
     assert "line 3 column 1" in capsys.readouterr().err
+
+
+def test_in_the_managed_plugin_it_says_what_to_write_by_hand(
+    host: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(setup_dns, "_PLUGIN_RUN", host)
+    assert run() == run("--dry-run") == 1
+    said = capsys.readouterr()
+    assert f"  {OURS}\n" in said.err
+    assert "nothing was changed" in said.err
+    assert not said.out
+    assert run("--upstream", "9.9.9.9") == 1
+    assert f'"dns": ["{RESOLVER}", "9.9.9.9"]' in capsys.readouterr().err
 
 
 def test_servers_on_dockerds_command_line_are_refused(host: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from time import strftime
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -24,9 +24,11 @@ from weft.config import RESOLVER
 from weft.errors import ConfigError
 
 DAEMON_JSON = Path("/etc/docker/daemon.json")
-_RESOLV_CONF = Path("/etc/resolv.conf")
-_SYSTEMD_RESOLV_CONF = Path("/run/systemd/resolve/resolv.conf")
-"""The servers behind systemd-resolved's stub, which listens on the host's loopback only."""
+_BEHIND = "systemd/resolve/resolv.conf"
+"""In /run: the servers behind systemd-resolved's stub, which listens on the host's loopback only."""
+_PLUGIN_RUN = Path("/host/api")
+"""Where the managed plugin, and nobody else, has the host's /run (config.json)."""
+_RESOLV_CONFS = (Path("/etc/resolv.conf"), Path("/run", _BEHIND), _PLUGIN_RUN / _BEHIND)
 _PROC = Path("/proc")
 _MOST = 3
 """Docker asks no more servers than that (moby daemon/libnetwork/resolver.go)."""
@@ -74,8 +76,11 @@ def add_command(setup: Any) -> None:
 
 def run(options: argparse.Namespace, socket_path: Path) -> Any:
     """Do it, unless it is only to be shown."""
+    resolver, upstream = _address(options.address), [_address(text) for text in options.upstream]
+    if options.file == DAEMON_JSON and _PLUGIN_RUN.is_dir():
+        _refuse_plugin(resolver, upstream)
     _refuse_flag(_PROC)
-    edit = plan(options.file, _address(options.address), [_address(text) for text in options.upstream])
+    edit = plan(options.file, resolver, upstream)
     backup = write(edit) if edit.changed and not options.dry_run else None
     return {
         "file": str(edit.path),
@@ -107,13 +112,13 @@ def plan(path: Path, resolver: str, upstream: Sequence[str] = ()) -> Edit:
     return Edit(path, before, _with_dns(text, members, servers), servers)
 
 
-def host_servers(resolv_conf: Path = _RESOLV_CONF, behind: Path = _SYSTEMD_RESOLV_CONF) -> list[str]:
-    """The host's own DNS servers, as far as containers can ask them; IPv4 first."""
-    for path in (resolv_conf, behind):
+def host_servers(files: Sequence[Path] = _RESOLV_CONFS) -> list[str]:
+    """The host's own DNS servers, of the first file that has any that containers can ask; IPv4 first."""
+    for path in files:
         if found := [server for server in _nameservers(path) if not ip_address(server).is_loopback]:
             return sorted(found, key=lambda server: ip_address(server).version)
     raise ConfigError(
-        f"{resolv_conf} names no DNS server that containers could ask: give those of your network, --upstream ADDRESS"
+        f"{files[0]} names no DNS server that containers could ask: give those of your network, --upstream ADDRESS"
     )
 
 
@@ -195,6 +200,16 @@ def _with_dns(text: str, members: dict[str, tuple[int, int]], servers: Sequence[
     first, (_, last) = text.index('"'), max(members.values())
     before = text[text.index("{") + 1 : first]  # between members is what stands before the first one
     return f'{text[:last]},{before or " "}"dns": {value}{text[last:]}'
+
+
+def _refuse_plugin(resolver: str, upstream: Sequence[str]) -> NoReturn:
+    """The file that is seen here would be the plugin's own, which dockerd never reads."""
+    line = json.dumps({"dns": [resolver, *(upstream or host_servers()[: _MOST - 1])]})[1:-1]
+    raise ConfigError(
+        f"the managed plugin does not see the host's {DAEMON_JSON}, so nothing was changed. Put this line into it "
+        f"(if it has dns already, only {resolver} before the others) and restart Docker, systemctl restart docker:\n"
+        f"  {line}"
+    )
 
 
 def _refuse_flag(proc: Path) -> None:

@@ -66,6 +66,7 @@ class Names(Protocol):
     problem: str
 
     def reached(self) -> bool | None: ...
+    def is_first(self) -> bool | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,12 @@ def of_daemon(
     def named() -> dict[str, Any]:
         if not names or not settings.dns:
             return {}
-        return {"resolver": names.problem} if names.problem else {"filtered": names.reached() is False}
+        if names.problem:
+            return {"resolver": names.problem}
+        found: dict[str, Any] = {"filtered": names.reached() is False}
+        if settings.managed and not found["filtered"] and names.is_first() is False:  # it cannot see daemon.json
+            found["dns"] = f"containers here are not told what only {settings.dns} knows"
+        return found
 
     def self_view() -> dict[str, Any]:
         return {

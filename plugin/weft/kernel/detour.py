@@ -2,16 +2,21 @@
 
 The kernel itself would say that nobody listens, but not more than about once a second to each container
 (net.ipv4.icmp_ratelimit), and Docker waits four seconds for every question that gets no answer at all. So a rule sends
-them on unless the resolver is marked as alive, and the mark goes by itself if it is not renewed: a dead man's switch,
-which works as well when weft is killed. Once weft runs again nothing passes it.
+them on unless the resolver's socket is there, which ends with weft however that ends; and unless it is marked as alive,
+a mark that goes by itself if it is not renewed, as by a process that hangs. Kernels older than 5.10 and such without
+nft_socket have the mark only. Once weft runs again nothing passes it.
 """
 
 from __future__ import annotations
 
+import logging
 import subprocess
+from functools import partial
 from shutil import which
 
 from weft.errors import KernelError
+
+log = logging.getLogger(__name__)
 
 _TABLE = "ip weft_dns"
 _RULES = """
@@ -21,12 +26,15 @@ table {table} {{
     set alive {{ type ipv4_addr; flags timeout; }}
     chain prerouting {{
         type nat hook prerouting priority -101; policy accept;
-        ip daddr {address} ip daddr != @alive meta l4proto {{ tcp, udp }} th dport 53 dnat to {server}
+        ip daddr {address} ip daddr @alive {heard} accept
+        ip daddr {address} meta l4proto {{ tcp, udp }} th dport 53 dnat to {server}
     }}
 }}
 add element {table} alive {{ {address} timeout {seconds}s }}
 """
 """-101 is before Docker's own nat rules."""
+_HEARD = "meta l4proto { tcp, udp } socket wildcard 0"
+"""Somebody listens, and not at every address."""
 _RENEWAL = """
 add element {table} alive {{ {address} timeout 1s }}
 delete element {table} alive {{ {address} }}
@@ -39,8 +47,13 @@ delete element {table} alive {{ {address} }}
 
 
 def open_detour(address: str, server: str, seconds: int) -> None:
-    """Make the rule, and the mark for so many seconds."""
-    _nft(_RULES.format(table=_TABLE, address=address, server=server, seconds=seconds))
+    """Make the rules, and the mark for so many seconds."""
+    rules = partial(_RULES.format, table=_TABLE, address=address, server=server, seconds=seconds)
+    try:
+        _nft(rules(heard=_HEARD))
+    except KernelError as error:
+        log.debug("%s", error)
+        _nft(rules(heard=""))
 
 
 def keep_shut(address: str, seconds: int) -> None:

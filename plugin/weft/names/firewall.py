@@ -1,7 +1,8 @@
 """Whether containers reach the resolver: a firewall of the host may filter what comes from docker_gwbridge.
 
 Nothing else would tell: Docker waits four seconds for each question and goes on to the next server. So if no container
-asks for a while, a question is sent from a container's own namespace, as its own would be.
+asks for a while, a question is sent from a container's own namespace, as its own would be. Sent to Docker's embedded
+DNS instead, it shows whether Docker asks us at all, also where its configuration cannot be read.
 """
 
 from __future__ import annotations
@@ -24,14 +25,19 @@ PAUSE_SECONDS = 10.0
 _QUIET_SECONDS = 60.0
 _PATIENCE = 0.5
 _TIMES = 3
+PROBE = "weft.probe"
+"""No container's name: the resolver answers it with its own address."""
 _QUESTION = bytes.fromhex("77660100000100000000000004776566740570726f62650000010001")
-"""weft.probe, A: nobody has that name, and a refusal is an answer."""
+"""That name, A."""
+_EMBEDDED = "127.0.0.11"
+_ASKED = 3
+"""Containers of which one may have servers of its own (`docker run --dns`)."""
 
 
 class Kernel(Protocol):
     """See `kernel.LinuxKernel`."""
 
-    def work_in(self, namespace: Path, work: Callable[[], bool]) -> bool: ...
+    def work_in(self, namespace: Path, work: Callable[[], bytes]) -> bytes: ...
 
 
 class Watchman:
@@ -58,13 +64,23 @@ class Watchman:
 
     def reaches(self) -> bool | None:
         """Whether a container of this host reaches the resolver now; None if there is none to ask from."""
+        replies = self._replies(self._address, 1)
+        return any(replies) if replies else None
+
+    def is_first(self) -> bool | None:
+        """Whether Docker asks the resolver before others; None if no container gets an answer to tell it by."""
+        replies = [reply for reply in self._replies(_EMBEDDED, _ASKED) if reply]
+        own = socket.inet_aton(self._address)
+        return any(reply.endswith(own) for reply in replies) if replies else None
+
+    def _replies(self, server: str, most: int) -> list[bytes]:
+        """What some containers of this host are answered, b"" for nothing."""
         try:
-            sandbox = next(iter(self._engine.gateways().values()), None)
-            if sandbox is not None:
-                return self._kernel.work_in(self._folder / sandbox, partial(_ask, self._address))
+            sandboxes = list(self._engine.gateways().values())[:most]
+            return [self._kernel.work_in(self._folder / sandbox, partial(_ask, server)) for sandbox in sandboxes]
         except (EngineError, KernelError) as error:  # the container has ended, or its namespace is not for us to see
             log.debug("whether containers reach the resolver is not known: %s", error)
-        return None
+        return []
 
     def _conclude(self, reached: bool) -> None:
         if reached and self._filtered:
@@ -79,15 +95,15 @@ class Watchman:
         self._filtered = not reached
 
 
-def _ask(address: str) -> bool:
-    """Whether anything answers a question from the calling thread's namespace."""
+def _ask(server: str) -> bytes:
+    """The answer to a question from the calling thread's namespace; b"" if nothing answers."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.settimeout(_PATIENCE)
         for _ in range(_TIMES):
             try:
-                udp.connect((address, 53))  # there may be no route yet
+                udp.connect((server, 53))  # there may be no route yet
                 udp.send(_QUESTION)
-                return bool(udp.recv(512))
+                return udp.recv(512)
             except OSError:
                 continue
-    return False
+    return b""

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 15.0
 _MARK_SECONDS = 25
-"""So long after weft was killed its resolver counts as alive. Renewed every ten seconds."""
+"""So long a resolver counts as alive that has a socket and does nothing. Renewed every ten seconds."""
 
 
 class Kernel(firewall.Kernel, Protocol):
@@ -77,7 +77,7 @@ class NameService:
         self._kernel = kernel
         self._address = address
         self._askers = askers
-        self._responder = Responder(partial(_resolve, cluster, host.id), note)
+        self._responder = Responder(partial(_resolve, cluster, host.id, address), note)
         self._watchman = firewall.Watchman(kernel, engine, askers, address, sandboxes)
         self._server: DnsServer | None = None
         self._told = False
@@ -107,6 +107,10 @@ class NameService:
     def reached(self) -> bool | None:
         """Whether a container of this host reaches the resolver now; None if that cannot be told."""
         return self._watchman.reaches() if self._address else None
+
+    def is_first(self) -> bool | None:
+        """Whether Docker asks the resolver before others; None if that cannot be told."""
+        return self._watchman.is_first() if self._address else None
 
     def _serve(self) -> None:
         """Until it is possible: another program may have to be told first to leave the port."""
@@ -166,5 +170,9 @@ class NameService:
             raise KernelError(f"listen on {self._address} port 53", error.errno or 0, hint if in_use else "") from error
 
 
-def _resolve(cluster: Cluster, me: str, asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
+def _resolve(
+    cluster: Cluster, me: str, address: str, asker: Asker, question: str, kind: Kind, turn: int
+) -> list[str] | None:
+    if question == firewall.PROBE and kind is Kind.A:
+        return [address]
     return lookup(cluster, asker, me, question, kind, turn)
