@@ -7,7 +7,7 @@ import itertools
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -187,6 +187,10 @@ class FakeEngine:
         self.refused: list[tuple[str, str]] = []
         """Names of containers that are to run, and why their start failed."""
         self.id = "none-1"
+        self.read: list[str] = []
+        """Ids of the networks that were read, each time."""
+        self.changes: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        """Ids that `follow` tells; None ends it."""
         self._create = create
         self._delete = delete
         self._numbers = itertools.count(1)
@@ -205,9 +209,13 @@ class FakeEngine:
     def detach(self, network_id: str) -> None:
         self.present[network_id] = replace(self.present[network_id], endpoints=())
 
-    def inventory(self, ids: Collection[str], subnets: Collection[str]) -> Inventory:
+    def inventory(
+        self, ids: Collection[str], subnets: Collection[str], known: Mapping[str, DockerNetwork]
+    ) -> Inventory:
         self._maybe_silent()
-        return Inventory(self.id, tuple(self.present.values()))
+        self.read += [one for one in self.present if one not in known]
+        found = (known.get(one) or replace(network, complete=True) for one, network in self.present.items())
+        return Inventory(self.id, tuple(found))
 
     def start_refused(self, why: str) -> list[str]:
         self._maybe_silent()
@@ -240,8 +248,10 @@ class FakeEngine:
             del self.present[network_id]
         return True
 
-    def follow(self, changed: Callable[[], None]) -> None:
-        changed()
+    def follow(self, changed: Callable[[str], None]) -> None:
+        changed("")
+        for network_id in iter(self.changes.get, None):
+            changed(network_id)
         raise EngineError("the Docker Engine closed the event stream")
 
     def _maybe_silent(self) -> None:

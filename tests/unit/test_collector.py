@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -11,7 +11,7 @@ import pytest
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
 from weft.engine.collector import Collector
-from weft.engine.inventory import Inventory
+from weft.engine.inventory import DockerNetwork, Inventory
 from weft.engine.sweeper import Sweeper
 from weft.errors import EngineError
 from weft.ipam import LOCAL_SPACE, PoolId
@@ -104,8 +104,8 @@ def test_a_pool_that_is_asked_for_again_before_it_is_collected_stays(
     one.ipam.request_pool(LOCAL_SPACE, lan, None, v6=False)
     look = engine.inventory
 
-    def looked(ids: Collection[str], subnets: Collection[str]) -> Inventory:
-        seen = look(ids, subnets)
+    def looked(ids: Collection[str], subnets: Collection[str], known: Mapping[str, DockerNetwork]) -> Inventory:
+        seen = look(ids, subnets, known)
         one.ipam.request_pool(LOCAL_SPACE, lan, None, v6=False)
         return seen
 

@@ -6,8 +6,9 @@ The only importer of the Docker SDK. Never used from a handler: the engine holds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -41,19 +42,22 @@ class DockerEngine:
         self._url = url
         self._driver = driver
 
-    def inventory(self, ids: Collection[str], subnets: Collection[str]) -> Inventory:
+    def inventory(
+        self, ids: Collection[str], subnets: Collection[str], known: Mapping[str, DockerNetwork]
+    ) -> Inventory:
         with self._client() as client:
             listed = client.networks()
             # Docker makes `none` once, in a store that it has just begun, and keeps it from then on.
             engine = next((n["Id"] for n in listed if n["Name"] == "none"), "")
             found = []
             for short in listed:
-                network = _network(short)
-                if network.driver == self._driver or network.id in ids or not network.subnets.isdisjoint(subnets):
-                    full = _inspect(client, network.id)  # the list lacks the endpoints
-                    found += [_network(full)] if full else []
-                else:
-                    found.append(network)
+                network = known.get(short["Id"])
+                if network is None or not network.complete:
+                    network = _network(short)
+                    if network.driver == self._driver or network.id in ids or not network.subnets.isdisjoint(subnets):
+                        full = _inspect(client, network.id)  # the list lacks the endpoints
+                        network = replace(_network(full), complete=True) if full else None
+                found += [network] if network else []
             return Inventory(engine, tuple(found), client.version()["Version"])
 
     def create(self, network: Network) -> str:
@@ -106,11 +110,12 @@ class DockerEngine:
                 client.start(container["Id"])
             return [container["Name"].removeprefix("/") for container in refused]
 
-    def follow(self, changed: Callable[[], None]) -> None:
+    def follow(self, changed: Callable[[str], None]) -> None:
         with self._client() as client:
-            changed()
-            for _ in client.events(filters={"type": "network"}, decode=True):
-                changed()
+            events = client.events(filters={"type": "network"}, decode=True)
+            changed("")
+            for event in events:
+                changed(event["Actor"]["ID"])
         raise EngineError(f"the Docker Engine at {self._url} closed the event stream")
 
     def outlines(self) -> dict[str, Outline]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,7 @@ class DockerNetwork:
 
     :param pools: subnets in canonical form; Docker may show them as they were typed, and not every gateway.
     :param endpoints: of running containers; not read for networks that have nothing to do with weft.
+    :param complete: the endpoints were read.
     """
 
     id: str
@@ -39,6 +40,7 @@ class DockerNetwork:
     pools: tuple[Pool, ...]
     published: Published
     endpoints: tuple[DockerEndpoint, ...] = ()
+    complete: bool = False
 
     @property
     def subnets(self) -> set[str]:
@@ -67,8 +69,13 @@ class Engine(Protocol):
     """What weft asks of the local Docker Engine. Every method may raise `EngineError`. Not for handlers: the engine
     holds locks while it calls them."""
 
-    def inventory(self, ids: Collection[str], subnets: Collection[str]) -> Inventory:
-        """All networks; with endpoints those of our driver, of these `ids`, or with one of these subnets."""
+    def inventory(
+        self, ids: Collection[str], subnets: Collection[str], known: Mapping[str, DockerNetwork]
+    ) -> Inventory:
+        """All networks; with endpoints those of our driver, of these `ids`, or with one of these subnets.
+
+        :param known: by id, networks that are as they were when they were read: each costs a request.
+        """
         ...
 
     def create(self, network: Network) -> str:
@@ -84,6 +91,7 @@ class Engine(Protocol):
         """Start the containers that a policy restarts and whose last start failed with `why`; return their names."""
         ...
 
-    def follow(self, changed: Callable[[], None]) -> None:
-        """Call `changed` now and at every change of networks; ends only by an error."""
+    def follow(self, changed: Callable[[str], None]) -> None:
+        """Call `changed` with "" now, and with the id of each network that changes or has another container; ends only
+        by an error."""
         ...

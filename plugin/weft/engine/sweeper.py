@@ -1,21 +1,25 @@
 """The one loop that compares the local Docker Engine with the store.
 
 Triggers only say that something may differ: Docker's network events, changes of the cluster's networks, a timer. The
-loop reads the engine's networks once and hands them to its sweeps, one after the other. While the engine or the store
-does not answer nothing is done: silence is not emptiness.
+loop reads the engine's networks once and hands them to its sweeps, one after the other. Each network is a request, so
+only the timer reads those again that no event has named. While the engine or the store does not answer nothing is done:
+silence is not emptiness.
 """
 
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
+from types import MappingProxyType
 from typing import Protocol
 
 from weft.cluster import Cluster
-from weft.engine.inventory import Engine, Inventory
+from weft.engine.inventory import DockerNetwork, Engine, Inventory
 from weft.errors import EngineError, StoreError, Unreadable, WeftError
 from weft.model import POOLS, Host
 from weft.store import Entry, Store
@@ -100,6 +104,12 @@ class Sweeper:
         self.version = ""
         """The engine's, once it answered."""
         self._failing: set[str] = set()
+        self._known: dict[str, DockerNetwork] = {}
+        """The engine's networks by id, as the last sweep has read them."""
+        self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
+        """Ids of those that were changed since; "": any may be."""
+        self._next_reading = 0.0
+        """When to read all of them again."""
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -121,12 +131,13 @@ class Sweeper:
     def _follow(self) -> None:
         failing = False
 
-        def changed() -> None:
+        def changed(network: str) -> None:
             nonlocal failing
             if failing:
                 log.info("the Docker Engine answers again")
             failing = False
             self.problem = ""
+            self._changed.put(network)
             self._wake.set()
 
         while not self._stopping.is_set():
@@ -148,7 +159,8 @@ class Sweeper:
             self._wake.clear()
             began = monotonic()
             try:
-                pause = self.sweep()
+                with self._lock:
+                    pause = self._sweep(self._unchanged())
                 self._stopping.wait(monotonic() - began)  # an engine with hundreds of networks has other work as well
             except WeftError as error:
                 log.debug("nothing compared now: %s", error)
@@ -159,26 +171,44 @@ class Sweeper:
                 log.exception("comparing with Docker met a bug")
                 self._stopping.wait(_IDLE_SECONDS)
 
-    def look(self) -> tuple[Inventory, Sequence[Entry]]:
-        """What a sweep compares."""
+    def look(self, known: Mapping[str, DockerNetwork] = MappingProxyType({})) -> tuple[Inventory, Sequence[Entry]]:
+        """What a sweep compares.
+
+        :param known: networks that need not be read again.
+        """
         pools = self._store.list(POOLS).entries
         subnets = {entry.key.removeprefix(POOLS) for entry in pools}
-        inventory = self._engine.inventory(self._cluster.memberships(self._me.id), subnets)
+        inventory = self._engine.inventory(self._cluster.memberships(self._me.id), subnets, known)
         self.version = inventory.version
         return inventory, pools
 
     def sweep(self) -> float:
-        """Compare once; return the seconds until the next time."""
+        """Read and compare everything once; return the seconds until the next time."""
         with self._lock:
-            return self._sweep()
+            return self._sweep({})
 
-    def _sweep(self) -> float:
+    def _unchanged(self) -> dict[str, DockerNetwork]:
+        """The networks that no event has named since they were read, unless it is time to read all."""
+        changed = set()
+        with suppress(queue.Empty):
+            while True:
+                changed.add(self._changed.get_nowait())
+        if "" in changed or monotonic() >= self._next_reading:
+            return {}
+        return {one: network for one, network in self._known.items() if one not in changed}
+
+    def _sweep(self, known: Mapping[str, DockerNetwork]) -> float:
+        self._known = {}  # should this fail, all is read again
         if not self._cluster.loaded:
             return _IDLE_SECONDS  # the agent's first snapshot wakes us
-        inventory, pools = self.look()
+        inventory, pools = self.look(known)
         outcomes = [self._run(sweep, inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
         self._report({what: text for outcome in outcomes for what, text in outcome.failing.items()})
-        return min([outcome.again for outcome in outcomes if outcome.again is not None], default=_IDLE_SECONDS)
+        self._known = {network.id: network for network in inventory.networks}
+        pause = min([outcome.again for outcome in outcomes if outcome.again is not None], default=_IDLE_SECONDS)
+        now = monotonic()
+        self._next_reading = min(now + pause, self._next_reading) if known else now + pause
+        return max(0.0, self._next_reading - now)
 
     def _run(self, sweep: Sweep, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         """One sweep's failure keeps no other from its work, unless the engine or the store is away."""

@@ -1,0 +1,95 @@
+"""How often the engine's networks are read: each is a request to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.fakes import FakeEngine
+from tests.unit.conftest import FakeHost
+from tests.unit.test_agent import eventually
+from weft.engine.inventory import Inventory
+from weft.engine.sweeper import Outcome, Sweeper
+from weft.store.sqlite import SqliteStore
+
+NETWORKS = [f"n{number}" for number in range(5)]
+
+
+class Watched:
+    """A sweep that keeps what it was given: the names of the networks; None after a silence."""
+
+    def __init__(self) -> None:
+        self.again: float | None = None
+        self.seen: set[str] | None = None
+
+    def sweep(self, inventory: Inventory, pools: object) -> Outcome:
+        self.seen = {network.name for network in inventory.networks}
+        return Outcome(self.again)
+
+    def forget(self) -> None:
+        self.seen = None
+
+
+class Rig:
+    """A sweeper that runs, and has read everything."""
+
+    def __init__(self, host: FakeHost) -> None:
+        self.engine, self.sweep = FakeEngine(), Watched()
+        for network in NETWORKS:
+            self.engine.add(network, network)
+        host.cluster.load(host.store.list("topology/").entries)
+        self.sweeper = Sweeper(self.engine, host.store, host.record, host.cluster, [self.sweep])
+        self.sweeper.sweep()
+        self.engine.read.clear()
+        self.sweeper.start()
+        assert self.reads_until("n4") == NETWORKS  # since events come from now on only
+
+    def reads_until(self, network: str) -> list[str]:
+        """Ids of the networks that were read, to that one."""
+        eventually(lambda: network in self.engine.read)
+        read = list(self.engine.read)
+        self.engine.read.clear()
+        return read
+
+
+@pytest.fixture
+def rig(host: Callable[..., FakeHost], store: SqliteStore) -> Iterator[Rig]:
+    made = Rig(host())
+    yield made
+    made.sweeper.stop()
+    made.engine.changes.put(None)
+
+
+def test_just_the_network_of_an_event_is_read_again(rig: Rig) -> None:
+    rig.engine.changes.put("n3")
+    assert rig.reads_until("n3") == ["n3"]
+
+
+def test_what_came_and_went_is_known_without_reading_the_rest(rig: Rig) -> None:
+    rig.engine.add("new", "new")
+    del rig.engine.present["n1"]
+    rig.sweeper.wake()
+    assert rig.reads_until("new") == ["new"]
+    eventually(lambda: rig.sweep.seen == {"n0", "n2", "n3", "n4", "new"})
+
+
+def test_all_are_read_again_after_a_silence(rig: Rig) -> None:
+    rig.engine.answers = False
+    rig.sweeper.wake()
+    eventually(lambda: rig.sweep.seen is None)
+    rig.engine.answers = True
+    assert rig.reads_until("n4") == NETWORKS
+
+
+def test_all_are_read_again_when_a_sweep_has_to_be_sure(rig: Rig) -> None:
+    rig.sweep.again = 0.5
+    rig.sweeper.wake()
+    assert rig.reads_until("n4")[:5] == NETWORKS
+
+
+def test_who_asks_at_once_has_all_of_them_read(rig: Rig) -> None:
+    rig.sweeper.sweep()
+    assert rig.reads_until("n4") == NETWORKS
+    rig.sweeper.look()
+    assert rig.reads_until("n4") == NETWORKS
