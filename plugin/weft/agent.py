@@ -540,15 +540,23 @@ class Agent:
 
     # Links
 
-    def _wanted_links(self) -> dict[str, Link]:
+    def _wanted_links(self, names: set[str] | None = None) -> dict[str, Link]:
+        """Those of these names, with others of the same networks. (None: all)"""
         wanted: dict[str, Link] = {}
         pinned = self._attachments.pinned()
-        for vni in self._wanted.keys() | self._active():
+        vnis = self._wanted.keys() | self._active()
+        for vni in vnis if names is None else vnis & self._networks_of(names):
             local = self.cluster.local_endpoints(vni, self._me.id)
             endpoints = [*local, *(e for e in pinned if e.vni == vni)]
             network = topology.network_of(self.cluster, vni)
             wanted.update((link.name, link) for link in self._attachments.links(network, endpoints))
         return wanted
+
+    def _networks_of(self, names: set[str]) -> set[int]:
+        """VNIs of the networks whose links have these names, as far as there are such."""
+        here = [*self._attachments.pinned(), *self.cluster.endpoints_of(self._me.id)]
+        ports = {endpoint.vni for endpoint in here if topology.port_name(endpoint.id) in names}
+        return ports | set(filter(None, map(vni_of, names)))
 
     def _sync_links(self, names: set[str] | None) -> set[int]:
         """Correct the links of these names (None: all); return the VNIs of which a device had to be made."""
@@ -566,7 +574,7 @@ class Agent:
             names |= shaper_names(names)
         observed = self._kernel.observe_links(names)
         # Read after the kernel: a port made meanwhile is pinned, hence wanted.
-        wanted = {n: link for n, link in self._wanted_links().items() if names is None or n in names}
+        wanted = {n: link for n, link in self._wanted_links(names).items() if names is None or n in names}
         # A veth that is gone cannot be given to a running container again: only a handler makes one.
         lost = {name for name, link in wanted.items() if isinstance(link, Port) and name not in observed}
         lost |= {name for name, link in wanted.items() if isinstance(link, Shaper) and link.source in lost}

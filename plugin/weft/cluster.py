@@ -57,9 +57,11 @@ class Cluster:
     `alive` are the ids of hosts that give signs of life; `version` grows with every change. `bindings` are the VNIs of
     engines' networks, by host and NetworkID. `names` are by VNI and endpoint; `called` has the ids of the endpoints by
     VNI and lower-case name, and `holders` the endpoint that has an address.
+
+    :param host: id of the host whose mirror this is: its own endpoints are found at once among all others.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "") -> None:
         self.loaded = False
         """True from the store's first snapshot on; before, it is what was last known of the store."""
         self.version = 0
@@ -78,6 +80,9 @@ class Cluster:
         """Which every host shall answer with a report (see `examination`), and the host that asks."""
         self.unreadable: dict[str, str] = {}
         """By key, why an entry is left out."""
+        self._me = host
+        self._local: dict[int, dict[str, Endpoint]] = {}
+        """Endpoints of that host, by VNI and id."""
         self._spread: dict[int, Counter[str]] = {}
 
     def load(self, entries: Iterable[Entry], *, certain: bool = True) -> None:
@@ -85,7 +90,7 @@ class Cluster:
 
         :param certain: it is what the store has, all of it.
         """
-        fresh = Cluster()
+        fresh = Cluster(self._me)
         fresh.apply((entry.key, entry.value) for entry in entries)
         fresh.version, fresh.loaded = self.version + 1, certain
         known = {**{host.id: (host, monotonic()) for host in self.hosts.values()}, **self.lost}
@@ -128,6 +133,8 @@ class Cluster:
         return set(self._spread.get(vni, ()))
 
     def local_endpoints(self, vni: int, host: str) -> list[Endpoint]:
+        if host == self._me:
+            return list(self._local.get(vni, {}).values())
         if host not in self._spread.get(vni, ()):
             return []
         return [e for e in list(self.endpoints.get(vni, {}).values()) if e.host == host]
@@ -139,7 +146,13 @@ class Cluster:
 
     def local_networks(self, host: str) -> set[int]:
         """VNIs of the networks on which `host` has endpoints."""
+        if host == self._me:
+            return set(self._local)
         return {vni for vni, spread in list(self._spread.items()) if host in spread}
+
+    def endpoints_of(self, host: str) -> list[Endpoint]:
+        """On all networks."""
+        return [endpoint for vni in self.local_networks(host) for endpoint in self.local_endpoints(vni, host)]
 
     def entries_of(self, host: str) -> list[tuple[str, str]]:
         """All that this host's engine needs, as entries of the store: the hosts, and the networks it has."""
@@ -162,6 +175,7 @@ class Cluster:
         old = endpoints.pop(endpoint_id, None)
         touched.endpoints[vni].setdefault(endpoint_id, old)
         if old is not None:
+            self._be_local(old, False)
             spread[old.host] -= 1
             if not spread[old.host]:
                 del spread[old.host]
@@ -171,10 +185,22 @@ class Cluster:
         if value is not None:
             new = Endpoint.read(Entry(key, value, 0))
             endpoints[new.id if new.id == endpoint_id else endpoint_id] = new  # not a second string for it
+            self._be_local(new, True)
             spread[new.host] += 1
             self.holders.update(dict.fromkeys(new.addresses, new))
         elif not endpoints:
             del self.endpoints[vni], self._spread[vni]
+
+    def _be_local(self, endpoint: Endpoint, present: bool) -> None:
+        if endpoint.host != self._me:
+            return
+        local = self._local.setdefault(endpoint.vni, {})
+        if present:
+            local[endpoint.id] = endpoint
+        else:
+            local.pop(endpoint.id, None)
+        if not local:
+            del self._local[endpoint.vni]
 
     def _names(self, key: str, value: str | None, touched: Touched) -> None:
         vni_text, endpoint_id = key.removeprefix(ENDPOINT_NAMES).split("/", 1)

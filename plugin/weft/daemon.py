@@ -127,7 +127,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     store, patient = (MeasuredStore(one, metrics.note_request) for one in stores)
     snapshot = _snapshot(settings)
     restored = snapshot.load()
-    cluster = Cluster()
+    cluster = Cluster(identity)
     cluster.load(restored or [entry for kind in (HOSTS, ALIVE) for entry in patient.list(kind).entries], certain=False)
     _update(cluster, store, identity)
     kernel = LinuxKernel(settings.run)

@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from weft.cluster import Cluster
@@ -54,6 +55,8 @@ _TOS_INHERIT = 1
 
 _WIREGUARD_BLOCK = 16
 """WireGuard fills packets up to a multiple of so many bytes, but for those of its device's MTU."""
+_REMEMBERED = 4096
+"""Endpoints whose port's name need not be made again: an event of a port is looked up among all of this host."""
 _ENGINE_ID = re.compile(r"[0-9a-f]{64}")
 
 
@@ -191,6 +194,7 @@ def endpoint_links(endpoint: Endpoint, mtu: int) -> list[Link]:
     return [port, *([Shaper(port.name, endpoint.rate)] if endpoint.rate else [])]
 
 
+@lru_cache(_REMEMBERED)
 def port_name(endpoint_id: str) -> str:
     """Name of the host end of an endpoint's veth."""
     return f"wp{_short_id(endpoint_id)}"

@@ -56,7 +56,7 @@ class FakeHost:
         ranges = from_environment({}).pools
         self.ipam = Ipam(store, self.record.id, ranges=ranges, host_routes=kernel.routes, rng=random.Random(number))
         self.me = LocalHost(self.record)
-        self.cluster = Cluster()
+        self.cluster = Cluster(self.record.id)
         self.encryption = Encryption(
             kernel,
             self.cluster,
