@@ -58,6 +58,7 @@ class Attachments:
         self._resolver = resolver
         self._encryption = encryption
         self._pinned: dict[str, Endpoint] = {}
+        self._pinning = threading.Lock()
         self._kept_mtu: dict[str, int] = {}
         """By endpoint, of those whose record does not tell it."""
         self._limiting: tuple[tuple[int, Host] | None, list[Host]] = (None, [])
@@ -154,8 +155,24 @@ class Attachments:
         usable = not network.encrypted or (local and self._encryption and not self._encryption.breached)
         return [link for link in devices if usable or isinstance(link, Bridge)]
 
+    def pin(self, endpoint: Endpoint) -> bool:
+        with self._pinning:
+            if rival := self._rival(endpoint.id):
+                raise Conflict(
+                    f"endpoint {endpoint.id} cannot have the interface {topology.port_name(endpoint.id)}, which "
+                    f"{self._cluster.title(rival)} has ({rival.id}): start the container again, with another endpoint"
+                )
+            fresh = endpoint.id not in self._pinned
+            self._pinned.setdefault(endpoint.id, endpoint)
+            return fresh
+
+    def _rival(self, endpoint_id: str) -> Endpoint | None:
+        """Another endpoint of this host whose port has the name that this one's would have: a part of its id."""
+        name, here = topology.port_name(endpoint_id), [*self.pinned(), *self._cluster.endpoints_of(self._me.host.id)]
+        return next((one for one in here if topology.port_name(one.id) == name and one.id != endpoint_id), None)
+
     def attach(self, network: Network, endpoint: Endpoint) -> str:
-        self._pinned[endpoint.id] = endpoint
+        self.pin(endpoint)
         try:
             return self._attach(network, endpoint)
         except WeftError:
@@ -163,7 +180,8 @@ class Attachments:
             raise
 
     def attached(self, endpoint_id: str) -> str | None:
-        return topology.peer_name(endpoint_id) if self._kernel.has_links([topology.port_name(endpoint_id)]) else None
+        present = self._kernel.has_links([topology.port_name(endpoint_id)]) and not self._rival(endpoint_id)
+        return topology.peer_name(endpoint_id) if present else None
 
     def is_alive(self, endpoint_id: str) -> bool:
         name = topology.port_name(endpoint_id)
@@ -171,9 +189,10 @@ class Attachments:
 
     def detach(self, endpoint_id: str) -> None:
         self.unpin(endpoint_id)
-        name = topology.port_name(endpoint_id)
-        for one in (name, shaper_name(name)):
-            self._kernel.perform(Remove(one, "endpoint deleted"))
+        if not self._rival(endpoint_id):
+            name = topology.port_name(endpoint_id)
+            for one in (name, shaper_name(name)):
+                self._kernel.perform(Remove(one, "endpoint deleted"))
         self._kept_mtu.pop(endpoint_id, None)
 
     def unpin(self, endpoint_id: str) -> None:

@@ -85,6 +85,15 @@ class Attachments(Protocol):
         """The endpoint's veth as it is, if it is there."""
         ...
 
+    def pin(self, endpoint: Endpoint) -> bool:
+        """Claim what the endpoint needs in the data plane until the agent has seen it in the store; False if that was
+        done before. `Conflict` if another endpoint of this host has an interface of the same name."""
+        ...
+
+    def unpin(self, endpoint_id: str) -> None:
+        """Give that up."""
+        ...
+
     def attach(self, network: Network, endpoint: Endpoint) -> str:
         """Make sure the network's devices and the endpoint's veth exist; return the name of the container's end."""
         ...
@@ -331,7 +340,13 @@ class Driver:
         """Record the endpoint, take over its addresses, and make its veth."""
         network = self._bound(request.network_id).network
         endpoint = self._endpoint_of(network, request)
-        fresh = self._record(request.network_id, network, endpoint)
+        pinned = self._attachments.pin(endpoint)
+        try:
+            fresh = self._record(request.network_id, network, endpoint)
+        except WeftError:
+            if pinned:
+                self._attachments.unpin(endpoint.id)
+            raise
         try:
             self._attachments.attach(network, endpoint)
         except WeftError:
