@@ -1,12 +1,16 @@
 """A server process inside a host: started detached, ready when its socket answers, ended by a signal."""
 
+import os
+import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from lab.namespaces import Namespaces, Process
 from lab.process import LabError, spawn, wait_until
 
+_PSS = re.compile(r"^Pss: +(\d+) kB$", re.MULTILINE)
 _PIDFILE_THEN_EXEC = 'echo $$ > "$0"; exec "$@"'
 
 
@@ -64,6 +68,26 @@ class Daemon:
     def _send(self, name: str, *, group: bool = False) -> None:
         if pid := self.pid:
             self._namespaces.run(["sh", "-c", f"kill -s {name} -- {'-' if group else ''}{pid}"])
+
+    @property
+    def cpu(self) -> float:
+        """Seconds that it and its children have used, those that have ended included."""
+        return sum(sum(map(int, stat[11:15])) for _, stat in self._processes()) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def memory(self) -> float:
+        """Megabytes that it and its children have; what they share counts once."""
+        rolled = [(process / "smaps_rollup").read_text() for process, _ in self._processes()]
+        return sum(int(size) for text in rolled for size in _PSS.findall(text)) / 1024
+
+    def _processes(self) -> Iterator[tuple[Path, list[str]]]:
+        """Those of its session, each with its stat line after the name."""
+        session = str(self.pid)
+        for stat in self._namespaces.root.glob("proc/[0-9]*/stat"):
+            with suppress(OSError):  # it has ended
+                fields = stat.read_text().rpartition(")")[2].split()
+                if fields[3] == session:
+                    yield stat.parent, fields
 
     def tail(self, lines: int = 12) -> str:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
