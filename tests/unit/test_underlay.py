@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from weft.kernel.connection import Connection
+from weft.kernel.netlink import Rtnetlink
 from weft.kernel.underlay import Underlay
 
 
@@ -37,8 +38,7 @@ class Kernel:
 
 def test_routes_to_many_hosts_leave_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Underlay, "_interface_mtu", lambda *_: 1500)
-    kernel = Kernel()
-    assert (
-        Underlay(cast(Connection, kernel)).mtu("10.0.0.1", (f"10.0.{n // 250}.{n % 250}" for n in range(1020))) == 1400
-    )
+    kernel, reader = Kernel(), Rtnetlink(lambda: pytest.fail("no table is read"))
+    hosts = (f"10.0.{n // 250}.{n % 250}" for n in range(1020))
+    assert Underlay(cast(Connection, kernel), reader).mtu("10.0.0.1", hosts) == 1400
     assert (sum(kernel.lookups), max(kernel.lookups)) == (1020, 50)

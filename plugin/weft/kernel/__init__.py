@@ -126,7 +126,8 @@ class LinuxKernel:
             in_dp = resources.enter_context(closing(Connection(self._dp)))
             self._in_host = in_host = resources.enter_context(closing(Connection(self._host)))
             removals = resources.enter_context(closing(Connection(removing)))
-            self._underlay = Underlay(in_host)
+            opened_in_host = partial(self._host.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
+            self._underlay = Underlay(in_host, resources.enter_context(closing(Rtnetlink(opened_in_host))))
             self._links = Links(
                 in_dp,
                 removals,

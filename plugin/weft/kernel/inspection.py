@@ -24,8 +24,10 @@ from weft.errors import ConfigError
 from weft.kernel.connection import Connection
 from weft.kernel.mounts import outlives_us
 from weft.kernel.namespace import NamespaceThread, find_namespace, open_namespace
+from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.underlay import Underlay
 
+_RECEIVE_BUFFER = 1 << 20
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _PROGRAM_SECONDS = 5.0
 _PROC = Path("/proc")
@@ -49,7 +51,9 @@ class Inspection:
             self._host = self._resources.enter_context(closing(NamespaceThread("weft-look", fd)))
         finally:
             os.close(fd)
-        self._underlay = Underlay(self._resources.enter_context(closing(Connection(self._host))))
+        connection = self._resources.enter_context(closing(Connection(self._host)))
+        opened = partial(self._host.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
+        self._underlay = Underlay(connection, self._resources.enter_context(closing(Rtnetlink(opened))))
 
     def close(self) -> None:
         self._resources.close()

@@ -36,6 +36,7 @@ RTM_NEWLINK = 16
 RTM_DELLINK = 17
 _RTM_GETLINK = 18
 _RTM_GETADDR = 22
+_RTM_GETROUTE = 26
 _RTM_GETNSID = 90
 
 _NLA_TYPE_MASK = 0x3FFF
@@ -59,6 +60,8 @@ LINK = Struct("=IHHII BxHiII")
 """nlmsghdr, then ifinfomsg: family, type, index, flags, change."""
 ADDRESS = Struct("=IHHII BBBBi")
 """nlmsghdr, then ifaddrmsg: family, prefix length, flags, scope, index of the link."""
+ROUTE = Struct("=IHHII BBBBBBBBI")
+"""nlmsghdr, then rtmsg: family, bits of destination and of source, TOS, table, protocol, scope, type, flags."""
 _NAMESPACE = Struct("=IHHII B3x HHI")
 """nlmsghdr, then rtgenmsg: family; then one attribute with a number."""
 _ATTRIBUTE = Struct("=HH")
@@ -174,10 +177,15 @@ class Rtnetlink:
         """Chunks of a dump of all links, without statistics."""
         return self.dump(_link_request(NLM_F_REQUEST | NLM_F_DUMP))
 
-    def addresses(self) -> list[bytes]:
-        """Chunks of a dump of all IPv4 addresses."""
+    def addresses(self, family: int = socket.AF_INET) -> list[bytes]:
+        """Chunks of a dump of all addresses of a family; of others as well if this kernel does not have it."""
         flags = NLM_F_REQUEST | NLM_F_DUMP
-        return self.dump(ADDRESS.pack(ADDRESS.size, _RTM_GETADDR, flags, 0, 0, socket.AF_INET, 0, 0, 0, 0))
+        return self.dump(ADDRESS.pack(ADDRESS.size, _RTM_GETADDR, flags, 0, 0, family, 0, 0, 0, 0))
+
+    def routes(self, family: int) -> list[bytes]:
+        """Chunks of a dump of the routes in all tables; see `addresses`."""
+        flags = NLM_F_REQUEST | NLM_F_DUMP
+        return self.dump(ROUTE.pack(ROUTE.size, _RTM_GETROUTE, flags, 0, 0, family, *bytes(7), 0))
 
     def link(self, *, name: str = "", index: int = 0) -> bytes:
         """The message of the link with that name or index; b"" if there is none.

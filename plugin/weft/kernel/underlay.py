@@ -1,4 +1,8 @@
-"""What we have to know of the host's own network: its addresses, their MTU, and where its routes go."""
+"""What we have to know of the host's own network: its addresses, their MTU, and where its routes go.
+
+A host with hundreds of containers has as many links, and an address and some routes for each, and it is asked every
+few seconds: so tables are parsed as our own are. pyroute2, which takes a millisecond for an entry, asks for single ones.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from errno import EADDRNOTAVAIL, EEXIST
 from functools import partial
 from ipaddress import ip_address, ip_interface, ip_network
 from itertools import islice
-from socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SOCK_DGRAM, socket
+from socket import AF_INET, AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY, SOCK_DGRAM, inet_ntop, socket
 from typing import Any
 
 from pyroute2 import NetlinkError
 
 from weft.errors import ConfigError, KernelError
 from weft.kernel.connection import Connection
+from weft.kernel.netlink import ADDRESS, ROUTE, Rtnetlink, attributes, messages, number
 from weft.model import IPAddress, IPInterface, IPNetwork
 
 _VERSION = {AF_INET: 4, AF_INET6: 6}
@@ -26,6 +31,11 @@ _ROUTE_TYPES = {1, 6, 7, 8}
 """unicast, blackhole, unreachable, prohibit: what else there is concerns no container."""
 _RTN_UNICAST = 1
 _RT_SCOPE_UNIVERSE = 0
+_IFA_ADDRESS = 1
+_IFA_LOCAL = 2
+_IFA_FLAGS = 8
+_RTA_DST = 1
+_RTA_TABLE = 15
 _IFA_F_UNFIT = 0x01 | 0x08 | 0x20
 """secondary (IPv6: temporary), failed, deprecated."""
 _IFF_LOOPBACK = 0x8
@@ -55,14 +65,15 @@ class _Address:
 
 
 class Underlay:
-    """:param host: the host's own namespace."""
+    """:param host: the host's own namespace, twice."""
 
-    def __init__(self, host: Connection) -> None:
+    def __init__(self, host: Connection, reader: Rtnetlink) -> None:
         self._host = host
+        self._reader = reader
 
     def routes(self) -> list[IPNetwork]:
         """Destinations of all routes in all tables but the default routes."""
-        networks = {_destination(route) for route in self._routes() if route["dst_len"]}
+        networks = set(map(ip_network, self._destinations()))
         return sorted((net for net in networks if not net.is_link_local), key=lambda net: (net.version, net))
 
     def route_within(self, pool: IPNetwork) -> str:
@@ -72,6 +83,17 @@ class Underlay:
                 device = self._link(index).get_attr("IFLA_IFNAME") if (index := _output(route)) else ""
                 return f"{_destination(route)}{device and f' dev {device}'}"
         return ""
+
+    def _destinations(self) -> Iterator[str]:
+        for family in _VERSION:
+            for chunk in self._reader.routes(family):
+                for start in messages(chunk):
+                    size, *_head, found, bits, _, _, table, _, _, kind, flags = ROUTE.unpack_from(chunk, start)
+                    if found != family or not bits or kind not in _ROUTE_TYPES or flags & _RTM_F_CLONED:
+                        continue
+                    at = attributes(chunk, start + ROUTE.size, start + size)
+                    if (number(chunk, at[_RTA_TABLE]) if _RTA_TABLE in at else table) != _RT_TABLE_LOCAL:
+                        yield f"{inet_ntop(family, chunk[at[_RTA_DST]])}/{bits}"
 
     def mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         """The least MTU of the interface with that address and of the routes to these destinations.
@@ -179,21 +201,24 @@ class Underlay:
         ]
 
     def _addresses(self) -> list[_Address]:
-        found = self._host.dump("read the host's addresses", lambda route: route.addr("dump"))
-        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in self._links()}
-        return [
-            _Address(
-                interface=ip_interface(f"{_local(address)}/{address['prefixlen']}"),
-                index=address["index"],
-                device=names.get(address["index"], "?"),
-                fit=not address.get_attr("IFA_FLAGS") & _IFA_F_UNFIT,
-            )
-            for address in found
-            if address["family"] in _VERSION and address["scope"] == _RT_SCOPE_UNIVERSE
-        ]
-
-    def _links(self) -> list[Any]:
-        return self._host.dump("read the host's links", lambda route: route.link("dump"))
+        """Those that others can reach."""
+        found, names = [], dict[int, str]()
+        for family in _VERSION:
+            for chunk in self._reader.addresses(family):
+                for start in messages(chunk):
+                    size, *_head, has, bits, flags, scope, index = ADDRESS.unpack_from(chunk, start)
+                    if has != family or scope != _RT_SCOPE_UNIVERSE:
+                        continue
+                    at = attributes(chunk, start + ADDRESS.size, start + size)
+                    # Our own: on a point-to-point link IFA_ADDRESS is the other side's.
+                    local = inet_ntop(family, chunk[at[_IFA_LOCAL if _IFA_LOCAL in at else _IFA_ADDRESS]])
+                    flags = number(chunk, at[_IFA_FLAGS]) if _IFA_FLAGS in at else flags
+                    if index not in names:
+                        names[index] = device.name if (device := self._reader.find(index=index)) else "?"
+                    found.append(
+                        _Address(ip_interface(f"{local}/{bits}"), index, names[index], not flags & _IFA_F_UNFIT)
+                    )
+        return found
 
     def _link(self, index: int) -> Any:
         return self._host.call("read the underlay link", lambda route: route.link("get", index=index)[0])
@@ -248,11 +273,6 @@ def _matches(address: _Address, spec: str) -> bool:
         return address.ip in ip_network(spec)
     except ValueError:
         return False
-
-
-def _local(address: Any) -> str:
-    """Our own address: on a point-to-point link IFA_ADDRESS is the other side's."""
-    return str(address.get_attr("IFA_LOCAL") or address.get_attr("IFA_ADDRESS"))
 
 
 def _destination(route: Any) -> IPNetwork:
