@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from time import monotonic
 from types import FrameType
 
-from bench import convergence, encrypted, names, report, scale, starts, tables, traffic
+from bench import convergence, encrypted, many, names, report, scale, starts, tables, traffic
 from bench.calls import CallTable
 from bench.machine import busy, describe
 from bench.measure import Results
@@ -36,6 +36,8 @@ class Effort:
     crowd_samples: int
     largest: int
     names_rounds: int
+    networks: int
+    rest: float
 
 
 FULL = Effort(
@@ -48,6 +50,8 @@ FULL = Effort(
     crowd_samples=60,
     largest=100_000,
     names_rounds=5,
+    networks=200,
+    rest=60,
 )
 QUICK = Effort(
     traffic_rounds=3,
@@ -59,6 +63,8 @@ QUICK = Effort(
     crowd_samples=10,
     largest=10_000,
     names_rounds=1,
+    networks=20,
+    rest=10,
 )
 
 
@@ -86,6 +92,7 @@ class Bench:
         self._large = tables.Large()
         self._convergence = convergence.Convergence()
         self._scale = scale.Scale()
+        self._many = many.Many()
 
     def run(self, parts: set[str]) -> None:
         if parts & {"a", "b", "c"}:
@@ -102,9 +109,11 @@ class Bench:
             self._attempt(self._measure_names)
         if "i" in parts:
             self._attempt(self._measure_encryption)
+        if "j" in parts:
+            self._attempt(self._measure_many)
 
     def report(self) -> list[Table]:
-        return tabulate(self.results, self._calls, self._large, self._convergence, self._scale)
+        return tabulate(self.results, self._calls, self._large, self._convergence, self._scale, self._many)
 
     def _attempt(self, part: Callable[[], None]) -> None:
         try:
@@ -149,6 +158,11 @@ class Bench:
         with rig({WEFT}, self._terminal) as place:
             rounds, seconds, trips = effort.traffic_rounds, effort.seconds, effort.trips
             encrypted.measure(place, self.results, self._terminal, rounds=rounds, seconds=seconds, trips=trips)
+
+    def _measure_many(self) -> None:
+        with rig((), self._terminal) as place:
+            networks, rest = self._effort.networks, self._effort.rest
+            many.measure(place, self.results, self._many, self._terminal, networks=networks, rest=rest)
 
     def _measure_arrivals(self) -> None:
         scale.measure_arrivals(self.results, self._scale, self._terminal, largest=self._effort.largest)

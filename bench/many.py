@@ -22,10 +22,10 @@ VARIANTS = [BRIDGE, WEFT]
 COSTS = {
     "create": "docker network create",
     "start": "docker run -d",
+    "engine_cpu": "CPU of the engine for both",
     "create_calls": "weft's handlers for the network",
     "start_calls": "weft's handlers for the container",
-    "engine_cpu": "CPU of the engine, for both",
-    "weft_cpu": "CPU of weft, for both",
+    "weft_cpu": "CPU of weft for both",
     "other_cpu": "CPU of weft on the other host",
 }
 """All in milliseconds."""

@@ -93,6 +93,7 @@ PARTS = {
     "g": "A host comes to 1,000 others",
     "h": "Names: 5,000 questions a second, one core, 10,000 names",
     "i": "Encrypted networks",
+    "j": "200 networks on a host, each with a container: the last tenth of them against the first",
 }
 METRICS = [
     Metric("tcp_1stream_gbps", "a", "TCP, 1 stream", "Gbit/s", _ratio(1.05, at_least=True)),
@@ -126,4 +127,14 @@ METRICS = [
     Metric("encrypted_tcp_gbps", "i", "TCP, 1 stream", "Gbit/s"),
     Metric("encrypted_rtt_us", "i", "UDP round trip", "µs"),
     Metric("peers_1000_s", "i", "give WireGuard 1,000 peers", "s", Target(0.5)),
+    Metric("many_create_growth", "j", "docker network create", "×"),
+    Metric("many_start_growth", "j", "docker run -d", "×"),
+    Metric("many_engine_cpu_growth", "j", "CPU of the engine for both", "×"),
+    Metric("many_create_calls_growth", "j", "weft's handlers for the network", "×", Target(1.3)),
+    Metric("many_start_calls_growth", "j", "weft's handlers for the container", "×", Target(1.3)),
+    Metric("many_weft_cpu_growth", "j", "CPU of weft for both", "×", Target(1.3)),
+    Metric("many_other_cpu_growth", "j", "CPU of weft on the other host", "×", Target(1.3)),
+    Metric("many_idle_percent", "j", "at rest among all of them: CPU of weft", "%", Target(2)),
+    Metric("many_idle_engine_percent", "j", "… CPU of the engine", "%"),
+    Metric("many_idle_mb", "j", "… memory of weft", "MB"),
 ]

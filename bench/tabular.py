@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from bench.calls import CallTable
 from bench.convergence import STEPS, STORES, Convergence
+from bench.many import COSTS, Many, tenths
 from bench.measure import Results, Series, Spread, percentile
 from bench.metrics import BRIDGE, ENCRYPTED, METRICS, OVERLAY, PARTS, RAW, VARIANTS, WEFT, Metric
 from bench.scale import ENDPOINTS, Scale
@@ -32,7 +33,9 @@ class Table:
         self.verdicts.append(verdict)
 
 
-def tabulate(results: Results, calls: CallTable, large: Large, convergence: Convergence, scale: Scale) -> list[Table]:
+def tabulate(
+    results: Results, calls: CallTable, large: Large, convergence: Convergence, scale: Scale, many: Many
+) -> list[Table]:
     found = [
         *(_metrics(part, results) for part in PARTS),
         _calls(calls),
@@ -43,6 +46,7 @@ def tabulate(results: Results, calls: CallTable, large: Large, convergence: Conv
         _crowds(scale),
         _store_load(scale),
         _arrivals(scale),
+        _many(many),
     ]
     return [table for table in found if table.rows]
 
@@ -150,6 +154,16 @@ def _arrivals(scale: Scale) -> Table:
     table = Table("A host comes to a cluster, in its parts", ["endpoints", "hosts", "networks", *columns.values()])
     for population, found in scale.arrivals.items():
         table.add(*(f"{count:,}" for count in population), *(number(found[name]) for name in columns))
+    return table
+
+
+def _many(many: Many) -> Table:
+    """In the words of `COSTS`."""
+    columns = [f"{VARIANTS[variant]}, {which}" for variant in many.costs for which in ("first tenth", "last tenth")]
+    table = Table("Milliseconds for a network and a container more", ["", *columns])
+    for cost, title in COSTS.items() if many.costs else ():
+        found = [tenths(costs[cost]) if cost in costs else None for costs in many.costs.values()]
+        table.add(title, *(number(figure) if pair else "" for pair in found for figure in pair or (0, 0)))
     return table
 
 
