@@ -64,11 +64,15 @@ class Cluster:
 
     def keys(self, prefix: str = "") -> list[str]:
         """The store's keys, read past weft."""
+        return sorted(self.entries(prefix))
+
+    def entries(self, prefix: str = "") -> dict[str, str]:
+        """What the store has, by key, read past weft."""
         if self.lab.etcd.members:
-            return sorted(self.lab.etcd.entries(prefix))
+            return self.lab.etcd.entries(prefix)
         with closing(sqlite3.connect(f"file:{self.lab.plan.data}/store.db?mode=ro", uri=True)) as database:
-            query = "SELECT key FROM entries WHERE key >= ? AND key < ? ORDER BY key"
-            return [key for (key,) in database.execute(query, (prefix, prefix + "\U0010ffff"))]
+            query = "SELECT key, value FROM entries WHERE key >= ? AND key < ? ORDER BY key"
+            return dict(database.execute(query, (prefix, prefix + "\U0010ffff")))
 
     def links(self, host: Host) -> list[str]:
         """Names of the links in a host's data plane that are there for containers."""
