@@ -1,7 +1,7 @@
 """What we have to know of the host's own network: its addresses, their MTU, and where its routes go.
 
 A host with hundreds of containers has as many links, and an address and some routes for each, and it is asked every
-few seconds: so tables are parsed as our own are. pyroute2, which takes a millisecond for an entry, asks for single ones.
+few seconds: so tables are parsed as our own are. pyroute2, which takes a millisecond each, asks for single entries.
 """
 
 from __future__ import annotations
