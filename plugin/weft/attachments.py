@@ -162,9 +162,11 @@ class Attachments:
                     f"endpoint {endpoint.id} cannot have the interface {topology.port_name(endpoint.id)}, which "
                     f"{self._cluster.title(rival)} has ({rival.id}): start the container again, with another endpoint"
                 )
-            fresh = endpoint.id not in self._pinned
-            self._pinned.setdefault(endpoint.id, endpoint)
-            return fresh
+            seen = endpoint.id in self._cluster.endpoints.get(endpoint.vni, ())
+            if seen or endpoint.id in self._pinned:
+                return False
+            self._pinned[endpoint.id] = endpoint
+            return True
 
     def _rival(self, endpoint_id: str) -> Endpoint | None:
         """Another endpoint of this host whose port has the name that this one's would have: a part of its id."""

@@ -86,8 +86,8 @@ class Attachments(Protocol):
         ...
 
     def pin(self, endpoint: Endpoint) -> bool:
-        """Claim what the endpoint needs in the data plane until the agent has seen it in the store; False if that was
-        done before. `Conflict` if another endpoint of this host has an interface of the same name."""
+        """Claim what the endpoint needs in the data plane until the agent has seen it in the store; False if it has, or
+        that was done before. `Conflict` if another endpoint of this host has an interface of the same name."""
         ...
 
     def unpin(self, endpoint_id: str) -> None:
