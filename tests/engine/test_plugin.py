@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab import CommandFailed, Host, Lab
 from lab.host import RESOLVER
+from lab.plan import PROJECT
 from tests.engine.asking import Inside
 from tests.engine.conftest import Cluster, eventually, reaches
 from tests.engine.managed import Builder, Built, processes, settings, weft
 from tests.engine.traffic import pings
 from weft import __version__
+from weft.cli import WITHOUT_DAEMON
 from weft.config import SETTINGS, variable
 
 SUBNET = "10.77.0.0/24"
 CREATE = ("network", "create", "-d", "weft:latest", "--ipam-driver", "weft:latest", "--subnet", SUBNET, "app")
 NEWER = "99.0.0"
 MEGABYTES = 150
+WEFT = str(PROJECT / ".venv/bin/weft")
+DOCTOR = (WEFT, "doctor", "--json")
 
 
 class Plugins:
@@ -104,6 +110,61 @@ def test_the_same_source_gives_the_same_plugin(built: Built, builder: Builder) -
 def test_containers_of_plugins_from_a_registry_reach_each_other_by_name(cluster: Cluster, inside: Inside) -> None:
     assert reaches(cluster.h2, "web2", cluster.address(cluster.h1, "web1", "app"))
     eventually(lambda: reaches(cluster.h2, "web2", "web1"), "web1 by its name")
+
+
+def on_host(host: Host, *arguments: str) -> Any:
+    """What `weft ARGUMENTS --json` says that is installed on the host itself, and knows no setting of the plugin's."""
+    return json.loads(host.run(WEFT, *arguments, "--json", timeout=120))
+
+
+def without_daemon(host: Host, *arguments: str) -> Any:
+    """The same while the plugin does not run."""
+    with pytest.raises(CommandFailed) as ended:
+        on_host(host, *arguments)
+    assert ended.value.returncode == WITHOUT_DAEMON
+    assert "no weft daemon runs on this host" in ended.value.stderr
+    return json.loads(ended.value.stdout)
+
+
+def bundle(host: Host, file: Path) -> dict[str, str]:
+    """The parts of a support bundle."""
+    on_host(host, "support-bundle", "--output", str(file))
+    with tarfile.open(file) as archive:
+        found = {one.name.partition("/")[2]: archive.extractfile(one) for one in archive}
+        return {name: part.read().decode() for name, part in found.items() if part}
+
+
+def test_the_command_on_the_host_finds_the_plugin(cluster: Cluster, tmp_path: Path) -> None:
+    host = cluster.h1
+    status = on_host(host, "status")
+    assert (status["host"]["driver"], status["agent"]["synced"], status["endpoints"]) == ("weft:latest", True, 2)
+    assert [network["name"] for network in on_host(host, "network", "ls")] == ["app"]
+    assert {endpoint["names"][0] for endpoint in on_host(host, "endpoint", "ls")} == {"web1", "web2"}
+    assert {one["host"] for one in json.loads(host.run(*DOCTOR, check=False))["hosts"]} == {"h1", "h2"}
+    parts = bundle(host, tmp_path / "running.tar.gz")
+    assert json.loads(parts["daemon/status.json"])["host"] == status["host"]
+    assert json.loads(parts["snapshot.json"])
+
+
+def test_without_the_plugin_the_command_on_the_host_tells_what_it_last_knew(cluster: Cluster, tmp_path: Path) -> None:
+    host = cluster.h1
+    secret = (host.data / "weft/wireguard.key").read_text().strip()
+    host.docker("plugin", "disable", "-f", "weft")
+    try:
+        status = without_daemon(host, "status")
+        assert (status["host"]["name"], status["endpoints"]) == ("h1", 2)
+        assert [network["name"] for network in without_daemon(host, "network", "ls")] == ["app"]
+        assert {endpoint["names"][0] for endpoint in without_daemon(host, "endpoint", "ls")} == {"web1", "web2"}
+        found = json.loads(host.run(*DOCTOR, check=False))["findings"]
+        assert [one["command"] for one in found if one["cause"] == "weft does not run"]
+        assert not host.run("ls", "/var/lib/weft", check=False)
+        parts = bundle(host, tmp_path / "stopped.tar.gz")
+        assert json.loads(parts["daemon/networks.json"])[0]["name"] == "app"
+        assert json.loads(parts["snapshot.json"])
+        assert not [name for name, text in parts.items() if secret in text]
+    finally:
+        host.docker("plugin", "enable", "weft")
+    assert on_host(host, "status")["agent"]["synced"] is not None
 
 
 def disable_and_enable(host: Host, _: Plugins | None) -> None:

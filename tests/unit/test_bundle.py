@@ -6,6 +6,7 @@ import argparse
 import os
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -45,7 +46,9 @@ def options(tmp_path: Path) -> argparse.Namespace:
             "WEFT_DOCKER": "off",
         }
     )
-    return argparse.Namespace(settings=settings, output=tmp_path / "out.tar.gz", offline=lambda: None)
+    return argparse.Namespace(
+        settings=settings, output=tmp_path / "out.tar.gz", offline=lambda: SimpleNamespace(state=settings.state)
+    )
 
 
 def content(path: Path) -> dict[str, str]:
@@ -62,7 +65,7 @@ def test_planted_secrets_are_nowhere_in_the_file(options: argparse.Namespace, tm
             f'{{"Labels": {{"db_password": "{SECRETS["label"]}"}}, "j": "{SECRETS["token"]}"}}'
         ),
     }
-    secrets = bundle._secrets(bundle._secret_files(options.settings, options.settings.socket))
+    secrets = bundle._secrets(bundle._secret_files(options, options.settings.socket))
     bundle.pack(options.output, "h1", planted, secrets, lambda _: None)
     packed = "\n".join(content(options.output).values())
     for kind, secret in SECRETS.items():

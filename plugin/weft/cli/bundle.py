@@ -109,7 +109,7 @@ def parts(options: argparse.Namespace, socket_path: Path) -> dict[str, Part]:
         docker["docker/engine.json"] = partial(_as_json, DockerEngine(settings.docker, settings.driver).report)
     return {
         "settings.json": partial(_as_json, lambda: config.view(settings)),
-        "snapshot.json": partial(_read, settings.state / "snapshot.json"),
+        "snapshot.json": lambda: _read(options.offline().state / "snapshot.json"),
         **{f"daemon/{name}.json": partial(_ask, options, socket_path, name, path) for name, path in _ASKED.items()},
         **{f"{name}.txt": partial(_output, argv) for name, argv in _OF_HOST.items()},
         **{
@@ -151,7 +151,7 @@ def _run(options: argparse.Namespace, socket_path: Path) -> Any:
     name = f"weft-support-{settings.hostname}-{strftime('%Y%m%dT%H%M%S')}.tar.gz"
     path = (options.output or Path(name)).absolute()
     with progress("collecting") as say:
-        secrets = _secrets(_secret_files(settings, socket_path))
+        secrets = _secrets(_secret_files(options, socket_path))
         return pack(path, settings.hostname, parts(options, socket_path), secrets, say)
 
 
@@ -161,9 +161,10 @@ def _show(answer: Any, console: Any) -> None:
     console.print(f"{answer['file']}: look through it before you send it", markup=False, highlight=False)
 
 
-def _secret_files(settings: Settings, socket_path: Path) -> Iterator[Path]:
-    """Of this command's settings, and of the daemon's, which may be others."""
-    views = [config.view(settings)]
+def _secret_files(options: argparse.Namespace, socket_path: Path) -> Iterator[Path]:
+    """Of this command's settings, and of the daemon's, which may be others; a managed plugin sees other paths."""
+    yield options.offline().state / "wireguard.key"
+    views = [config.view(options.settings)]
     with suppress(WeftError):
         views.append(ask(socket_path, "GET", "/weft/settings"))
     for view in views:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 from weft import __version__
@@ -49,6 +50,11 @@ class Offline:
             return f"there is no snapshot in {folder} either (WEFT_STATE), so nothing is known of the cluster"
         when = datetime.fromtimestamp(self._snapshot.when).strftime("%Y-%m-%d %H:%M:%S")
         return f"this is what it last knew, of this host's networks, at {when} ({self._snapshot.path})"
+
+    @property
+    def state(self) -> Path:
+        """The daemon's state folder, by its path on the host."""
+        return self._snapshot.path.parent if self._snapshot else self._settings.state
 
     def hosts(self) -> list[dict[str, Any]]:
         hosts = sorted(self._cluster.hosts.values(), key=lambda host: host.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from time import time
@@ -58,11 +58,13 @@ def _alone(settings: Settings, problem: str) -> Examination:
     from weft.kernel import Inspection
     from weft.store.opening import open_store
 
-    with closing(Inspection(settings.run)) as host, closing(open_store(settings, patience=_PATIENCE)) as store:
-        others, me = _hosts(settings, store)
+    with ExitStack() as opened:
+        host = opened.enter_context(closing(Inspection(settings.run)))
+        store = opened.enter_context(closing(open_store(settings, patience=_PATIENCE))) if _is_there(settings) else None
+        others, me = _hosts(settings, store) if store else ([], None)
         underlay = host.address(settings.underlay, [other.underlay for other in others]) or (me.underlay if me else "")
         place = Place(underlay, [other.underlay for other in others], bool(me and me.wg_key))
-        facts = Checkup(settings, host, lambda: place, [of_store(store)]).look()
+        facts = Checkup(settings, host, lambda: place, [of_store(store)] if store else []).look()
     facts = replace(facts, daemon=problem)
     if rival := next((other for other in others if underlay and other.underlay == underlay), None):
         facts = replace(facts, registered=f"the underlay address {underlay} of this host is {rival.title}'s")
@@ -73,6 +75,11 @@ def _alone(settings: Settings, problem: str) -> Examination:
         drops=facts.drops, findings=findings,
     )  # fmt: skip
     return verdict.examine(View(identity, {me.id: me} if me else {}, set(), {identity: report}, port=settings.port))
+
+
+def _is_there(settings: Settings) -> bool:
+    """A file that is not there would be made: which store a managed plugin has, this command does not know."""
+    return bool(settings.etcd_endpoints) or settings.sqlite_path.exists()
 
 
 def _hosts(settings: Settings, store: Store) -> tuple[list[Host], Host | None]:

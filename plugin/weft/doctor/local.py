@@ -13,7 +13,8 @@ SLOW_STORE_SECONDS = 0.5
 def of_host(facts: Facts) -> Iterator[Finding]:
     """What is wrong with a host."""
     if facts.daemon:
-        yield _one(facts, "host", "weft does not run", facts.daemon, "systemctl start weft")
+        command = "systemctl start weft (a managed plugin: docker plugin enable weft)"
+        yield _one(facts, "host", "weft does not run", facts.daemon, command)
     port = list(_ports(facts))
     yield from port
     kernel = list(_kernel(facts))
