@@ -265,7 +265,7 @@ def test_a_host_that_knows_no_probes_is_unknown(machines: MakeMachines, store: S
     assert time.monotonic() - began < 2, "nobody waits for it"
     link = one.link(one, two)
     assert link
-    assert (link.small, link.faulty) == (None, False)
+    assert (link.small, link.faulty, link.when) == (None, False, 0)
     assert not wire.sent
 
 

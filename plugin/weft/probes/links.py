@@ -33,7 +33,7 @@ class ProbeLink:
 
     :param sender: id of the host; `from` in JSON. `receiver` likewise is `to`.
     :param size: MTU inside the tunnel, which is the size of a full probe.
-    :param when: Unix time of the measurement.
+    :param when: Unix time of the measurement; 0 if there was none.
     :param round: which measurement that was.
     :param small: loss of small probes whose checksum was ready.
     :param full: loss of those of full size.

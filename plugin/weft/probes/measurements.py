@@ -17,7 +17,7 @@ import threading
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from secrets import token_hex
-from time import monotonic, time
+from time import monotonic
 
 from weft import topology
 from weft.cluster import Cluster, Touched
@@ -138,10 +138,10 @@ class Probes:
     # What is known
 
     def _unknown(self) -> Iterable[ProbeLink]:
-        """Hosts that do not know probes."""
+        """Hosts that do not know probes, and were never measured."""
         for host in list(self._cluster.hosts.values()):
             if not host.probes and host.id != self._me.id:
-                yield ProbeLink(self._me.id, host.id, "plain", 0, time())
+                yield ProbeLink(self._me.id, host.id, "plain", 0, 0)
 
     def _read(self) -> list[Results]:
         """The records of all hosts, not older than a moment."""

@@ -97,7 +97,7 @@ function ofPair(pair, bound) {
         ["Loss, full size", link.full != null && percent(link.full)],
         ["Largest passed", link.mtu != null && `${link.mtu} of ${link.size} bytes`],
         ["Corrupted", link.corrupt > 0 && String(link.corrupt)],
-        ["Measured", h("time", { datetime: new Date(link.when * 1000).toISOString() }, clock(link.when))],
+        ["Measured", link.when ? h("time", { datetime: new Date(link.when * 1000).toISOString() }, clock(link.when)) : "never"],
       ]),
     ]),
   ].flat(2);
