@@ -43,10 +43,10 @@ from weft.driver import Driver
 from weft.encryption import Encryption
 from weft.engine.inventory import Engine
 from weft.engine.sweeper import Due
-from weft.errors import ConfigError, Conflict, InvalidRequest, NotFound, StoreError
+from weft.errors import ConfigError, Conflict, InvalidRequest, StoreError
 from weft.foreign import Foreign
 from weft.garbage import Garbage
-from weft.hosts import Hosts
+from weft.hosts import Hosts, find_host
 from weft.identity import LocalHost
 from weft.journal import Journal
 from weft.model import SCHEMA, Host, Network
@@ -170,13 +170,9 @@ def create_admin(parts: Parts) -> Blueprint:
     @admin.get("/doctor")
     def examine() -> Response:
         peer = request.args.get("peer")
-        known = {
-            name: host.name for host in list(cluster.hosts.values()) for name in (host.id, host.underlay, host.name)
-        }
-        if peer and peer not in known:
-            raise NotFound(f"no host is called {peer!r} (known: {', '.join(sorted(set(known.values())))})")
+        about = find_host(list(cluster.hosts.values()), peer) if peer else None  # the store may be away
         found = parts.doctor.examine()
-        return jsonify((found.about(known[peer]) if peer else found).to_json())
+        return jsonify((found.about(about.name) if about else found).to_json())
 
     @admin.get("/settings")
     def settings() -> Response:

@@ -8,7 +8,7 @@ and underlay address are refused to others until it is forgotten.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from time import monotonic
 
 from weft.cluster import Cluster
@@ -154,14 +154,8 @@ class Hosts:
         )
 
     def find(self, name_or_id: str) -> Host:
-        """The host of this name, address, or id (or beginning of it)."""
-        hosts = self.all()
-        found = [h for h in hosts if name_or_id in (h.id, h.name, h.underlay)]
-        found = found or [h for h in hosts if name_or_id and h.id.startswith(name_or_id)]
-        if len(found) == 1:
-            return found[0]
-        known = ", ".join(sorted(h.name for h in hosts))
-        raise NotFound(f"{'several hosts are' if found else 'no host is'} called {name_or_id!r} (known: {known})")
+        """See `find_host`; as the store has them."""
+        return find_host(self.all(), name_or_id)
 
     def forget(self, host: Host, *, force: bool = False) -> None:
         """Collect all that a host has: endpoints, addresses, its parts of networks and pools, and its record.
@@ -209,6 +203,16 @@ class Hosts:
             entry = self._store.get(address_key(cidr, address))
             if entry and Allocation.read(entry).host == host.id:
                 yield entry
+
+
+def find_host(hosts: Collection[Host], name_or_id: str) -> Host:
+    """The host of this name, address, or id (or beginning of it); `NotFound` lists those there are."""
+    found = [h for h in hosts if name_or_id in (h.id, h.name, h.underlay)]
+    found = found or [h for h in hosts if name_or_id and h.id.startswith(name_or_id)]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(sorted(h.name for h in hosts))
+    raise NotFound(f"{'several hosts are' if found else 'no host is'} called {name_or_id!r} (known: {known})")
 
 
 def _refuse_double(me: Host, hosts: Sequence[Host]) -> None:
