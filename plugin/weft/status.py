@@ -21,6 +21,7 @@ from weft.model import ADDRESSES, POOLS, Allocation, Endpoint, Host, Network, Po
 from weft.options import chosen_options, rate_text
 from weft.presence import Presence
 from weft.store import Store
+from weft.web.health import Health
 
 _MOST_FOREIGN = 10
 
@@ -112,16 +113,11 @@ class Status:
 
     def problems(self) -> Iterator[str]:
         """All that keeps something from working here, each in one line for a person."""
-        if self.presence.problem:
-            yield f"the store: {self.presence.problem}"
+        yield from Health(self.cluster, self.agent, self.presence, self.encryption).hindered()
         if self.sweeper:
             if self.sweeper.problem:
                 yield f"Docker: {self.sweeper.problem}"
             yield from (f"conflict: {text}" for _, text in sorted(self.sweeper.conflicts.items()))
-        if self.agent.problem:
-            yield f"the data plane: {self.agent.problem}"
-        if self.encryption.problem:
-            yield f"encrypted networks: {self.encryption.problem}"
         if self.names and self.names.problem:
             yield f"names: {self.names.problem}"
         yield from sorted(self.foreign.known.values())[:_MOST_FOREIGN]

@@ -58,9 +58,9 @@ LAYERS = [
         "engine.restarts",
         "engine.containers",
         "names.sandboxes",
-        "status",
     },
     {"names.askers", "names.publisher", "web.health", "doctor.checkup", "doctor.examination"},
+    {"status"},
     {
         "wire",
         "api",
