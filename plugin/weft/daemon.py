@@ -203,15 +203,16 @@ def build(settings: Settings, manager: Manager) -> Weft:
     )
     probes = Probes(patient, cluster, me, prober, interval=settings.probe_interval)
     agent.listeners.append(probes.follow)
+    engine = DockerEngine(settings.docker, settings.driver) if settings.docker != "off" else None
     sweeper = collector = names = None
-    if settings.docker != "off":
+    if engine:
         collector = Collector(patient, me.host, cluster, driver, ipam, grace=settings.gc_grace)
-        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, presence, collector)
+        sweeper = _sweeper(settings, patient, me.host, agent, driver, ipam, presence, collector, engine)
         names = NameService(
             patient,
             me.host,
             cluster,
-            DockerEngine(settings.docker, settings.driver),
+            engine,
             kernel,
             address=settings.dns,
             sandboxes=settings.run.parent / "netns",
@@ -244,7 +245,6 @@ def build(settings: Settings, manager: Manager) -> Weft:
         resolver=settings.dns if names else "",
         foreign=foreign,
     )
-    engine = DockerEngine(settings.docker, settings.driver) if settings.docker != "off" else None
     garbage = Garbage(presence, sweeper, collector)
     inspection = Inspection(settings.run)
     daemon = checkup.of_daemon(settings, kernel, agent, presence, encryption, garbage, sweeper, names)
@@ -315,9 +315,10 @@ def _sweeper(
     ipam: Ipam,
     presence: Presence,
     collector: Collector,
+    engine: DockerEngine,
 ) -> Sweeper:
     """What compares this host's Docker Engine with the store."""
-    engine, cluster = DockerEngine(settings.docker, settings.driver), agent.cluster
+    cluster = agent.cluster
     patience = 2 * settings.gc_grace + MARGIN_SECONDS  # twice: a collector looks after every half of its grace
     adoption = Adoption(store, host, cluster, driver, ipam, patience=patience)
     mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirrors)
