@@ -26,9 +26,18 @@ _CHANGE_TIMEOUT = 120
 """Creating and removing take several calls of the engine to our own driver, which may wait for the store."""
 _OLDEST = ("20.10", "1.41")
 """The oldest engine that weft is made for, and its API."""
+_WITHOUT_IPV4 = ("28.0", "1.48")
+"""The first engine that has networks of IPv6 alone."""
 _GATEWAY_NETWORK = "docker_gwbridge"
 _GATEWAY_NAME = "gateway_"
 _CONTAINER_EVENTS = ["start", "die", "rename", "connect", "disconnect"]
+
+
+class _Client(docker.APIClient):  # type: ignore[misc]
+    def make_network(self, asked: dict[str, Any]) -> str:
+        """`create_network` with a body of ours, since that of the SDK does not know `EnableIPv4`; returns the id."""
+        reply = self._result(self._post_json(self._url("/networks/create"), data=asked), json=True)
+        return str(reply["Id"])
 
 
 class DockerEngine:
@@ -71,22 +80,28 @@ class DockerEngine:
             }
             for pool in network.pools
         ]
+        asked = {
+            "Name": network.name,
+            "Driver": self._driver,
+            "Options": dict(published.options),
+            "IPAM": {"Driver": self._driver, "Options": dict(published.ipam_options), "Config": pools},
+            "CheckDuplicate": True,
+            "Internal": network.internal,
+            "Labels": dict(published.labels),
+            "EnableIPv6": published.ipv6,
+            "Attachable": published.attachable,
+        }
+        subnets = [pool.cidr for pool in network.pools]
         with self._client(_CHANGE_TIMEOUT) as client:
+            if subnets and all(":" in cidr for cidr in subnets):
+                release, api = _WITHOUT_IPV4
+                if docker.utils.version_lt(client.api_version, api):
+                    raise EngineError(f"network {network.name} has no IPv4: it takes Docker Engine {release} or newer")
+                asked["EnableIPv4"] = False
             try:
-                made: dict[str, str] = client.create_network(
-                    network.name,
-                    driver=self._driver,
-                    options=dict(published.options),
-                    ipam={"Driver": self._driver, "Options": dict(published.ipam_options), "Config": pools},
-                    check_duplicate=True,
-                    internal=network.internal,
-                    labels=dict(published.labels),
-                    enable_ipv6=published.ipv6,
-                    attachable=published.attachable,
-                )
+                return client.make_network(asked)
             except docker.errors.APIError as error:
                 raise EngineError(f"Docker refuses to create network {network.name}: {error.explanation}") from error
-            return made["Id"]
 
     def remove(self, network_id: str) -> bool:
         with self._client(_CHANGE_TIMEOUT) as client:
@@ -176,10 +191,10 @@ class DockerEngine:
         return [folder for settings in plugins for folder in _state_folders(settings)]
 
     @contextmanager
-    def _client(self, timeout: int = _TIMEOUT) -> Iterator[docker.APIClient]:
+    def _client(self, timeout: int = _TIMEOUT) -> Iterator[_Client]:
         client = None
         try:
-            client = docker.APIClient(base_url=self._url, version="auto", timeout=timeout)
+            client = _Client(base_url=self._url, version="auto", timeout=timeout)
             self._check_age(client.api_version)
             yield client
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
