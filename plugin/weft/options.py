@@ -109,6 +109,10 @@ def parse_options(given: Mapping[str, Any]) -> NetworkOptions:
         if values.setdefault(name, value) != value:
             both = f"{values[name]} and {value}"
             raise InvalidRequest(f"option {_option(name)} is given twice with different values: {both}")
+    if values.get("floating") and values.get("multicast") == 0:
+        raise InvalidRequest(
+            "floating=on and multicast=off: a floating IPv6 address is announced by multicast, choose one"
+        )
     return NetworkOptions(**values)
 
 

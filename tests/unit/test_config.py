@@ -187,6 +187,7 @@ def test_options(given: dict[str, str], expected: NetworkOptions) -> None:
         ({"rate": "on"}, "option rate=on: must be off, or a rate as tc writes it"),
         ({"ifname": "1st"}, "must be a letter and up to 11"),
         ({"ifname": "averylongname"}, "must be a letter and up to 11"),
+        ({"floating": "on", "weft.multicast": "off"}, "announced by multicast"),
         ({"colour": ""}, "weft.network, weft.encrypted, weft.port, weft.source-ports, weft.ttl"),
     ],
 )
