@@ -5,12 +5,15 @@ So a host can lose the store without losing another host, and a member can lose 
 
 import json
 import shutil
+import ssl
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPConnection, HTTPException
+from socket import socket
 from typing import Any
 
+from lab.certificates import Certificates
 from lab.daemon import Daemon
 from lab.machine import Machine
 from lab.plan import CLIENT_PORT, Plan, in_url
@@ -22,6 +25,8 @@ _PATIENCE = 2.0
 """Seconds to wait for a member's answer."""
 _ROOT = "/weft/v1/"
 """What weft's keys begin with, unless WEFT_STORE says otherwise."""
+_PASSWORD = "correct horse"
+"""Of etcd's users, root and weft."""
 _MACHINE = """
 mount -n -t proc proc /proc
 mount -n -t tmpfs -o mode=755 tmpfs /run
@@ -34,7 +39,8 @@ class Member(Machine):
     def __init__(self, plan: Plan, index: int, underlay: Underlay) -> None:
         super().__init__(plan, plan.members[index], index, underlay)
         self.etcd = Daemon("etcd", self._namespaces, self.data / "etcd.log")
-        self._client_url = f"http://{in_url(self.address)}:{CLIENT_PORT}"
+        self._scheme = "https" if plan.secure else "http"
+        self._client_url = f"{self._scheme}://{in_url(self.address)}:{CLIENT_PORT}"
 
     @property
     def daemons(self) -> list[Daemon]:
@@ -48,7 +54,10 @@ class Member(Machine):
         self.start()
 
     def start(self) -> None:
-        peers = {name: f"http://{in_url(self._plan.address(i))}:{_PEER_PORT}" for i, name in self._plan.members.items()}
+        peers = {
+            name: f"{self._scheme}://{in_url(self._plan.address(i))}:{_PEER_PORT}"
+            for i, name in self._plan.members.items()
+        }
         options = {
             "name": self.name,
             "data-dir": self.data / "etcd",
@@ -58,8 +67,17 @@ class Member(Machine):
             "initial-advertise-peer-urls": peers[self.name],
             "initial-cluster": ",".join(f"{name}={url}" for name, url in peers.items()),
         }
-        argv = ["etcd", *(f"--{option}={value}" for option, value in options.items())]
+        argv = ["etcd", *(f"--{option}={value}" for option, value in options.items()), *self._tls()]
         self.etcd.start(argv, env=self._environment(), ready=self.serves, timeout=30)
+
+    def _tls(self) -> list[str]:
+        """As docs/etcd.md says."""
+        if not self._plan.secure:
+            return []
+        folder = self._plan.certificates
+        files = {"cert-file": "server.crt", "key-file": "server.key", "trusted-ca-file": "ca.crt"}
+        named = [f"--{kind}{option}={folder / file}" for kind in ("", "peer-") for option, file in files.items()]
+        return [*named, "--client-cert-auth", "--peer-client-cert-auth", "--bcrypt-cost=4"]
 
     def start_missing(self) -> None:
         if not self.etcd.pid:
@@ -77,15 +95,26 @@ class Member(Machine):
 
     def call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """This member's answer over its JSON gateway, asked on its own machine, whatever is cut."""
+        login = path != "auth/authenticate" and self._plan.password.exists()
+        token = self.call("auth/authenticate", {"name": "root", "password": _PASSWORD})["token"] if login else ""
         connection = HTTPConnection(self.address)
-        connection.sock = self._namespaces.dial(self.address, CLIENT_PORT, timeout=_PATIENCE)
+        connection.sock = self._dial()
         with closing(connection):
-            connection.request("POST", f"/v3/{path}", json.dumps(body))
+            connection.request("POST", f"/v3/{path}", json.dumps(body), {"Authorization": token} if token else {})
             response = connection.getresponse()
             answer: dict[str, Any] = json.load(response)
         if response.status != 200:
             raise LabError(f"{self.name}: {path}: {answer.get('message')}")
         return answer
+
+    def _dial(self) -> socket:
+        plain = self._namespaces.dial(self.address, CLIENT_PORT, timeout=_PATIENCE)
+        if not self._plan.secure:
+            return plain
+        folder = self._plan.certificates
+        context = ssl.create_default_context(cafile=folder / "ca.crt")
+        context.load_cert_chain(folder / "client.crt", folder / "client.key")
+        return context.wrap_socket(plain, server_hostname=self.address)
 
     def serves(self) -> bool:
         """Whether it answers, with most of the members behind it."""
@@ -108,11 +137,28 @@ class Etcd:
 
     def __init__(self, plan: Plan, underlay: Underlay) -> None:
         self.members = [Member(plan, index, underlay) for index in plan.members]
+        self._plan = plan
 
     def boot(self) -> None:
         if self.members and not shutil.which("etcd"):
             raise LabError("etcd is missing: lab/setup.sh installs what the lab needs")
+        if self._plan.secure:
+            Certificates(self._plan.certificates, [member.address for member in self.members])
         all_at_once(Member.boot, self.members)
+        if self._plan.secure:
+            self._want_users()
+
+    def _want_users(self) -> None:
+        """weft's may do what docs/etcd.md says, and nothing else."""
+        start, end = _range("/weft/")
+        for name, role in (("root", "root"), ("weft", "weft")):
+            self._call("auth/role/add", {"name": role})
+            self._call("auth/user/add", {"name": name, "password": _PASSWORD})
+            self._call("auth/user/grant", {"user": name, "role": role})
+        permission = {"permType": "READWRITE", "key": start, "range_end": end}
+        self._call("auth/role/grant", {"name": "weft", "perm": permission})
+        self._call("auth/enable", {})
+        self._plan.password.write_text(f"{_PASSWORD}\n")
 
     def start(self) -> None:
         all_at_once(Member.start, self.members)
@@ -133,22 +179,20 @@ class Etcd:
 
     def entries(self, prefix: str = "") -> dict[str, str]:
         """Values by key, without what all keys begin with, as they stand at one moment."""
-        start = f"{_ROOT}{prefix}"
-        end = start[:-1] + chr(ord(start[-1]) + 1)
-        member = self._first(Member.serves, "no member of etcd serves")
-        found = member.call("kv/range", {"key": _base64(start), "range_end": _base64(end)}).get("kvs", [])
+        start, end = _range(_ROOT + prefix)
+        found = self._call("kv/range", {"key": start, "range_end": end}).get("kvs", [])
         return {_text(one["key"]).removeprefix(_ROOT): _text(one.get("value", "")) for one in found}
 
     def put(self, key: str, value: str) -> None:
         """Past weft, as nobody should."""
-        member = self._first(Member.serves, "no member of etcd serves")
-        member.call("kv/put", {"key": _base64(_ROOT + key), "value": _base64(value)})
+        self._call("kv/put", {"key": _base64(_ROOT + key), "value": _base64(value)})
 
     def delete(self, prefix: str) -> None:
-        start = f"{_ROOT}{prefix}"
-        end = start[:-1] + chr(ord(start[-1]) + 1)
-        member = self._first(Member.serves, "no member of etcd serves")
-        member.call("kv/deleterange", {"key": _base64(start), "range_end": _base64(end)})
+        start, end = _range(_ROOT + prefix)
+        self._call("kv/deleterange", {"key": start, "range_end": end})
+
+    def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._first(Member.serves, "no member of etcd serves").call(path, body)
 
     def _first(self, fits: Callable[[Member], bool], otherwise: str) -> Member:
         for member in self.members:
@@ -159,6 +203,11 @@ class Etcd:
 
 def _base64(text: str) -> str:
     return b64encode(text.encode()).decode()
+
+
+def _range(prefix: str) -> tuple[str, str]:
+    """Of all keys that begin with it."""
+    return _base64(prefix), _base64(prefix[:-1] + chr(ord(prefix[-1]) + 1))
 
 
 def _text(encoded: str) -> str:

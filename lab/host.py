@@ -73,6 +73,17 @@ class Host(Machine):
             "WEFT_HOSTNAME": self.name,
             "WEFT_UNDERLAY": "eth0",
             "WEFT_DOCKER": "unix:///var/run/docker.sock",
+            **(self._access(plan) if plan.secure else {}),
+        }
+
+    def _access(self, plan: Plan) -> dict[str, str]:
+        folder = plan.certificates
+        return {
+            "WEFT_STORE_CA": str(folder / "ca.crt"),
+            "WEFT_STORE_CERT": str(folder / "client.crt"),
+            "WEFT_STORE_KEY": str(folder / "client.key"),
+            "WEFT_STORE_USER": "weft",
+            "WEFT_STORE_PASSWORD_FILE": str(plan.password),
         }
 
     def _engine_defaults(self, plan: Plan) -> dict[str, object]:

@@ -44,7 +44,7 @@ class Lab:
     ) -> None:
         """`settings`: further variables for weft. `engine_options`: further keys of daemon.json.
         `binaries`: a folder with another Docker than the machine's. `data_root`: where hosts' disks are.
-        `store`: "sqlite", one file for all, or "etcd", three members on the switch."""
+        `store`: "sqlite", one file for all, or three members on the switch: "etcd", or "etcds" with TLS and users."""
         self.plan = Plan(hosts, name, subnet, mtu, weft, settings, engine_options, binaries, data_root, store)
         self.underlay = Underlay(self.plan)
         self.etcd = Etcd(self.plan, self.underlay)

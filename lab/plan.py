@@ -18,7 +18,8 @@ RUNTIME = Path("/run", LABS)
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin"
 CLIENT_PORT = 2379
 """On which members of etcd serve."""
-STORES = ("sqlite", "etcd")
+STORES = ("sqlite", "etcd", "etcds")
+"""The last is etcd with TLS and users."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,27 @@ class Plan:
     @property
     def members(self) -> dict[int, str]:
         """Names of etcd's members by their port of the switch; none if the store is another."""
-        return {250 + number: f"etcd{number}" for number in (1, 2, 3)} if self.store == "etcd" else {}
+        return {250 + number: f"etcd{number}" for number in (1, 2, 3)} if self.store != "sqlite" else {}
 
     @property
     def store_url(self) -> str:
         places = ",".join(f"{in_url(self.address(index))}:{CLIENT_PORT}" for index in self.members)
-        return f"etcd://{places}" if places else f"sqlite://{self.data}/store.db"
+        return f"{self.store}://{places}" if places else f"sqlite://{self.data}/store.db"
+
+    @property
+    def secure(self) -> bool:
+        """The store wants certificates, and a user's password."""
+        return self.store == "etcds"
+
+    @property
+    def certificates(self) -> Path:
+        """Folder of the CA's certificate and of what it has signed."""
+        return self.data / "certificates"
+
+    @property
+    def password(self) -> Path:
+        """File with that of etcd's user `weft`; there once etcd asks for it."""
+        return self.certificates / "password"
 
     def save(self) -> None:
         self.runtime.mkdir(parents=True)

@@ -20,6 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from lab.certificates import Certificates
+
 MISSING = "" if shutil.which("etcd") else "etcd is not installed: run lab/setup.sh"
 """Why there can be no etcd here."""
 _READY_SECONDS = 60.0
@@ -31,44 +33,6 @@ _PORTS = range(20000, 32000)
 def in_memory() -> TemporaryDirectory[str]:
     """A folder with no disk behind it: etcd waits for the disk at each write, and a busy one takes seconds."""
     return TemporaryDirectory(prefix="weft-etcd-", dir="/dev/shm")
-
-
-class Certificates:
-    """A CA, a certificate for etcd and one for its clients, without CN as etcd's gateway wants it.
-
-    :param usage: what etcd's certificate is good for; its gateway is a client of etcd itself.
-    """
-
-    def __init__(self, folder: Path, usage: str = "serverAuth,clientAuth") -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self.ca = folder / "ca.crt"
-        self._make("ca", "-addext", "basicConstraints=critical,CA:TRUE")
-        self.server = self._signed("server", f"extendedKeyUsage={usage}", "subjectAltName=IP:127.0.0.1")
-        self.client = self._signed("client", "extendedKeyUsage=clientAuth")
-
-    def client_with_name(self) -> tuple[Path, Path]:
-        return self._signed("named", "extendedKeyUsage=clientAuth", subject="/O=weft/CN=weft")
-
-    def _signed(self, name: str, *extensions: str, subject: str = "") -> tuple[Path, Path]:
-        options = [option for extension in extensions for option in ("-addext", extension)]
-        signed = [
-            "-CA",
-            str(self.ca),
-            "-CAkey",
-            str(self.ca.with_suffix(".key")),
-            "-addext",
-            "basicConstraints=CA:FALSE",
-        ]
-        return self._make(name, *signed, *options, subject=subject)
-
-    def _make(self, name: str, *options: str, subject: str = "") -> tuple[Path, Path]:
-        crt, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
-        subject = subject or f"/O=weft {name}"
-        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", subject]
-        command = ["openssl", "req", "-x509", *kind, "-days", "2", "-out", str(crt), "-keyout", str(key), *options]
-        subprocess.run(command, check=True, capture_output=True, timeout=10)
-        return crt, key
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,11 +18,12 @@ from statistics import median
 import pytest
 
 import weft
-from tests.etcd import MISSING, Certificates, Cluster, Member, Place, base64, in_memory
+from lab.certificates import Certificates
+from tests.etcd import MISSING, Cluster, Member, Place, base64, in_memory
 from tests.netns.plugin import Plugin, get, wait_until
 from tests.netns.world import Namespace, World, wait_for
 from weft.errors import StoreError
-from weft.model import ALIVE, ENDPOINTS, HOSTS
+from weft.model import ALIVE, ENDPOINTS, HOSTS, SCHEMA, SCHEMA_KEY
 from weft.probes.links import RESULTS
 from weft.store import Changes, Delete, DeleteAll, KeyIs, Put, Snapshot
 from weft.store.etcd import EtcdStore
@@ -765,6 +766,26 @@ def serve_over_etcd(plugin: Plugin, make_cluster: MakeCluster, endpoint: str) ->
     left = [entry.key for entry in store.list("").entries]
     assert [key for key in left if not key.startswith((HOSTS, ALIVE, RESULTS))] == ["schema"]
     store.close()
+
+
+def test_a_store_of_a_newer_weft_is_left_alone(make_cluster: MakeCluster, tmp_path: Path) -> None:
+    with closing(Plugin(tmp_path / "h1", store=tmp_path / "unused")) as plugin:
+        plugin.settings["store"] = "etcd://127.0.0.1:2379"
+        Namespace(Path(f"/proc/{plugin.host.pid}/ns/net")).do(lambda: meet_newer_schema(plugin, make_cluster))
+
+
+def meet_newer_schema(plugin: Plugin, make_cluster: MakeCluster) -> None:
+    cluster = make_cluster((Place("127.0.0.1", tuple(plugin.host.enter(()))),))
+    newer = f"schema {SCHEMA + 1}, this one knows {SCHEMA}"
+    with closing(EtcdStore(cluster.endpoints)) as store:
+        store.transact([], [Put(SCHEMA_KEY, str(SCHEMA + 1))])
+        done = plugin.run_to_end()
+        assert done.returncode == 3
+        assert f"weft cannot start: the store was written by a newer weft ({newer}): upgrade weft here" in done.stderr
+        assert [entry.key for entry in store.list("").entries] == [SCHEMA_KEY]
+        store.transact([], [Put(SCHEMA_KEY, str(SCHEMA))])
+        plugin.start()
+        assert f"weft {weft.__version__} serves host h1 " in plugin.log.read_text()
 
 
 def test_a_weft_that_cannot_use_etcd_says_why_and_ends(tmp_path: Path) -> None:
