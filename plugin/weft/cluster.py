@@ -113,15 +113,24 @@ class Cluster:
             follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
             self.unreadable.pop(key, None)
             try:
-                if follow is None:
-                    raise ValueError("weft knows no such key")
-                follow(key, value, touched)
+                if follow:
+                    follow(key, value, touched)
+                elif value is not None:
+                    self._leave_out_unknown(key)
             except (StoreError, ValueError) as error:
                 if value is not None:
                     log.error("the store's entry %s is left out: %s", key, error)
                     self.unreadable[key] = str(error if isinstance(error, Unreadable) else unreadable(key, error))
             self.version += 1  # not before: who looks meanwhile would take the old for the new
         return touched
+
+    def _leave_out_unknown(self, key: str) -> None:
+        """A newer weft may write thousands of a new kind: the log has the first."""
+        why = str(unreadable(key, ValueError("weft knows no such key")))
+        kind = "/".join(key.split("/")[:2])
+        if not any(other.startswith(kind) for other in self.unreadable):
+            log.warning("left out: %s", why)
+        self.unreadable[key] = why
 
     def title(self, endpoint: Endpoint) -> str:
         """How messages call an endpoint: as its container, if that is known."""

@@ -11,7 +11,7 @@ import pytest
 from lab import CommandFailed, Host
 from lab.host import PLUGIN_SOCKET
 from tests.engine.conftest import Cluster, eventually, reaches
-from weft import cli
+from weft import __version__, cli
 
 SUBNET = "10.88.0.0/24"
 CREATE = ("network", "create", "--subnet", SUBNET, "--gateway", "10.88.0.9", "--label", "team=net", "app")
@@ -132,7 +132,7 @@ def test_each_line_of_the_log_is_an_object_if_wanted(app: Cluster) -> None:
     app.h1.stop_weft()
     lines = [json.loads(line) for line in app.h1.log("weft")[before:].splitlines()]
     app.h1.start_weft()
-    assert any(line["logger"] == "weft" and "serves host h1" in line["message"] for line in lines)
+    assert any(line["logger"] == "weft" and f"weft {__version__} serves host h1 " in line["message"] for line in lines)
     assert all(line["time"] and line["level"] for line in lines)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lab import Host, Lab
+from lab import CommandFailed, Host, Lab
 from lab.host import RESOLVER
 from lab.plan import PROJECT
 from tests.engine.conftest import eventually
@@ -125,6 +125,25 @@ def test_a_healthy_cluster_has_no_fault(clinic: Clinic) -> None:
     assert clinic.examine(clinic.h2, "--peer", "h3").answer["hosts"][0]["host"] == "h3"
     code, _ = clinic.doctor(clinic.h2, "--peer", "h9")
     assert code == 2
+
+
+def test_entries_of_the_store_that_are_none_of_wefts(clinic: Clinic) -> None:
+    """Someone else's, a broken one, and one of a network that there is not."""
+    keys = ("elsewhere/x", "ipam/addresses/10.9.0.0/29/10.9.0.3", "topology/networks/9", "names/gone")
+    for key in keys:
+        clinic.etcd.put(key, "{" if "9" in key else "8")
+    found = clinic.finds({("store", "warning", ())})
+    assert [one["command"] for one in found.answer["findings"]] == [f"weft gc --entry {key}" for key in sorted(keys)]
+    status = clinic.h1.ask_weft("status")
+    assert all(f"the store's entry {key} " in status for key in keys)
+    assert "topology/networks/9" in clinic.h2.ask_weft("status"), "its mirror has met it"
+    with pytest.raises(CommandFailed, match="the store's entry schema is one that weft needs"):
+        clinic.h1.ask_weft("gc", "--entry", "schema")
+    for key in keys:
+        clinic.h1.ask_weft("gc", "--entry", key)
+    assert not clinic.etcd.entries().keys() & set(keys)
+    clinic.finds(set())
+    assert all("no problem" in host.ask_weft("status") for host in (clinic.h1, clinic.h2))
 
 
 def test_faults_inside_of_hosts(clinic: Clinic) -> None:

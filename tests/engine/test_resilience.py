@@ -106,14 +106,26 @@ def data_plane(host: Host) -> set[str]:
 
 
 def test_leftovers_of_a_stopped_weft_are_collected(cluster: Cluster, pair: tuple[str, str]) -> None:
-    """The engine never repeats what it could not say."""
-    with without_weft(cluster.h1):
-        cluster.h1.docker("rm", "-f", "web1")
-        assert len(cluster.keys("topology/endpoints/")) == 2
+    """The engine never repeats what it could not say. `weft gc --dry-run` tells what is to be collected, and why."""
+    usual = cluster.h1.settings
+    cluster.h1.settings = {**usual, "WEFT_GC_GRACE": "300"}
+    try:
+        with without_weft(cluster.h1):
+            cluster.h1.docker("rm", "-f", "web1")
+            assert len(cluster.keys("topology/endpoints/")) == 2
+        known = {key.rpartition("/")[2] for key in cluster.keys("topology/endpoints/")}
+        (endpoint,) = known - {cluster.address(cluster.h2, "web2", "app", field="EndpointID")}
+        told = cluster.h1.ask_weft("gc", "--dry-run")
+        assert re.search(rf"endpoint {endpoint[:12]} \(VNI 4242\) +this host's Docker does not have it +in \d+ s", told)
+        assert len(told.splitlines()) == 2
+    finally:
+        cluster.h1.settings = usual
+        cluster.h1.restart_weft()
     eventually(lambda: len(cluster.keys("topology/endpoints/")) == 1, "web1's endpoint is collected")
     eventually(lambda: f"ipam/addresses/{SUBNET}/{pair[0]}" not in cluster.keys("ipam/"), "its address as well")
     eventually(lambda: not any(name.startswith("wp") for name in cluster.links(cluster.h1)), "and its veth")
     eventually(lambda: pair[0] not in cluster.h2.dataplane("ip", "neigh"), "and h2's rows for it")
+    assert cluster.h1.ask_weft("gc", "--dry-run") == "nothing to collect"
 
 
 def test_a_network_removed_while_weft_was_down_is_collected(cluster: Cluster) -> None:

@@ -45,6 +45,22 @@ def made(tmp_path: Path) -> Iterator[MakeHost]:
             assert "Traceback" not in one.log.read_text()
 
 
+def test_without_a_setting_the_vtep_address_is_towards_the_other_hosts(made: MakeHost) -> None:
+    """And not by the default route, which leads elsewhere."""
+    one, other = made(1, underlay=""), made(2)
+    for words in (
+        "link add uplink type veth peer name wire",
+        "link set wire up",
+        "link set uplink up",
+        "addr add 203.0.113.1/24 dev uplink",
+        "route add default via 203.0.113.254",
+    ):
+        one.host.run("ip", *words.split())
+    other.start()
+    one.start()
+    assert answer(one, "status")["host"]["underlay"] == "192.168.78.1"
+
+
 def command(host: Plugin, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The `weft` command on that host, as a person types it."""
     argv = host.host.enter([sys.executable, "-m", "weft", *arguments])

@@ -76,6 +76,20 @@ def test_default_route_may_name_its_source(host: Host) -> None:
     assert host.kernel.underlay_address("") == "198.51.100.2"
 
 
+def test_the_route_to_other_hosts_or_the_store_comes_before_the_default_route(host: Host) -> None:
+    """As `weft serve` asks: first where the others are, then where the store is."""
+    assert host.kernel.underlay_address("", towards=["192.0.2.9"]) == "192.0.2.1"
+    host.ip("route add 198.18.0.0/24 via 192.0.2.254")
+    assert host.kernel.underlay_address("", towards=["198.18.0.9", "203.0.113.9"]) == "192.0.2.1"
+    assert host.kernel.underlay_address("", towards=["203.0.113.9", "198.18.0.9"]) == "203.0.113.1"
+    host.ip("route add unreachable 198.18.1.0/24")
+    assert host.kernel.underlay_address("", towards=["198.18.1.9", "198.18.0.9"]) == "192.0.2.1"
+    assert host.kernel.underlay_address("", towards=["127.0.0.1", "192.0.2.1"]) == "203.0.113.1"  # itself: no way out
+    assert host.kernel.underlay_address("", towards=["192.0.2.9", "2001:db8::9"], family=6) == "2001:db8::1"
+    assert host.kernel.underlay_address("eth1", towards=["192.0.2.9"]) == "198.51.100.1"
+    assert host.kernel.underlay_address("", towards=["192.0.2.9"], present="203.0.113.1") == "203.0.113.1"
+
+
 def test_better_default_route_wins(host: Host) -> None:
     host.ip("route del default")
     host.ip("route add default via 203.0.113.254 metric 100")
