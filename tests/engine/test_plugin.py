@@ -148,6 +148,8 @@ def test_the_command_on_the_host_finds_the_plugin(cluster: Cluster, tmp_path: Pa
 
 def test_without_the_plugin_the_command_on_the_host_tells_what_it_last_knew(cluster: Cluster, tmp_path: Path) -> None:
     host = cluster.h1
+    default = ("ls", "/var/lib/weft")
+    before = host.run(*default, check=False)
     host.docker("plugin", "disable", "-f", "weft")
     try:
         status = without_daemon(host, "status")
@@ -156,7 +158,7 @@ def test_without_the_plugin_the_command_on_the_host_tells_what_it_last_knew(clus
         assert {endpoint["names"][0] for endpoint in without_daemon(host, "endpoint", "ls")} == {"web1", "web2"}
         found = json.loads(host.run(*DOCTOR, check=False))["findings"]
         assert [one["command"] for one in found if one["cause"] == "weft does not run"]
-        assert not host.run("ls", "/var/lib/weft", check=False)
+        assert host.run(*default, check=False) == before
         parts = bundle(host, tmp_path / "stopped.tar.gz")
         assert json.loads(parts["daemon/networks.json"])[0]["name"] == "app"
         assert json.loads(parts["snapshot.json"])
