@@ -73,7 +73,7 @@ class Underlay:
 
     def routes(self) -> list[IPNetwork]:
         """Destinations of all routes in all tables but the default routes."""
-        networks = set(map(ip_network, self._destinations()))
+        networks = map(ip_network, set(self._destinations()))  # each container has brought the same ones
         return sorted((net for net in networks if not net.is_link_local), key=lambda net: (net.version, net))
 
     def route_within(self, pool: IPNetwork) -> str:
