@@ -21,6 +21,7 @@ from weft.reconcile import Create, Update
 RATE = 20_000_000
 SECONDS = 1.5
 FLOOD = 800_000
+AT_ONCE = 80_000
 PORT = 7000
 LIMITED = Port("wp1", "br7", MTU, peer="wc1", rate=RATE)
 SHAPERS = Shaper("wp1", RATE), Shaper("vx7", FLOOD)
@@ -57,12 +58,12 @@ def speed(sender: Container, receiver: Container, address: str, seconds: float =
             return total * 8 / (time.monotonic() - began)
 
 
-def fastest(sender: Container, receiver: Container, address: str) -> float:
+def fastest(sender: Container, receiver: Container, address: str, enough: float = 0.7 * RATE) -> float:
     """Of three at most: a busy machine makes it slower than it may be, never faster."""
     best = 0.0
     for _ in range(3):
         best = max(best, speed(sender, receiver, address))
-        if best > 0.7 * RATE:
+        if best > enough:
             break
     return best
 
@@ -80,7 +81,7 @@ def test_a_container_on_the_same_host_is_limited_and_others_are_not(world: World
     one, two, three = (join(world, hosts[0], n, rate=RATE if n == 1 else 0) for n in (1, 2, 3))
     assert two.container.pings("10.0.0.1")
     assert fastest(one.container, two.container, "10.0.0.2") < 1.15 * RATE
-    assert fastest(two.container, three.container, "10.0.0.3") > 2 * RATE
+    assert fastest(two.container, three.container, "10.0.0.3", 2 * RATE) > 2 * RATE
 
 
 @pytest.fixture
@@ -183,12 +184,12 @@ def test_a_hosts_floods_are_limited_and_nothing_else_is(world: World, hosts: lis
     hosts[0].kernel.perform(Create(Shaper(f"vx{VNI}", FLOOD)))
     assert one.container.pings("10.0.0.2")
     with shouting(one), hosts[1].capture() as capture:
-        heard(capture, 1.5)  # what may pass at once
+        heard(capture, 1.0)
         began = time.monotonic()
         total = heard(capture, 1.5)
         seconds = time.monotonic() - began
         assert one.container.pings("10.0.0.99")
-    assert 0.5 * FLOOD < total * 8 / seconds < 1.3 * FLOOD
+    assert 0.5 * FLOOD < total * 8 / seconds < 1.15 * FLOOD + AT_ONCE * 8 / seconds
 
 
 @pytest.mark.kernel
