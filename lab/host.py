@@ -72,7 +72,7 @@ class Host(Machine):
             "WEFT_STORE": plan.store_url,
             "WEFT_HOSTNAME": self.name,
             "WEFT_UNDERLAY": "eth0",
-            "WEFT_DOCKER": "unix:///var/run/docker.sock",
+            "WEFT_DOCKER": "unix:///var/run/docker.sock" if plan.engines else "off",
             **(self._access(plan) if plan.secure else {}),
         }
 
@@ -99,7 +99,7 @@ class Host(Machine):
 
     @property
     def daemons(self) -> list[Daemon]:
-        return [self.weft, self.engine] if self._plan.weft else [self.engine]
+        return [*([self.weft] if self._plan.weft else []), *([self.engine] if self._plan.engines else [])]
 
     @property
     def cgroup(self) -> str:
@@ -116,8 +116,11 @@ class Host(Machine):
         self.boot_alone()
         if self._plan.weft:
             self.start_weft()
-        self.start_engine()
-        self._import_image()
+        if self._plan.engines:
+            self.start_engine()
+            self._import_image()
+        else:
+            self.run("sysctl", "-qw", "net.ipv4.ip_forward=1")  # as an engine does
 
     def boot_alone(self) -> None:
         """The machine, without its daemons."""
@@ -161,7 +164,7 @@ class Host(Machine):
     def start_missing(self) -> None:
         if self._plan.weft and not self.weft.pid:
             self.start_weft()
-        if not self.engine.pid:
+        if self._plan.engines and not self.engine.pid:
             self.start_engine()
 
     def start_engine(self, *options: str, timeout: float = 60) -> None:

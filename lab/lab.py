@@ -41,11 +41,13 @@ class Lab:
         binaries: str = "",
         data_root: str = Plan.data_root,
         store: str = Plan.store,
+        engines: bool = True,
     ) -> None:
         """`settings`: further variables for weft. `engine_options`: further keys of daemon.json.
         `binaries`: a folder with another Docker than the machine's. `data_root`: where hosts' disks are.
-        `store`: "sqlite", one file for all, or three members on the switch: "etcd", or "etcds" with TLS and users."""
-        self.plan = Plan(hosts, name, subnet, mtu, weft, settings, engine_options, binaries, data_root, store)
+        `store`: "sqlite", one file for all, or three members on the switch: "etcd", or "etcds" with TLS and users.
+        `engines`: without them, hosts have weft alone, and many start quickly."""
+        self.plan = Plan(hosts, name, subnet, mtu, weft, settings, engine_options, binaries, data_root, store, engines)
         self.underlay = Underlay(self.plan)
         self.etcd = Etcd(self.plan, self.underlay)
         self.hosts = [Host(self.plan, index, self.underlay) for index in range(1, hosts + 1)]

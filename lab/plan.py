@@ -34,6 +34,7 @@ class Plan:
     binaries: str = ""
     data_root: str = f"/var/lib/{LABS}"
     store: str = "sqlite"
+    engines: bool = True
 
     def __post_init__(self) -> None:
         # The name becomes part of folders which are deleted at the end.

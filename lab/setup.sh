@@ -14,6 +14,7 @@ missing_packages() {
 		dockerd docker.io
 		docker-compose docker-compose
 		etcd etcd-server
+		etcdctl etcd-client
 		debootstrap debootstrap
 		systemd-analyze systemd
 		pgrep procps

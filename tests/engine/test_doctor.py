@@ -9,79 +9,22 @@ import json
 import re
 import shutil
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import pytest
 
 from lab import CommandFailed, Host, Lab
 from lab.host import RESOLVER
 from lab.plan import PROJECT
+from tests.engine.clinic import Clinic
 from tests.engine.conftest import eventually
-from tests.engine.three import Three
 
 pytestmark = pytest.mark.skipif(not shutil.which("etcd"), reason="etcd is not installed: run lab/setup.sh")
 
 VXLAN = 4789
 WIREGUARD = 51820
-
-
-@dataclass
-class Diagnosis:
-    """What the command answered."""
-
-    code: int
-    answer: dict[str, Any]
-
-    @property
-    def named(self) -> set[tuple[str, str, tuple[str, ...]]]:
-        return {(one["check"], one["severity"], tuple(one["hosts"])) for one in self.answer["findings"]}
-
-    def of(self, check: str, *hosts: str) -> dict[str, Any]:
-        """The one finding of this check about these hosts."""
-        (one,) = (o for o in self.answer["findings"] if o["check"] == check and o["hosts"] == list(hosts))
-        return dict(one)
-
-
-@dataclass
-class Clinic(Three):
-    lab: Lab
-    last: Diagnosis = field(init=False)
-
-    def __post_init__(self) -> None:
-        super().__init__(self.lab)
-
-    def doctor(self, host: Host, *options: str) -> tuple[int, str]:
-        """Exit code and output."""
-        text = host.run(
-            "sh", "-c", '"$0" "$@"; echo $?', *host._weft_command(), "doctor", *options,
-            env=host._weft_environment(), timeout=60,
-        )  # fmt: skip
-        shown, _, code = text.strip().rpartition("\n")
-        return int(code), shown
-
-    def examine(self, host: Host, *options: str) -> Diagnosis:
-        code, shown = self.doctor(host, "--json", *options)
-        self.last = Diagnosis(code, json.loads(shown))
-        return self.last
-
-    def finds(
-        self, expected: set[tuple[str, str, tuple[str, ...]]], words: str = "", on: Host | None = None
-    ) -> Diagnosis:
-        """Examine until exactly this is named, in these words: probes, elections and signs of life take their time."""
-
-        def found() -> bool:
-            named = self.examine(on or self.h1).named
-            return named == expected and words in str([one["cause"] for one in self.last.answer["findings"]])
-
-        try:
-            eventually(found, "exactly these faults", timeout=45)
-        except Exception as error:
-            raise AssertionError(f"{self.last.named} instead of {expected}: {self.last.answer['findings']}") from error
-        assert self.last.code == (2 if any(s == "error" for _, s, _ in expected) else 1 if expected else 0)
-        return self.last
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +58,16 @@ def filtered(host: Host, *rules: str) -> Iterator[None]:
         yield
     finally:
         host.run("nft", "delete table inet doctor")
+
+
+def take_port(host: Host, port: int) -> str:
+    return start(host, f"import socket, time; s = socket.socket(type=2); s.bind(('', {port})); time.sleep(600)")
+
+
+def start(host: Host, program: str, *arguments: str) -> str:
+    """Have Python run it on a host; its process id there."""
+    command = 'setsid "$0" -c "$@" < /dev/null > /dev/null 2>&1 & echo $!'
+    return host.run("sh", "-c", command, sys.executable, program, *arguments)
 
 
 def test_a_healthy_cluster_has_no_fault(clinic: Clinic) -> None:
@@ -271,8 +224,7 @@ def test_a_port_that_another_program_took_at_boot(clinic: Clinic) -> None:
     h3 = clinic.h3
     h3.crash()
     h3.boot_alone()
-    take = f"import socket, time; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('', {VXLAN})); time.sleep(600)"
-    h3.run("sh", "-c", 'setsid --fork "$0" -c "$1" < /dev/null > /dev/null 2>&1', sys.executable, take)
+    take_port(h3, VXLAN)
     h3.start_weft()
     try:
         found = clinic.finds({("udp-port", "error", ("h3",)), ("docker", "error", ("h3",))})
@@ -280,6 +232,80 @@ def test_a_port_that_another_program_took_at_boot(clinic: Clinic) -> None:
     finally:
         h3.crash()
         h3.boot()
+
+
+def test_ports_that_networks_have_of_their_own(clinic: Clinic) -> None:
+    """A packet filter counts where a container needs the port, another program wherever one may come to need it."""
+    h1, h2, h3 = clinic.h1, clinic.h2, clinic.h3
+    for number, port in enumerate((4790, 4791)):
+        clinic.network(f"own{number}", "-o", f"weft.port={port}", subnet=f"10.7.{number}.0/24")
+    for host in (h1, h2):
+        clinic.run(host, f"own-{host.name}", "own0")
+    program = take_port(h3, 4791)
+    try:
+        with filtered(h2, "in udp dport 4790 drop"), filtered(h3, "in udp dport 4790 drop"):
+            h1.block_udp(VXLAN, h2)
+            found = clinic.finds(
+                {("udp-port", "error", ("h2",)), ("udp-port", "error", ("h3",)), ("path", "error", ("h1", "h2"))}
+            )
+        assert found.of("udp-port", "h2")["cause"] == (
+            "a packet filter of h2 drops UDP port 4790 of network own0, incoming"
+        )
+        assert "UDP port 4791, which network own1 needs, is used by python" in found.of("udp-port", "h3")["cause"]
+        with pytest.raises(CommandFailed, match="UDP port 4791 is used by another program"):
+            clinic.run(h3, "own-h3", "own1")
+    finally:
+        h3.run("kill", program)
+        clinic.lab.mend()
+        clinic.clean()
+
+
+def test_a_slow_store_and_a_kernel_that_weft_cannot_mend(clinic: Clinic) -> None:
+    """h2 reaches etcd by a slow way; on h3 another program made a tunnel of a network's VNI when weft had none."""
+    h1, h2, h3 = clinic.h1, clinic.h2, clinic.h3
+    clinic.network("rival", "-o", "weft.vni=777", subnet="10.6.0.0/24")
+    for host in (h1, h3):
+        clinic.run(host, f"rival-{host.name}", "rival")
+    h2.stop_weft()
+    slow = start(h2, _SLOWLY, clinic.etcd.leader.address)
+    h2.start_weft({"WEFT_STORE": "etcd://127.0.0.1:2399"})
+    h3.run("sh", "-c", _RIVAL, "777", str(VXLAN))
+    try:
+        found = clinic.finds({("store", "warning", ("h2",)), ("drift", "error", ("h3",))}, "the store is slow", on=h2)
+        assert re.search(r"one reading took 0\.[67] s", found.of("store", "h2")["evidence"])
+        assert "left to do: create vxlan" in found.of("drift", "h3")["evidence"].lower()
+        assert "VNI 777 on UDP port 4789 is already used by another VXLAN" in found.of("drift", "h3")["evidence"]
+        h3.run("ip", "link", "del", "rival")
+        clinic.finds({("store", "warning", ("h2",))}, on=h2)
+    finally:
+        h3.run("ip", "link", "del", "rival", check=False)
+        h2.restart_weft()
+        h2.run("kill", slow)
+        clinic.clean()
+
+
+_SLOWLY = """
+import asyncio, sys
+
+async def pump(reader, writer, seconds):
+    while data := await reader.read(65536):
+        asyncio.get_running_loop().call_later(seconds, writer.write, data)
+    asyncio.get_running_loop().call_later(seconds, writer.close)
+
+async def serve(reader, writer):
+    there, back = await asyncio.open_connection(sys.argv[1], 2379)
+    await asyncio.gather(pump(reader, back, 0), pump(there, writer, 0.6), return_exceptions=True)
+
+async def main():
+    await (await asyncio.start_server(serve, "127.0.0.1", 2399)).serve_forever()
+
+asyncio.run(main())
+"""
+_RIVAL = """
+until ip link add rival type vxlan id "$0" dstport "$1"; do
+    nsenter --net=/run/docker/weft/dp ip link del "vx$0"
+done
+"""
 
 
 def test_encrypted_networks(clinic: Clinic) -> None:
@@ -296,7 +322,12 @@ def test_encrypted_networks(clinic: Clinic) -> None:
         assert f"UDP port {WIREGUARD} is dropped on the way" in found.of("wireguard", "h1", "h2")["cause"]
         h3.run("sh", "-c", found.of("guard", "h3")["command"])
         clinic.lab.mend()
-        h2.run(sys.executable, "-c", _OTHER_KEY)
+        change_device(h3, f"public_key={hex_key(clinic, h1)}\nremove=true")
+        found = clinic.finds({("wireguard", "error", ("h3", "h1"))})
+        cause = "h3 does not have h1's published WireGuard key among its peers"
+        assert found.of("wireguard", "h3", "h1")["cause"] == cause
+        h3.restart_weft()
+        change_device(h2, f"private_key={'40' * 32}")
         found = clinic.finds({("wireguard", "error", ("h2",))})
         assert "another than the one it has published" in found.of("wireguard", "h2")["cause"]
         h2.restart_weft()
@@ -306,12 +337,23 @@ def test_encrypted_networks(clinic: Clinic) -> None:
         clinic.clean()
 
 
-_OTHER_KEY = """
-import socket
+def change_device(host: Host, setting: str) -> None:
+    """Past weft, over wireguard-go's socket."""
+    host.run(sys.executable, "-c", _CHANGE, setting)
+
+
+def hex_key(clinic: Clinic, host: Host) -> str:
+    """The public key that a host has published, as wireguard-go writes it."""
+    record = json.loads(clinic.etcd.entries("topology/hosts/")[f"topology/hosts/{clinic.ids[host]}"])
+    return b64decode(record["wg_key"]).hex()
+
+
+_CHANGE = """
+import socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.connect("/var/run/wireguard/weft-wg.sock")
-s.sendall(b"set=1\\nprivate_key=" + b"40" * 32 + b"\\n\\n")
-print(s.recv(100))
+s.sendall(f"set=1\\n{sys.argv[1]}\\n\\n".encode())
+assert b"errno=0" in s.recv(100)
 """
 
 
