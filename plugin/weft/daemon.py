@@ -6,6 +6,7 @@ import gc
 import logging
 import platform
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -296,7 +297,14 @@ def build(settings: Settings, manager: Manager) -> Weft:
 
 def _place(cluster: Cluster, me: LocalHost) -> Place:
     others = [host.underlay for host in list(cluster.hosts.values()) if host.id != me.id]
-    return Place(me.host.underlay, others, bool(me.host.wg_key))
+    named: dict[int, list[str]] = defaultdict(list)
+    used = set()
+    for network in list(cluster.networks.values()):
+        if network.port and not network.encrypted:
+            named[network.port].append(network.name or str(network.vni))
+            used |= {network.port} if me.id in cluster.hosts_of(network.vni) else set()
+    networks = {port: ", ".join(sorted(names)) for port, names in named.items()}
+    return Place(me.host.underlay, others, bool(me.host.wg_key), networks, used)
 
 
 def _update(cluster: Cluster, store: Store, identity: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from lab.certificates import Certificates
 from tests.etcd import MISSING, Cluster, Member, Place, base64, in_memory
 from tests.netns.plugin import Plugin, get, wait_until
 from tests.netns.world import Namespace, World, wait_for
+from weft.doctor.facts import Facts
+from weft.doctor.local import of_host
 from weft.errors import StoreError
 from weft.model import ALIVE, ENDPOINTS, HOSTS, SCHEMA, SCHEMA_KEY
 from weft.probes.links import RESULTS
@@ -911,3 +914,22 @@ def test_health_tells_an_etcd_that_is_never_compacted(make_cluster: MakeCluster)
         assert store.health(history=10).history > 20
         cluster.forget_history()
         assert store.health(history=10).history == 0
+
+
+def fill(store: EtcdStore) -> None:
+    for number in range(100):
+        store.transact([], [Put("key", f"{number}" * 50_000)])
+
+
+@pytest.mark.skipif(not shutil.which("etcdctl"), reason="etcdctl is not installed: run lab/setup.sh")
+def test_the_command_against_a_full_disk_lets_etcd_write_again(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster((Place(),), None, f"--quota-backend-bytes={2 << 20}")
+    with closing(EtcdStore(cluster.endpoints)) as store:
+        with pytest.raises(StoreError):
+            fill(store)
+        assert wait_for(lambda: store.health().alarm == "NOSPACE")
+        (finding,) = of_host(Facts("h1", 4789, store=store.health()))
+        environment = {**os.environ, "ETCDCTL_ENDPOINTS": cluster.endpoints[0], "ETCDCTL_API": "3"}
+        subprocess.run(["sh", "-ec", finding.command], env=environment, check=True, capture_output=True, timeout=30)
+        assert wait_for(lambda: store.health().alarm == "")
+        assert store.transact([], [Put("key", "small")])

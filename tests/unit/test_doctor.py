@@ -261,6 +261,28 @@ def test_of_hosts_that_lost_all_no_pair_is_said_twice(values: dict[str, Any], na
     assert [one.cause for one in examined.findings] == [named.format(host) for host in ("h1", "h2")]
 
 
+@pytest.mark.parametrize(
+    ("changed", "check", "cause"),
+    [
+        (lost(*WAYS), "path", "UDP port 4789 is dropped on the way between all hosts"),
+        (narrow(*WAYS), "mtu", "the path between all hosts carries smaller packets than the networks send"),
+        (
+            lost(*WAYS, kind="encrypted"),
+            "wireguard",
+            "WireGuard gets no answer between all hosts: UDP port 51820 is dropped on the way",
+        ),
+    ],
+)
+def test_what_is_between_all_hosts_is_said_once(changed: list[ProbeLink], check: str, cause: str) -> None:
+    one = only(view(measured=links(changed, encrypted=check == "wireguard")))
+    assert (one.check, one.hosts, one.cause) == (check, ("h1", "h2", "h3"), cause)
+
+
+def test_an_underlay_that_carries_nothing_at_all() -> None:
+    one = only(view(*unreached(*IDS), measured=links(lost(*WAYS))))
+    assert one.cause == "no host reaches another: the underlay does not carry packets between them"
+
+
 def test_silence_one_way_and_an_attested_way_back() -> None:
     one = only(view(measured=links([replace(lost((H1, H2))[0], attested=False)])))
     assert one.cause == "UDP port 4789 is dropped on the way from h1 to h2, in this direction only"
@@ -278,6 +300,15 @@ def test_another_program_explains_what_its_host_loses() -> None:
     ways = [way for way in WAYS if H2 in way]
     one = only(view(report(H2, findings=local), measured=links(lost(*ways))))
     assert one.cause == "UDP port 4789, which VXLAN needs, is used by named (pid 7)"
+
+
+def test_a_fault_with_which_probes_still_arrive_explains_none_that_are_lost() -> None:
+    facts = Facts("h2", 4789, underlay="192.168.78.2", device="eth0", users={4790: "x"}, networks={4790: "app"})
+    dropped = PortDrop(4791, False, DROP, "db")
+    filtered = report(H2, findings=tuple(of_host(facts)), drops=(dropped,))
+    examined = examine(view(filtered, measured=links(lost((H1, H2), (H2, H1)))))
+    assert found(examined) == [("udp-port", ("h2",)), ("udp-port", ("h2",)), ("path", ("h1", "h2"))]
+    assert examined.findings[1].cause == "a packet filter of h2 drops UDP port 4791 of network db, incoming"
 
 
 # Encrypted ways
@@ -328,6 +359,15 @@ def test_a_peer_that_is_missing() -> None:
     assert one.cause == "h1 does not have h2's published WireGuard key among its peers"
 
 
+@pytest.mark.parametrize(("lacking", "other"), [(H1, H2), (H2, H1)])
+def test_a_peer_that_is_missing_is_the_root_of_what_is_lost_to_it(lacking: str, other: str) -> None:
+    measured = links(lost((H1, H2), (H2, H1), kind="encrypted"), encrypted=True)
+    drift = tuple(of_host(Facts(lacking[3:], 4789, drift=("put peer 192.168.78.1",))))
+    one = only(view(report(lacking, unpeered=(HOSTS[other].wg_key,), findings=drift), measured=measured))
+    a, b = lacking[3:], other[3:]
+    assert one.cause == f"{a} does not have {b}'s published WireGuard key among its peers"
+
+
 # Comparisons
 
 
@@ -370,11 +410,13 @@ def test_a_pool_that_is_nearly_full() -> None:
     ("facts", "check", "words"),
     [
         ({"daemon": "none listens"}, "host", "weft does not run"),
+        ({"daemon": "the weft daemon at /run/x does not answer: timed out"}, "host", "weft hangs"),
         ({"registered": "the name h1 is another's"}, "host", "not registered"),
         ({"listener": "cannot listen on 127.0.0.1:9789"}, "host", "nobody can read"),
         ({"registered": "the underlay address 192.168.78.1 of this host is host h2's"}, "vtep", "another host has"),
         ({"device": ""}, "vtep", "on none of the host's interfaces"),
         ({"users": {51820: "x (pid 1)"}, "wg_port": 51820, "encryption": "in use"}, "udp-port", "WireGuard needs"),
+        ({"users": {4790: "x (pid 1)"}, "networks": {4790: "app"}}, "udp-port", "4790, which network app needs, is"),
         ({"kernel": "cannot make VXLAN devices: load the vxlan module"}, "kernel", "cannot make"),
         ({"switches": (Switch("net.ipv4.ip_forward", "0", "1"),)}, "kernel", "net.ipv4.ip_forward must be 1"),
         ({"mounts": "it is not shared"}, "mounts", "outlives"),
@@ -411,7 +453,9 @@ def test_what_follows_from_a_store_that_is_away_is_not_said() -> None:
 
 
 def test_a_report_survives_the_store_and_newer_fields() -> None:
-    one = report(H1, drops=(PortDrop(4789, True, DROP),), findings=tuple(of_host(Facts("h1", 4789, kernel="no"))))
+    one = report(
+        H1, drops=(PortDrop(4789, True, DROP, "app"),), findings=tuple(of_host(Facts("h1", 4789, kernel="no")))
+    )
     assert Report.decode(one.encode()) == one
     assert Report.decode(one.encode().replace("{", '{"newer":1,', 1)) == one
     for damaged in ("", "[]", "{}", '{"host":1}', one.encode().replace('"drops":[{', '"drops":[{"x":1,', 1)[:-9]):

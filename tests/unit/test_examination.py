@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from time import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event, Semaphore
+from time import monotonic, time
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +14,10 @@ import pytest
 
 from tests.netns.plugin import wait_until
 from weft.cluster import Cluster
+from weft.config import from_environment
 from weft.dataplane import Peer, Tunnel
-from weft.doctor import examination
+from weft.doctor import checkup, examination
+from weft.doctor.checkup import Checkup, Place
 from weft.doctor.examination import Doctor
 from weft.doctor.facts import Facts, Report
 from weft.doctor.verdict import Examination
@@ -117,6 +121,68 @@ def test_a_report_is_short_and_has_the_peers_that_matter(answering: Answering, d
     report = Report.decode(text)
     assert report.unpeered == (LACKING.wg_key,)
     assert next(iter(report.peerings)) == WAITING.wg_key
+
+
+def test_whoever_asks_gets_an_examination_that_began_afterwards(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ask while one is under way: what that has seen may be from before a repair. They share the next one."""
+    under_way, may_end, begun = Event(), Event(), []
+
+    def examine() -> Examination:
+        begun.append(monotonic())
+        under_way.set()
+        assert may_end.wait(10)
+        return Examination((), {str(len(begun)): {}})
+
+    asking = Semaphore(0)
+
+    def clock() -> float:
+        asking.release()
+        return monotonic()
+
+    monkeypatch.setattr(doctor, "_examine", examine)
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(doctor.examine)
+        assert under_way.wait(10)
+        monkeypatch.setattr(examination, "monotonic", clock)
+        later = [pool.submit(doctor.examine) for _ in range(2)]
+        assert all(asking.acquire(timeout=10) for _ in later)
+        may_end.set()
+        assert list(first.result().table) == ["1"]
+        assert [list(one.result().table) for one in later] == [["2"], ["2"]]
+    assert len(begun) == 2
+
+
+def test_a_part_of_the_checkup_that_hangs_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkup, "_LOOK_SECONDS", 0.5)
+    answered = Event()
+
+    def hanging() -> dict[str, Any]:
+        answered.wait()
+        return {"engine": "too late"}
+
+    host: Any = SimpleNamespace(users=lambda ports: {}, switches=list, mounts=lambda: "not shared")
+    looking = Checkup(from_environment({}), host, lambda: Place("", ()), [hanging, lambda: {"listener": "not there"}])
+    try:
+        facts = looking.look()
+    finally:
+        answered.set()
+    assert (facts.mounts, facts.listener, facts.engine) == ("not shared", "not there", "")
+
+
+def test_an_examination_ends_whatever_hosts_and_probes_do(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One host never answers, none says that it has probed, and our own probing goes on for ever."""
+    assert examination._ANSWER_SECONDS < examination._LONGEST_SECONDS < 10
+    monkeypatch.setattr(examination, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(examination, "_LONGEST_SECONDS", 0.3)
+    monkeypatch.setattr(examination, "_MESH", len(HOSTS))
+    ended = Event()
+    monkeypatch.setattr(doctor, "_probe", ended.wait)
+    try:
+        assert len(doctor.examine().table) == len(HOSTS)
+    finally:
+        ended.set()
 
 
 def test_of_many_hosts_an_examination_is_renewed_more_rarely(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import sleep
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 _AGAIN_SECONDS = 0.5
 """What differs for so long is not just being done."""
 _AGENT_SECONDS = 2.0
+_LOOK_SECONDS = 6.0
 _DAEMON_JSON = Path("/etc/docker/daemon.json")
 _PROC = Path("/proc")
 
@@ -75,11 +76,15 @@ class Place:
 
     :param others: the VTEP addresses of the other hosts.
     :param encrypts: it has, or had, an encrypted network.
+    :param networks: names, by UDP port, of networks that have one of their own.
+    :param ports: those of them that have a container here.
     """
 
     underlay: str
     others: Sequence[str]
     encrypts: bool = False
+    networks: Mapping[int, str] = field(default_factory=dict)
+    ports: Set[int] = frozenset()
 
 
 class Checkup:
@@ -95,9 +100,15 @@ class Checkup:
         """All that can be had within a few seconds."""
         s = self._settings
         found: dict[str, Any] = {}
-        with ThreadPoolExecutor(len(self._parts), thread_name_prefix="checkup") as pool:
-            for values in pool.map(_attempt, self._parts):
-                found.update(values)
+        pool = ThreadPoolExecutor(len(self._parts), thread_name_prefix="checkup")
+        looks = {pool.submit(_attempt, part): part for part in self._parts}
+        late = wait(looks, _LOOK_SECONDS).not_done
+        pool.shutdown(wait=False)
+        for look, part in looks.items():
+            if look in late:
+                log.warning("a part of the checkup takes too long and is left out: %s", part)
+            else:
+                found.update(look.result())
         return Facts(name=s.hostname, port=s.port, wg_port=s.wg_port, resolver_address=s.dns, **found)
 
     def reached(self, addresses: Iterable[str]) -> dict[str, bool]:
@@ -121,13 +132,19 @@ class Checkup:
 
     def _ports(self) -> dict[str, Any]:
         place, s = self._place(), self._settings
-        ports = [s.port, *([s.wg_port] if place.encrypts else [])]
-        users = {port: user for port, user in self._host.users(ports).items() if not user.startswith("wireguard-go")}
+        shared = [s.port, *([s.wg_port] if place.encrypts else [])]
+        own = {port: name for port, name in place.networks.items() if port not in shared}
+        users = self._host.users([*shared, *own]).items()
+        found = {
+            "users": {port: user for port, user in users if not user.startswith("wireguard-go")},
+            "networks": own,
+        }
         if not place.underlay:
-            return {"users": users}
+            return found
         peer = place.others[0] if place.others else place.underlay
         device, _ = self._host.device(place.underlay)
-        return {"users": users, "drops": tuple(self._host.drops(ports, peer, device))}
+        drops = self._host.drops([*shared, *(own.keys() & place.ports)], peer, device)
+        return {**found, "drops": tuple(replace(drop, network=own.get(drop.port, "")) for drop in drops)}
 
     def _switches(self) -> dict[str, Any]:
         return {"switches": tuple(self._host.switches()), "mounts": self._host.mounts()}
@@ -175,7 +192,7 @@ def of_daemon(
         if not first:
             return {}
         sleep(_AGAIN_SECONDS)
-        return {"drift": tuple(change for change in _plan(agent) if change in first)}
+        return {"drift": tuple(change for change in _plan(agent) if change in first), "unmended": agent.problem}
 
     def orphans() -> dict[str, Any]:
         if not sweeper:

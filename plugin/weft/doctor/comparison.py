@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Set
 from statistics import median
 
-from weft.doctor.findings import Finding
+from weft.doctor.findings import Finding, listed
 from weft.doctor.view import LOST, View
 
 SKEW_SECONDS = 2.0
@@ -36,7 +36,7 @@ def absentees(view: View, absent: Set[str]) -> Iterator[Finding]:
             yield Finding("host", "error", (name,), cause, evidence, "systemctl start weft; weft doctor")
         else:
             cause = f"{name} is off, or cut off from all other hosts"
-            pinged = f", and {record.underlay} answers no ping of {', '.join(asked)}" if asked else ""
+            pinged = f", and {record.underlay} answers no ping of {listed(sorted(asked))}" if asked else ""
             advice = f"bring it back, or if it is gone for good, weft host forget {name}"
             yield Finding("host", "error", (name,), cause, f"no sign of life in the store{pinged}; {advice}")
 
@@ -82,8 +82,8 @@ def versions(view: View) -> Iterator[Finding]:
     newest = max(known.values(), key=_version, default="")
     if old := sorted((host for host in known if known[host] != newest), key=view.name):
         names = tuple(map(view.name, old))
-        cause = f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} an older weft than the other hosts"
-        evidence = ", ".join(f"{view.name(host)}: {known[host]}" for host in old) + f"; newest: {newest}"
+        cause = f"{listed(names)} {'has' if len(names) == 1 else 'have'} an older weft than the other hosts"
+        evidence = listed(f"{view.name(host)}: {known[host]}" for host in old) + f"; newest: {newest}"
         yield Finding("version", "warning", names, cause, evidence)
 
 

@@ -21,6 +21,7 @@ from weft import __version__, cli
 from weft.config import Settings
 from weft.doctor import local, verdict
 from weft.doctor.facts import Report
+from weft.doctor.findings import listed
 from weft.doctor.verdict import Examination
 from weft.doctor.view import View
 from weft.errors import ConfigError, StoreError, WeftError
@@ -114,7 +115,7 @@ def _show(answer: Any, console: Console) -> None:
 
 def _show_finding(one: Mapping[str, Any], console: Console) -> None:
     title = "[red]FAULT[/]" if one["severity"] == "error" else "[yellow]WARNING[/]"
-    where = f" on {', '.join(one['hosts'])}" if one["hosts"] else ""
+    where = f" on {listed(one['hosts'])}" if one["hosts"] else ""
     console.print(f"\n{title} [bold]{one['check']}[/]{where}:", end=" ", highlight=False)
     console.print(one["cause"], markup=False, highlight=False)
     console.print(f"  seen:   {one['evidence']}", markup=False, highlight=False)

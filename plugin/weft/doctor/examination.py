@@ -2,8 +2,8 @@
 
 The question is a key of the cluster, so that every agent sees it within milliseconds; question and reports go by
 themselves after a while. Answering, a host looks at itself and pings the others; meanwhile they probe each other, in a
-large cluster just the one who asks. That takes a few seconds and some processes: so no host asks by itself, and whoever
-shows faults all the time takes `latest` and says `renew`.
+large cluster just the one who asks. That takes a few seconds, never ten, and some processes: so no host asks by itself,
+and whoever shows faults all the time takes `latest` and says `renew`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from ipaddress import ip_network
 from random import sample
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 _LIFE_SECONDS = 30.0
 """Of a question and its answers."""
-_ANSWER_SECONDS = 6.0
+_ANSWER_SECONDS = 7.0
 _PROBE_SECONDS = 6.0
 _MEASURE_SECONDS = 4.0
 _LONGEST_SECONDS = 8.0
@@ -138,25 +139,34 @@ class Doctor:
     # Asking
 
     def _examine(self) -> Examination:
-        foreign = self._look_for_foreign()  # before there are reports: of a thousand hosts they are large
         question = secrets.token_hex(8)
-        asked, end = time(), monotonic() + _LONGEST_SECONDS
+        asked, began = time(), monotonic()
+        end = began + _LONGEST_SECONDS
         probing = threading.Thread(target=self._probe, name="doctor-probe", daemon=True)
         probing.start()
-        with suppress(WeftError):  # without the store there is what we see ourselves
-            self._store.beat(QUESTIONS + question, self._me.id, _LIFE_SECONDS)
-        mine = self._report(question)
-        reports, heard = self._collect(question)
-        probing.join(_PROBE_SECONDS + 1)
-        if self._is_mesh:
-            self._await_probes(question, set(reports), end)
+        reports: dict[str, Report] = {}
+        heard: dict[str, float] = {}
+        with ThreadPoolExecutor(1, thread_name_prefix="doctor-look") as pool:
+            looking = pool.submit(self._report, question)
+            foreign = self._look_for_foreign()  # before there are reports: of a thousand hosts they are large
+            try:
+                self._store.beat(QUESTIONS + question, self._me.id, _LIFE_SECONDS)
+                self._collect(question, reports, heard, began + _ANSWER_SECONDS)
+                probing.join(max(0.0, end - monotonic()))
+                if self._is_mesh:
+                    self._await_probes(question, set(reports), end)
+                links = self._links()
+            except WeftError:  # without the store there is what we see ourselves
+                probing.join(max(0.0, end - monotonic()))
+                links = self._probes.known()
+            mine = looking.result()
         return verdict.examine(
             View(
                 me=self._me.id,
                 hosts={**self._cluster.hosts, self._me.id: self._me.host},
                 alive=set(self._cluster.alive),
                 reports={**reports, self._me.id: mine},
-                links=self._links(),
+                links=links,
                 waits={host: (asked, moment) for host, moment in heard.items()},
                 pools=[use for network in list(self._cluster.networks.values()) for use in self._uses(network)],
                 foreign=foreign,
@@ -169,23 +179,18 @@ class Doctor:
             return self._foreign()
         return {}
 
-    def _collect(self, question: str) -> tuple[dict[str, Report], dict[str, float]]:
+    def _collect(self, question: str, reports: dict[str, Report], heard: dict[str, float], end: float) -> None:
         """The answers of the others by id, and when each was there. Waits for those that are alive."""
-        reports: dict[str, Report] = {}
-        heard: dict[str, float] = {}
         missing = {f"{REPORTS}{question}/{host}": host for host in list(self._cluster.hosts) if host != self._me.id}
-        end = monotonic() + _ANSWER_SECONDS
-        with suppress(WeftError):
-            while True:
-                for entry in self._fetch(sorted(missing)):
-                    host = missing.pop(entry.key)
-                    with suppress(Unreadable):
-                        reports[host] = Report.decode(entry.value)
-                        heard[host] = time()
-                if self._cluster.alive.isdisjoint(missing.values()) or monotonic() >= end:
-                    break
-                sleep(_POLL_SECONDS)
-        return reports, heard
+        while True:
+            for entry in self._fetch(sorted(missing)):
+                host = missing.pop(entry.key)
+                with suppress(Unreadable):
+                    reports[host] = Report.decode(entry.value)
+                    heard[host] = time()
+            if self._cluster.alive.isdisjoint(missing.values()) or monotonic() >= end:
+                return
+            sleep(_POLL_SECONDS)
 
     def _fetch(self, keys: Sequence[str]) -> Iterator[Entry]:
         """Those of many keys that are present."""
@@ -195,10 +200,9 @@ class Doctor:
     def _await_probes(self, question: str, hosts: set[str], end: float) -> None:
         """Until these have probed each other, and shared what they found."""
         keys = {f"{REPORTS}{question}/{host}{PROBED}" for host in hosts}
-        with suppress(WeftError):
-            while keys and monotonic() < end:
-                keys -= self._store.get_many(sorted(keys)).keys()
-                sleep(_POLL_SECONDS if keys else 0)
+        while keys and monotonic() < end:
+            keys -= self._store.get_many(sorted(keys)).keys()
+            sleep(_POLL_SECONDS if keys else 0)
         end = min(end, monotonic() + _HEARD_SECONDS)
         while monotonic() < end and any(
             link.small and not link.attested and link.receiver in {*hosts, self._me.id} for link in self._links()
@@ -210,9 +214,7 @@ class Doctor:
         return len(self._cluster.hosts) <= _MESH
 
     def _links(self) -> list[ProbeLink]:
-        with suppress(WeftError):
-            return self._probes.links(fresh=True)
-        return []
+        return self._probes.links(fresh=True)
 
     def _uses(self, network: Network) -> Iterable[PoolUse]:
         """How full the IPv4 pools are; there is no end to IPv6."""

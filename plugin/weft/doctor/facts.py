@@ -22,11 +22,15 @@ PROBED = "/probed"
 
 @dataclass(frozen=True, slots=True)
 class PortDrop:
-    """This host's own packet filter drops a UDP port: what others send it, or what it sends."""
+    """This host's own packet filter drops a UDP port: what others send it, or what it sends.
+
+    :param network: whose port that is; "": that of all that have none of their own.
+    """
 
     port: int
     outgoing: bool
     drop: Drop
+    network: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,9 @@ class Facts:
     :param registered: why this host is not among the others; that may be a consequence of the store's problem.
     :param underlay: the VTEP address that the others have of it; `device` holds it ("" if none does), with `mtu`.
     :param towards: the address from which this host sends to the others, by its routes; "" if it has none.
-    :param drops: of the ports of VXLAN and, if it is used, of WireGuard.
+    :param drops: of the ports of VXLAN, also those of networks in use here, and, if it is used, of WireGuard.
     :param users: by UDP port, which program has it instead of the kernel.
+    :param networks: which of them have such a UDP port of their own.
     :param refused: what the kernel refused because a program has a port, be it one that we do not see.
     :param kernel: what it cannot make.
     :param mounts: why the data plane would not outlive weft, or is not there.
@@ -58,7 +63,7 @@ class Facts:
     :param filtered: containers do not reach the resolver.
     :param encryption: why encrypted networks do not work here.
     :param intruders: links beside the WireGuard device.
-    :param drift: what is otherwise in the kernel than it should be.
+    :param drift: what is otherwise in the kernel than it should be; `unmended`: why it stays so, if that is known.
     :param orphans: what the store has of this host and its Docker has not.
     :param conflicts: networks of Docker that cannot be as the cluster has them.
     :param listener: why WEFT_LISTEN is not listened on.
@@ -76,6 +81,7 @@ class Facts:
     towards: str = ""
     drops: tuple[PortDrop, ...] = ()
     users: Mapping[int, str] = field(default_factory=dict)
+    networks: Mapping[int, str] = field(default_factory=dict)
     refused: str = ""
     kernel: str = ""
     switches: tuple[Switch, ...] = ()
@@ -88,6 +94,7 @@ class Facts:
     encryption: str = ""
     intruders: tuple[str, ...] = ()
     drift: tuple[str, ...] = ()
+    unmended: str = ""
     orphans: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     listener: str = ""
@@ -145,7 +152,8 @@ class Report:
         try:
             values = {name: value for name, value in json.loads(text).items() if name in cls.__dataclass_fields__}
             values["drops"] = tuple(
-                PortDrop(one["port"], one["outgoing"], Drop(**one["drop"])) for one in values.get("drops", ())
+                PortDrop(one["port"], one["outgoing"], Drop(**one["drop"]), one.get("network", ""))
+                for one in values.get("drops", ())
             )
             values["findings"] = tuple(
                 Finding(**{**one, "hosts": tuple(one["hosts"])}) for one in values.get("findings", ())

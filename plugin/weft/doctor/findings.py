@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,3 +27,10 @@ class Finding:
     cause: str
     evidence: str
     command: str = ""
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    """For a text that would be too long with all of them."""
+    shown = list(names)
+    more = len(shown) - most
+    return ", ".join(shown) if more <= 1 else f"{', '.join(shown[:most])} and {more} more"

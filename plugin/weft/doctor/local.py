@@ -8,13 +8,20 @@ from weft.doctor.facts import Facts
 from weft.doctor.findings import Finding, Severity
 
 SLOW_STORE_SECONDS = 0.5
+_MAKE_ROOM = (
+    """etcdctl compact $(etcdctl endpoint status -w fields | sed -n 's/^"Revision" : //p'); """
+    "etcdctl defrag --cluster; etcdctl alarm disarm"
+)
+"""As etcd's guide to maintenance has it. The revision is that of the one member that is asked."""
 
 
 def of_host(facts: Facts) -> Iterator[Finding]:
     """What is wrong with a host."""
     if facts.daemon:
-        command = "systemctl start weft (a managed plugin: docker plugin enable weft)"
-        yield _one(facts, "host", "weft does not run", facts.daemon, command)
+        hangs = "does not answer" in facts.daemon
+        cause, verb = ("weft hangs", "restart") if hangs else ("weft does not run", "start")
+        command = f"systemctl {verb} weft (a managed plugin: docker plugin enable weft)"
+        yield _one(facts, "host", cause, facts.daemon, command)
     port = list(_ports(facts))
     yield from port
     kernel = list(_kernel(facts))
@@ -34,7 +41,8 @@ def of_host(facts: Facts) -> Iterator[Finding]:
         count = len(facts.drift)
         more = f" and {count - 1} more" if count > 1 else ""
         cause = "the kernel is otherwise than the store says, and weft does not mend it"
-        yield _one(facts, "drift", cause, f"left to do: {facts.drift[0]}{more}", "weft plan")
+        because = f"; {facts.unmended}" if facts.unmended else ""
+        yield _one(facts, "drift", cause, f"left to do: {facts.drift[0]}{more}{because}", "weft plan")
     if facts.orphans and not (facts.engine or facts.store.problem):
         count = len(facts.orphans)
         cause = f"the store has what Docker has not: {count} object{'s' if count > 1 else ''}"
@@ -57,14 +65,22 @@ def _line(text: str) -> str:
 
 def _ports(facts: Facts) -> Iterator[Finding]:
     for port, user in facts.users.items():
-        what, setting = ("VXLAN", "WEFT_PORT") if port == facts.port else ("WireGuard", "WEFT_WG_PORT")
+        what, change = _purpose(facts, port)
         cause = f"UDP port {port}, which {what} needs, is used by {user}"
-        other = "on all hosts" if port == facts.port else "here"
-        evidence = f"ss -lunp shows {user} at port {port}: stop it, or set another {setting} {other}"
+        evidence = f"ss -lunp shows {user} at port {port}: stop it, or {change}"
         yield _one(facts, "udp-port", cause, evidence)
     if facts.refused and not facts.users:
         cause = "a UDP port that weft needs is used by another program"
         yield _one(facts, "udp-port", cause, f"{facts.refused}; stop it, or set another port", "ss -lunp")
+
+
+def _purpose(facts: Facts, port: int) -> tuple[str, str]:
+    """What needs a UDP port, and how to have it use another one."""
+    if port in facts.networks:
+        return f"network {facts.networks[port]}", "make the network with another -o weft.port"
+    if port == facts.port:
+        return "VXLAN", "set another WEFT_PORT on all hosts"
+    return "WireGuard", "set another WEFT_WG_PORT here"
 
 
 def _kernel(facts: Facts) -> Iterator[Finding]:
@@ -138,8 +154,7 @@ def _store(facts: Facts) -> Iterator[Finding]:
         yield _one(facts, "store", cause, evidence, "etcdctl check perf", "warning")
     if store.alarm:
         cause = f"etcd refuses to write: alarm {store.alarm}"
-        command = "etcdctl compact REVISION; etcdctl defrag --cluster; etcdctl alarm disarm"
-        yield _one(facts, "store", cause, f"etcd has the alarm {store.alarm} set", command)
+        yield _one(facts, "store", cause, f"etcd has the alarm {store.alarm} set", _MAKE_ROOM)
     elif store.history:
         cause = "etcd is not compacted, and will run out of space"
         evidence = f"it keeps more than the last {store.history} revisions"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 
-from weft.doctor.findings import Finding
+from weft.doctor.findings import Finding, listed
 from weft.doctor.view import LOST
 from weft.doctor.ways import Pair, Way, Ways, by_host, pair, pairs
 
@@ -76,6 +76,9 @@ def _both_ways(ways: Ways, silent: Set[Pair]) -> Iterator[Finding]:
     left = set(silent)
     dead = {one for one in silent if _reached(ways, one) is False}
     of_host = by_host(dead)
+    if (all_hosts := ways.everywhere(silent)) and dead in (silent, set()):
+        yield _nowhere(ways, all_hosts, dead=bool(dead))
+        return
     for host in ways.common(dead):
         if own := of_host[host] & left:
             left -= own
@@ -84,10 +87,23 @@ def _both_ways(ways: Ways, silent: Set[Pair]) -> Iterator[Finding]:
         yield _silence(ways, one, _reached(ways, one))
 
 
+def _nowhere(ways: Ways, hosts: Sequence[str], *, dead: bool) -> Finding:
+    names = tuple(ways.named(hosts))
+    if dead:
+        cause = "no host reaches another: the underlay does not carry packets between them"
+        evidence = f"neither probes nor pings pass between {listed(names)}; look at the switch and at its VLANs"
+        return Finding("path", "error", names, cause, evidence, "ip route")
+    cause = f"UDP port {ways.view.port} is dropped on the way between all hosts"
+    pings = "pings pass" if any(_reached(ways, one) for one in pairs(ways.lost)) else "whether pings pass is not known"
+    evidence = f"no probe is answered between {listed(names)}, while {pings}, and no host's packet filter drops them"
+    advice = "open it in what is between them (firewalls, security groups), or give all hosts another WEFT_PORT"
+    return Finding("path", "error", names, cause, f"{evidence}; {advice}")
+
+
 def _cut_off(ways: Ways, host: str, others: Set[str]) -> Finding:
     name, at = ways.view.name(host), ways.view.address(host)
     cause = f"{name} is cut off: the underlay does not carry packets between it and the other hosts"
-    evidence = f"neither probes nor pings pass between {at} and {', '.join(sorted(ways.named(others)))}"
+    evidence = f"neither probes nor pings pass between {at} and {listed(sorted(ways.named(others)))}"
     advice = "look at its routes, cable, VLAN and the firewalls up to it"
     return Finding("path", "error", (name,), cause, f"{evidence}; {advice}", "ip route")
 

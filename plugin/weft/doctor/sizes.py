@@ -13,32 +13,34 @@ from weft.probes.links import ProbeLink
 
 
 def narrow(ways: Ways) -> Iterator[Finding]:
-    """A host that has no other ways is named once, else each pair."""
+    """All hosts, or one that has no other ways, are named once; else each pair."""
     found: dict[Pair, list[ProbeLink]] = defaultdict(list)
     for way, link in ways.impaired.items():
         if link.full is not None and link.full >= LOST > (link.small or 0.0):
             found[pair(way)].append(link)
+    all_hosts = ways.everywhere(found)
+    if all_hosts and len({report.mtu for report in ways.view.reports.values()}) == 1:
+        yield _too_narrow(ways, [link for links in found.values() for link in links], all_hosts, "all hosts")
+        return
     of_host = by_host(found)
     for host in ways.common(found):
         if own := [link for one in list(found) if one in of_host[host] for link in found.pop(one)]:
-            yield _too_narrow(ways, own, host)
-    for links in found.values():
-        yield _too_narrow(ways, links)
+            yield _too_narrow(ways, own, [host], f"{ways.view.name(host)} and the other hosts")
+    for one, links in found.items():
+        yield _too_narrow(ways, links, sorted(one, key=ways.view.name))
 
 
-def _too_narrow(ways: Ways, links: Sequence[ProbeLink], common: str = "") -> Finding:
-    """:param common: the host that all these links lead to or from."""
+def _too_narrow(ways: Ways, links: Sequence[ProbeLink], hosts: Sequence[str], between: str = "") -> Finding:
     way = links[0].sender, links[0].receiver
     overhead = topology.overhead(ways.view.address(way[0]))
     fits = min((link.mtu for link in links if link.mtu), default=None)
     outer = fits + overhead if fits else None
     fit = f"{outer} bytes fit" if outer else "how many fit is not known"
     evidence = f"packets of {links[0].size + overhead} bytes are lost and small ones pass; {fit}"
-    names = tuple(ways.named((common,) if common else sorted(way, key=ways.view.name)))
+    names = tuple(ways.named(hosts))
     if finding := _unlike(ways, names, way, outer, evidence):
         return finding
-    between = " and ".join([*names, *(["the other hosts"] if common else [])])
-    cause = f"the path between {between} carries smaller packets than the networks send"
+    cause = f"the path between {between or ' and '.join(names)} carries smaller packets than the networks send"
     advice = "raise the MTU of what is between them"
     command = ""
     if outer:

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from weft.doctor.facts import Report
-from weft.doctor.findings import Finding
-from weft.doctor.ways import Way, Ways, pair
+from weft.doctor.findings import Finding, listed
+from weft.doctor.ways import Pair, Way, Ways, pair
 from weft.probes.links import ProbeLink
 
 
@@ -16,12 +16,20 @@ def tunnels(ways: Ways) -> Iterator[Finding]:
     for host in sorted(wrong):
         yield _other_key(ways, host)
     ill = wrong | {host for host, report in ways.view.reports.items() if _is_ill(report)}
-    done = set()
-    for way in _silent(ways):
-        explained = not ill.isdisjoint(way) or {way, way[::-1]} & ways.lost or _filtered(ways, way)
-        if pair(way) not in done and not explained:
-            done.add(pair(way))
-            yield _no_handshake(ways, way)
+    unexplained = [way for way in _silent(ways) if ill.isdisjoint(way) and not _is_explained(ways, way)]
+    silent: dict[Pair, Way] = {}
+    for way in sorted(unexplained, key=lambda way: not _is_unpeered(ways, way)):
+        silent.setdefault(pair(way), way)
+    unpeered = {one for one, way in silent.items() if _is_unpeered(ways, way)}
+    if all_hosts := ways.everywhere(silent.keys() - unpeered, "encrypted"):
+        names, ports = tuple(ways.named(all_hosts)), {str(ways.view.hosts[host].wg_port) for host in all_hosts}
+        cause = f"WireGuard gets no answer between all hosts: UDP port {', '.join(sorted(ports))} is dropped on the way"
+        evidence = f"no encrypted probe passes between {listed(names)}, while VXLAN in plain passes"
+        advice = "open it in what is between them (firewalls, security groups)"
+        yield Finding("wireguard", "error", names, cause, f"{evidence}; {advice}")
+        silent = {one: silent[one] for one in unpeered}
+    for way in silent.values():
+        yield _missing_peer(ways, way) if pair(way) in unpeered else _no_handshake(ways, way)
 
 
 def _rekeyed(ways: Ways) -> set[str]:
@@ -58,19 +66,28 @@ def _silent(ways: Ways) -> Iterator[Way]:
                 yield host, other
 
 
-def _filtered(ways: Ways, way: Way) -> bool:
-    links = (ProbeLink(a, b, "encrypted", 0, 0.0) for a, b in (way, way[::-1]))
-    return any(map(ways.blocked.explains, links))
+def _is_explained(ways: Ways, way: Way) -> bool:
+    """By what plain packets suffer, too, or by a packet filter of one of the two."""
+    there_and_back = (way, way[::-1])
+    links = (ProbeLink(a, b, "encrypted", 0, 0.0) for a, b in there_and_back)
+    return not ways.lost.isdisjoint(there_and_back) or any(map(ways.blocked.explains, links))
+
+
+def _is_unpeered(ways: Ways, way: Way) -> bool:
+    return ways.view.hosts[way[1]].wg_key in ways.view.reports[way[0]].unpeered
+
+
+def _missing_peer(ways: Ways, way: Way) -> Finding:
+    a, b = ways.named(way)
+    cause = f"{a} does not have {b}'s published WireGuard key among its peers"
+    evidence = f"{ways.view.hosts[way[1]].wg_key} is no peer of weft-wg on {a}"
+    return Finding("wireguard", "error", (a, b), cause, evidence, "weft plan")
 
 
 def _no_handshake(ways: Ways, way: Way) -> Finding:
     a, b = ways.named(way)
-    report, record = ways.view.reports[way[0]], ways.view.hosts[way[1]]
-    if record.wg_key in report.unpeered:
-        cause = f"{a} does not have {b}'s published WireGuard key among its peers"
-        evidence = f"{record.wg_key} is no peer of weft-wg on {a}"
-        return Finding("wireguard", "error", (a, b), cause, evidence, "weft plan")
-    peering = report.peerings.get(record.wg_key)
+    record = ways.view.hosts[way[1]]
+    peering = ways.view.reports[way[0]].peerings.get(record.wg_key)
     age = f"the last one was {peering.age:.0f} s ago" if peering and peering.age is not None else "there was none"
     cause = f"WireGuard gets no answer between {a} and {b}: UDP port {record.wg_port} is dropped on the way"
     evidence = f"no handshake ({age}), while VXLAN in plain passes"

@@ -12,7 +12,7 @@ made. So each check asks first whether a cause that was found already explains w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -44,6 +44,9 @@ CHECKS = {
     "pools": "addresses are left",
 }
 """Every check, and what is fine if it finds nothing."""
+
+_TUNNEL_DRIFT = ("left to do: update WireGuard device", "left to do: put peer")
+"""As `reconcile.Plan` words it."""
 
 UNKNOWN = "unknown"
 OK = "ok"
@@ -81,14 +84,23 @@ def examine(view: View) -> Examination:
     down = {host for host in absent if host not in view.alive}
     if blind:  # what others have measured is not to be had
         view = replace(view, links=[link for link in view.links if view.me in (link.sender, link.receiver)])
-    ways = Ways(view, _explaining(view, findings) | down, blocked)
+    ways = Ways(view, down, _explaining(view, findings), blocked)
     findings += [*losses(ways), *narrow(ways), *spoilt(ways), *tunnels(ways)]
     findings += [*clocks(view), *versions(view), *pools(view), *foreign(view)]
-    rekeyed = {one.hosts for one in findings if one.check == "wireguard" and "another than the one" in one.cause}
-    findings = [one for one in findings if one.check != "drift" or one.hosts not in rekeyed]
+    findings = _without_what_follows(findings)
     order = {check: number for number, check in enumerate(CHECKS)}
     unique = sorted(_merged(findings), key=lambda one: (one.severity, order.get(one.check, len(order)), one.hosts))
     return Examination(tuple(unique), _table(view, absent, unique))
+
+
+def _without_what_follows(findings: Sequence[Finding]) -> list[Finding]:
+    """Without the drift of a WireGuard device of which is said what is wrong with it."""
+    told = {one.hosts[0] for one in findings if one.check == "wireguard" and "WireGuard key" in one.cause}
+    return [
+        one
+        for one in findings
+        if not (one.check == "drift" and one.hosts[0] in told and one.evidence.startswith(_TUNNEL_DRIFT))
+    ]
 
 
 def _merged(findings: Iterable[Finding]) -> list[Finding]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Set
 from weft.doctor.facts import PortDrop
 from weft.doctor.findings import Finding, Severity
 from weft.doctor.view import LOST, View
-from weft.probes.links import ProbeLink
+from weft.probes.links import Kind, ProbeLink
 
 Way = tuple[str, str]
 """Ids of the host that sends and of the one that receives."""
@@ -32,6 +32,8 @@ class Blocked:
             for drop in report.drops
             if not self._refuted(host, drop)
         }
+        self.hosts = {host for host, port, _ in self._found if port == view.port}
+        """Those that drop what all plain networks and probes use."""
 
     def explains(self, link: ProbeLink) -> bool:
         sent = self._view.port_of(link.kind, link.receiver)
@@ -44,12 +46,14 @@ class Blocked:
         for (host, port, outgoing), blocked in self._found.items():
             drop, name = blocked.drop, self._view.name(host)
             seen = any(link.small is not None and link.small >= LOST for link in self._touching(host, blocked))
-            what = f"a packet filter of {name} drops UDP port {port}, {'which it sends' if outgoing else 'incoming'}"
+            which = f"{port} of network {blocked.network}" if blocked.network else str(port)
+            way = "which it sends" if outgoing else "incoming"
+            cause = f"a packet filter of {name} drops UDP port {which}, {way}"
             evidence = f"{drop.where}: {drop.rule}" + ("; probes are lost" if seen else "")
             if passes := self._passed(host, blocked):
                 evidence += "; answers pass, and so do all packets until the hosts are silent for a while"
             severity: Severity = "error" if seen or (drop.sure and not passes) else "warning"
-            yield Finding("udp-port", severity, (name,), what, evidence, drop.repair)
+            yield Finding("udp-port", severity, (name,), cause, evidence, drop.repair)
 
     def _refuted(self, host: str, drop: PortDrop) -> bool:
         """Some probe has passed where the rule is said to drop all.
@@ -68,16 +72,24 @@ class Blocked:
 
 
 class Ways:
-    """:param ill: hosts whose own fault accounts for whatever they lose."""
+    """
+    :param down: hosts that are off.
+    :param faulty: hosts with a fault of their own. It accounts for what they lose, unless it is no packet filter and
+        plain probes come to them.
+    """
 
-    def __init__(self, view: View, ill: Set[str], blocked: Blocked) -> None:
+    def __init__(self, view: View, down: Set[str], faulty: Set[str], blocked: Blocked) -> None:
         self.view = view
-        self.ill = ill
         self.blocked = blocked
-        self._links = {link.key: link for link in view.links if {link.sender, link.receiver}.isdisjoint(ill)}
+        self.ill = down | faulty
+        heard = {
+            one.receiver for one in view.links if one.kind == "plain" and one.small is not None and one.small < LOST
+        }
+        ill = {"plain": down | (faulty - (heard - blocked.hosts)), "encrypted": self.ill}
+        self._links = {one.key: one for one in view.links if {one.sender, one.receiver}.isdisjoint(ill[one.kind])}
         self.plain = {k[:2]: link for k, link in self._links.items() if link.kind == "plain"}
         self.encrypted = {k[:2]: link for k, link in self._links.items() if link.kind == "encrypted"}
-        self._measured = by_host(pairs(self.plain))
+        self._measured = {"plain": by_host(pairs(self.plain)), "encrypted": by_host(pairs(self.encrypted))}
         self.lost = {way for way, link in self.plain.items() if self.is_lost(link)}
         """In plain; what is encrypted is lost as well, then."""
         impaired = [way for way, link in self.plain.items() if link.faulty and way not in self.lost]
@@ -94,9 +106,16 @@ class Ways:
 
     def common(self, faulty: Iterable[Pair]) -> list[str]:
         """Hosts that are in several of these pairs, and have no other pair that was measured; sorted by name."""
-        ends = by_host(faulty)
-        found = [host for host, own in ends.items() if len(own) > 1 and own == self._measured[host]]
+        ends, measured = by_host(faulty), self._measured["plain"]
+        found = [host for host, own in ends.items() if len(own) > 1 and own == measured[host]]
         return sorted(found, key=self.view.name) if len(found) < 2 or len(ends) > len(found) else []
+
+    def everywhere(self, faulty: Iterable[Pair], kind: Kind = "plain") -> list[str]:
+        """The hosts of these pairs, if they are several pairs and all that were measured of these hosts; by name."""
+        ends, measured = by_host(faulty), self._measured[kind]
+        if len(ends) < 3 or any(own != measured[host] for host, own in ends.items()):
+            return []
+        return sorted(ends, key=self.view.name)
 
     def named(self, way: Iterable[str]) -> list[str]:
         """What to sort ways by."""

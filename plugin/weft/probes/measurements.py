@@ -102,7 +102,14 @@ class Probes:
         """
         if fresh:
             self._others = (0.0, self._others[1])
-        others = (link for results in self._read() if results.host != self._me.id for link in results.links)
+        return self._merged(self._read())
+
+    def known(self) -> list[ProbeLink]:
+        """What `links` told last, and what was measured here since then: without a question to the store."""
+        return self._merged(self._others[1])
+
+    def _merged(self, records: Iterable[Results]) -> list[ProbeLink]:
+        others = (link for results in records if results.host != self._me.id for link in results.links)
         able = {host.id for host in list(self._cluster.hosts.values()) if host.probes}
         links = (link for link in (*self._prober.links(), *others) if link.sender in able and link.receiver in able)
         return merge([*links, *self._unknown()])
