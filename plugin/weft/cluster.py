@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from time import monotonic
 
 from weft.errors import StoreError, Unreadable
@@ -20,6 +21,7 @@ from weft.model import (
     MEMBERS,
     NETWORKS,
     QUESTIONS,
+    TOPOLOGY,
     Endpoint,
     EndpointNames,
     Host,
@@ -110,7 +112,7 @@ class Cluster:
             QUESTIONS: self._question,
         }
         for key, value in events:
-            follow = next((follow for prefix, follow in kinds.items() if key.startswith(prefix)), None)
+            follow = kinds.get(key[: key.find("/", len(TOPOLOGY)) + 1])
             self.unreadable.pop(key, None)
             try:
                 if follow:
@@ -163,24 +165,29 @@ class Cluster:
         """On all networks."""
         return [endpoint for vni in self.local_networks(host) for endpoint in self.local_endpoints(vni, host)]
 
-    def entries_of(self, host: str) -> list[tuple[str, str]]:
-        """All that this host's engine needs, as entries of the store: the hosts, and the networks it has."""
+    def entries_of(self, host: str) -> Iterator[tuple[str, str]]:
+        """All that this host's engine needs, as entries of the store: the hosts, and the networks it has.
+
+        One after the other, since all of them at once may be very large.
+        """
         vnis = self.local_networks(host) | {vni for vni, members in list(self.members.items()) if host in members}
         networks = [self.networks[vni] for vni in vnis if vni in self.networks]
         members = [self.members[vni][host] for vni in vnis if host in self.members.get(vni, ())]
-        endpoints = [endpoint for vni in vnis for endpoint in list(self.endpoints.get(vni, {}).values())]
-        names = [names for vni in vnis for names in list(self.names.get(vni, {}).values())]
-        shared: list[Host | Network | Member] = [*self.hosts.values(), *networks, *members]
-        records: list[Host | Network | Member | Endpoint | EndpointNames] = [*shared, *endpoints, *names]
-        return [(record.key, record.encode()) for record in records]
+        endpoints = (endpoint for vni in vnis for endpoint in list(self.endpoints.get(vni, {}).values()))
+        names = (names for vni in vnis for names in list(self.names.get(vni, {}).values()))
+        kinds: list[Iterable[Host | Network | Member | Endpoint | EndpointNames]]
+        kinds = [list(self.hosts.values()), networks, members, endpoints, names]
+        for record in chain.from_iterable(kinds):
+            yield record.key, record.encode()
 
     def _endpoint(self, key: str, value: str | None, touched: Touched) -> None:
         vni_text, endpoint_id = key.removeprefix(ENDPOINTS).split("/", 1)
         vni = int(vni_text)
         if vni not in touched.spread:
             touched.spread[vni] = self.hosts_of(vni)
-        endpoints = self.endpoints.setdefault(vni, {})
-        spread = self._spread.setdefault(vni, Counter())
+        if vni not in self.endpoints:
+            self.endpoints[vni], self._spread[vni] = {}, Counter()
+        endpoints, spread = self.endpoints[vni], self._spread[vni]
         old = endpoints.pop(endpoint_id, None)
         touched.endpoints[vni].setdefault(endpoint_id, old)
         if old is not None:
@@ -196,7 +203,8 @@ class Cluster:
             endpoints[new.id if new.id == endpoint_id else endpoint_id] = new  # not a second string for it
             self._be_local(new, True)
             spread[new.host] += 1
-            self.holders.update(dict.fromkeys(new.addresses, new))
+            for address in new.addresses:
+                self.holders[address] = new
         elif not endpoints:
             del self.endpoints[vni], self._spread[vni]
 

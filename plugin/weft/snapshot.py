@@ -5,12 +5,13 @@ Only the networks of this host's engine are kept, as entries of the store, word 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from weft.store import Entry
 
@@ -32,14 +33,21 @@ class Snapshot:
     entries: tuple[Entry, ...]
 
 
+class _Form(msgspec.Struct):
+    """What is in the file, as JSON."""
+
+    origin: str
+    entries: list[tuple[str, str]]
+
+
 def read_snapshot(path: Path) -> Snapshot | None:
     """The snapshot; None if there is no such file, or it cannot be used."""
     try:
-        found, when = json.loads(path.read_text()), path.stat().st_mtime
-        return Snapshot(path, found["origin"], when, tuple(Entry(key, value, 0) for key, value in found["entries"]))
+        found, when = msgspec.json.decode(path.read_bytes(), type=_Form), path.stat().st_mtime
+        return Snapshot(path, found.origin, when, tuple(Entry(key, value, 0) for key, value in found.entries))
     except (FileNotFoundError, NotADirectoryError):
         pass
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         log.warning("the snapshot %s cannot be used: %s", path, error)
     return None
 
@@ -62,10 +70,20 @@ class SnapshotFile:
         """Replace the file; a power failure leaves the old one or the new one."""
         fresh = self._path.with_suffix(".new")
         try:
-            with fresh.open("w") as file:
-                json.dump({"origin": self._origin, "entries": list(entries)}, file, separators=(",", ":"))
+            with fresh.open("wb") as file:
+                file.writelines(_lines(self._origin, entries))
                 file.flush()
                 os.fsync(file.fileno())
             fresh.replace(self._path)
         except OSError as error:
             log.error("the snapshot %s cannot be written: %s; make room, or correct WEFT_STATE", self._path, error)
+
+
+def _lines(origin: str, entries: Iterable[tuple[str, str]]) -> Iterator[bytes]:
+    """A `_Form`, without having all of it in memory."""
+    yield b'{"origin":%s,"entries":[' % msgspec.json.encode(origin)
+    separator = b"\n"
+    for entry in entries:
+        yield separator + msgspec.json.encode(entry)
+        separator = b",\n"
+    yield b"\n]}\n"

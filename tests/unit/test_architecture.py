@@ -123,6 +123,7 @@ def importers(library: str) -> set[str]:
         ("docker", "engine.client"),
         ("dns", "names.dns"),
         ("sqlite3", "store"),
+        ("msgspec", {"model", "snapshot", "store"}),
         ("requests", {"engine.client", "store"}),
     ],
 )

@@ -65,6 +65,8 @@ WRONG = [
     replace(HOST, name=7),  # type: ignore[arg-type]
     replace(ENDPOINT, mac="02:42"),
     replace(ENDPOINT, addresses=("10.0.0.2/24",)),
+    replace(ENDPOINT, addresses=(7,)),  # type: ignore[arg-type]
+    replace(ENDPOINT, vni="5"),  # type: ignore[arg-type]
     replace(NETWORK, pools=(Pool("10.0.0.1/24"),)),
     replace(NETWORK, mtu="1500"),  # type: ignore[arg-type]
 ]

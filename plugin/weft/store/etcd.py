@@ -19,7 +19,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import secrets
@@ -34,6 +33,7 @@ from functools import partial
 from math import ceil, inf
 from time import monotonic
 
+import msgspec
 import requests
 
 from weft.errors import StoreError
@@ -84,6 +84,26 @@ class Moment:
     revision: int
     mark: str
     marked: int
+
+
+class _Kv(msgspec.Struct, gc=False):
+    """msgspec makes bytes of base64."""
+
+    key: bytes
+    mod_revision: int
+    value: bytes = b""
+
+
+class _Header(msgspec.Struct):
+    revision: int
+
+
+class _Page(msgspec.Struct):
+    """An answer of `kv/range`."""
+
+    header: _Header
+    kvs: list[_Kv] = []
+    more: bool = False
 
 
 class EtcdStore:
@@ -236,15 +256,15 @@ class EtcdStore:
         """Page by page, all of them as they stood at the first one's revision."""
         request: Json = {**self.under(prefix), "limit": _PAGE}
         entries: list[Entry] = []
+        start = len(self._root)
         more = True
         while more:
-            answer = self._gateway.call("kv/range", request)
-            found = answer.get("kvs", ())
-            entries += map(self._entry, found)
-            request.setdefault("revision", answer["header"]["revision"])
-            more = answer.get("more", False)
+            page = msgspec.convert(self._gateway.call("kv/range", request), _Page, strict=False)
+            entries += [Entry(_decoded(kv.key)[start:], _decoded(kv.value), kv.mod_revision) for kv in page.kvs]
+            request.setdefault("revision", str(page.header.revision))
+            more = page.more
             if more:
-                request["key"] = _base64(b64decode(found[-1]["key"]) + b"\0")
+                request["key"] = _base64(page.kvs[-1].key + b"\0")
         return Listing(tuple(entries), int(request["revision"]))
 
     def _transact(self, compare: Sequence[Json], operations: Sequence[Json], receipt: _Receipt) -> bool:
@@ -398,7 +418,7 @@ class EtcdWatch:
 
     def _read(self, response: requests.Response) -> Iterator[Changes]:
         for line in response.iter_lines(chunk_size=_CHUNK):
-            message = json.loads(line)
+            message = msgspec.json.decode(line)
             result = message.get("result", {})
             problem = message.get("error", {}).get("message") or result.get("cancel_reason", "")
             if result.get("compact_revision") or _TOO_LARGE in problem:
@@ -463,4 +483,8 @@ def _base64(text: bytes) -> str:
 
 
 def _text(kv: Json, part: str) -> str:
-    return b64decode(kv.get(part, "")).decode(errors="replace")
+    return _decoded(b64decode(kv.get(part, "")))
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode(errors="replace")

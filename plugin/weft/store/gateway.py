@@ -8,7 +8,6 @@ any more, as after a restart; the password is read from its file at that moment 
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from time import monotonic, sleep
 from typing import Any
 from weakref import WeakSet
 
+import msgspec
 import requests
 from urllib3 import Timeout
 
@@ -199,14 +199,14 @@ class Gateway:
         with _failures():
             response = self._session.post(url, data, headers=headers, timeout=limit)
             self._check(endpoint, response)
-            answer: Json = response.json()
+            answer = msgspec.json.decode(response.content, type=Json)
         if "error" in answer:  # of a stream, which had begun well
             raise Away(str(answer["error"].get("message")))
         return answer
 
-    def _request(self, endpoint: str, path: str, body: Json, token: str) -> tuple[str, str, dict[str, str]]:
+    def _request(self, endpoint: str, path: str, body: Json, token: str) -> tuple[str, bytes, dict[str, str]]:
         headers = {"Grpc-Metadata-hasleader": "true"} | ({"Authorization": token} if token else {})
-        return f"{endpoint}/v3/{path}", json.dumps(body), headers
+        return f"{endpoint}/v3/{path}", msgspec.json.encode(body), headers
 
     def _check(self, endpoint: str, response: requests.Response) -> None:
         if response.status_code == requests.codes.ok:
