@@ -20,7 +20,7 @@ from typing import Protocol
 from weft.cluster import Cluster
 from weft.dataplane import IPV6_MIN_MTU, Port
 from weft.errors import UNKNOWN, Conflict, Exhausted, InvalidRequest, NotFound, Taken, WeftError
-from weft.ipam import GLOBAL_SPACE, SPACES, Ipam, check_usable
+from weft.ipam import GLOBAL_SPACE, LOCAL_SPACE, SPACES, Ipam, check_usable
 from weft.model import (
     MACS,
     NETWORKS,
@@ -49,7 +49,7 @@ from weft.model import (
     readable,
 )
 from weft.options import NetworkOptions, parse_options
-from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, Write
+from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, ValueIs, Write
 from weft.topology import Limit
 
 NOT_IN_SWARM = (
@@ -271,7 +271,7 @@ class Driver:
         for entry, endpoint in readable(Endpoint.read, listed):
             if present and endpoint.host == self._host.id:
                 self._attachments.detach(endpoint.id)
-                self._forget(Network.read(present), entry)
+                self._forget(Network.read(present), endpoint, KeyIs(entry.key, entry.revision))
         while not self._drop_membership(binding.key, Member(vni, self._host.id, network_id), retire):
             pass  # somebody changed the network
         self.remove_unused(vni)
@@ -391,8 +391,11 @@ class Driver:
         """Delete the record; its addresses become pending: the engine releases them next, or they are collected."""
         with suppress(NotFound):
             network = self._bound(network_id).network
+            known = self._cluster.endpoints.get(network.vni, {}).get(endpoint_id)
+            if known and self._forget(network, known, ValueIs(known.key, known.encode())):
+                return  # it was as the mirror has it
             if entry := self._store.get(endpoint_key(network.vni, endpoint_id)):
-                self._forget(network, entry)
+                self._forget(network, Endpoint.read(entry), KeyIs(entry.key, entry.revision))
 
     def drop_endpoint(self, key: str, gone: Condition) -> bool:
         """Take away the endpoint at a key of the store, of a host that is `gone`, with what is its own and no other's.
@@ -620,28 +623,35 @@ class Driver:
         return cidr
 
     def _record(self, network_id: str, network: Network, endpoint: Endpoint) -> bool:
-        """Write the endpoint and make its addresses and MAC its own; False if that was done before."""
+        """Write the endpoint and make its addresses and MAC its own; False if that was done before.
+
+        The first guess is that nobody has the endpoint or the MAC, and that the addresses are as RequestAddress left
+        them; what comes back of a wrong one is thought through.
+        """
         mac = mac_key(network.vni, endpoint.mac)
-        given = [
-            Allocation(self._cidr_of(network, a), a, self._host.id, endpoint=endpoint.id) for a in endpoint.addresses
-        ]
+        pools = [(self._cidr_of(network, address), address) for address in endpoint.addresses]
+        given = [Allocation(*one, self._host.id, endpoint=endpoint.id) for one in pools]
+        held = [replace(one, space=LOCAL_SPACE) for one in given]
+        as_given = [ValueIs(one.key, replace(one, endpoint="").encode()) for one in held]
+        conditions: list[Condition] = [KeyIs(endpoint.key, 0), KeyIs(mac, 0), *as_given]
         for _ in range(_ATTEMPTS):
-            bound = self._bound(network_id)
-            found = self._store.get_many([endpoint.key, mac, *(one.key for one in given)])
+            bound = self._bound(network_id).unchanged
+            writes: list[Write] = [Put(endpoint.key, endpoint.encode()), Put(mac, endpoint.id)]
+            for one in held:
+                writes += [Put(one.key, one.encode()), Delete(one.pending_key)]
+            keys = [endpoint.key, mac, *(one.key for one in given)]
+            found = self._store.attempt([bound, *conditions], writes, [*keys, bound.key])
+            if found is None:
+                return True
+            if _revision(found, bound.key) != bound.revision:
+                self._bindings.pop(network_id, None)
             if present := found.get(endpoint.key):
                 if replace(Endpoint.read(present), mtu=endpoint.mtu) == endpoint:
                     return False
                 raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} exists with other addresses")
             held = [self._taken_over(network, endpoint, one, found.get(one.key)) for one in given]
             self._check_mac(network, endpoint, found.get(mac))
-            keys = [endpoint.key, mac, *(one.key for one in given)]
-            conditions = [KeyIs(key, found[key].revision if key in found else 0) for key in keys]
-            writes: list[Write] = [Put(endpoint.key, endpoint.encode()), Put(mac, endpoint.id)]
-            for one in held:
-                writes += [Put(one.key, one.encode()), Delete(one.pending_key)]
-            if self._store.transact([bound.unchanged, *conditions], writes):
-                return True
-            self._bindings.pop(network_id, None)
+            conditions = [KeyIs(key, _revision(found, key)) for key in keys]
         raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} is being changed by others: try again")
 
     def _taken_over(self, network: Network, endpoint: Endpoint, given: Allocation, entry: Entry | None) -> Allocation:
@@ -671,14 +681,18 @@ class Driver:
                 f"MAC address {endpoint.mac} of {network.title} is in use by endpoint {entry.value[:12]}: give another"
             )
 
-    def _forget(self, network: Network, entry: Entry) -> None:
-        endpoint = Endpoint.read(entry)
+    def _forget(self, network: Network, endpoint: Endpoint, unchanged: Condition) -> bool:
+        """False unless it is `unchanged`: if it is gone already, its MAC and addresses may be another's by now."""
         writes: list[Write] = [*map(Delete, _keys_of(endpoint))]
         for address in endpoint.addresses:
             held = Allocation(self._cidr_of(network, address), address, endpoint.host)
             writes.append(Put(held.pending_key, ""))
-        # Unless it is gone already: its MAC and addresses may be another's by now.
-        self._store.transact([KeyIs(entry.key, entry.revision)], writes)
+        return self._store.transact([unchanged], writes)
+
+
+def _revision(found: Mapping[str, Entry], key: str) -> int:
+    """Of a key among those that were looked for; 0 if it is absent."""
+    return found[key].revision if key in found else 0
 
 
 def _keys_of(endpoint: Endpoint) -> tuple[str, str, str]:

@@ -45,7 +45,7 @@ from weft.model import (
     readable,
     reading,
 )
-from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Put, Store, Write
+from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Present, Put, Store, Write
 
 LOCAL_SPACE = "weft-local"
 GLOBAL_SPACE = "weft-global"
@@ -270,12 +270,11 @@ class Ipam:
         An address that an endpoint of this host holds already is confirmed, since an engine that starts asks again
         for what it has; if it is a second container that asks, CreateEndpoint refuses it.
         """
-        self._claim_entry(pool_id)
         if wanted is not None:
             self._take(pool_id, wanted)
             return wanted
         for address in self._candidates(pool_id):
-            if self._try(pool_id, address):
+            if self._try(pool_id, address) is None:
                 return address
         raise Exhausted(self._full(pool_id))
 
@@ -289,47 +288,58 @@ class Ipam:
             pass  # somebody changed it meanwhile
 
     def _release(self, pool_id: PoolId, address: IPAddress) -> bool:
-        key = address_key(str(pool_id.pool), str(address))
-        mark = Allocation(str(pool_id.pool), str(address), self._host).pending_key
-        entry = self._store.get(key)
+        ours = Allocation(str(pool_id.pool), str(address), self._host)
+        key, mark, claim = ours.key, ours.pending_key, POOLS + ours.cidr
+        found = self._store.get_many([key, mark, claim])
+        entry = found.get(key)
         allocation = Allocation.read(entry) if entry else None
-        unchanged = [KeyIs(key, entry.revision if entry else 0)]
+        unchanged: list[Condition] = [KeyIs(key, entry.revision if entry else 0)]
         if allocation and self._may_release(pool_id, allocation):
-            if self._holder(allocation):
-                return self._store.transact(unchanged, [Put(key, replace(allocation, space=LOCAL_SPACE).encode())])
+            holder = _holder_key(allocation, found.get(claim))
+            # Most often it is gone; else that is what comes back.
+            free = [*unchanged, KeyIs(holder, 0)] if holder else unchanged
             self._cooling.add(address)
-            return self._store.transact(unchanged, [Delete(key), Delete(mark)])
-        return not self._store.get(mark) or self._store.transact(unchanged, [Delete(mark)])
+            held = self._store.attempt(free, [Delete(key), Delete(mark)], [key, holder] if holder else [key])
+            if held is None or holder not in held:
+                return held is None
+            if allocation.space == GLOBAL_SPACE:
+                return self._store.transact(unchanged, [Put(key, replace(allocation, space=LOCAL_SPACE).encode())])
+        return mark not in found or self._store.transact(unchanged, [Delete(mark)])
 
     def _may_release(self, pool_id: PoolId, allocation: Allocation) -> bool:
+        """Whether it is ours to free, unless a living endpoint holds it."""
         if allocation.kind != "endpoint":
             return False  # it goes with its pool
         if GLOBAL_SPACE in (allocation.space, pool_id.space):
             return allocation.space == pool_id.space  # Swarm's leader gave it, and takes it back
-        return allocation.host == self._host and not self._holder(allocation)
+        return allocation.host == self._host
 
     def _claim_entry(self, pool_id: PoolId) -> Entry:
         entry = self._store.get(f"{POOLS}{pool_id.pool}")
         if entry is None:
-            raise NotFound(f"pool {pool_id.pool} {UNKNOWN}: its network was removed")
+            raise _no_pool(pool_id)
         return entry
 
-    def _try(self, pool_id: PoolId, address: IPAddress) -> bool:
-        """Take an address if it is free; it is pending until an endpoint has it, unless it is Swarm's."""
+    def _try(self, pool_id: PoolId, address: IPAddress) -> Entry | None:
+        """Take an address, or return what has it; it is pending until an endpoint has it, unless it is Swarm's."""
         a = Allocation(str(pool_id.pool), str(address), self._host, space=pool_id.space)
         marks = [Put(a.pending_key, "")] if pool_id.space == LOCAL_SPACE else []
-        return self._store.transact([KeyIs(a.key, 0)], [Put(a.key, a.encode()), *marks])
+        claim = POOLS + a.cidr
+        free: list[Condition] = [Present(claim), KeyIs(a.key, 0)]
+        while (found := self._store.attempt(free, [Put(a.key, a.encode()), *marks], [claim, a.key])) is not None:
+            if claim not in found:
+                raise _no_pool(pool_id)
+            if a.key in found:
+                return found[a.key]
+        return None
 
     def _take(self, pool_id: PoolId, address: IPAddress) -> None:
         """Take this very address, or say why not."""
         check_usable(pool_id.pool, address)
-        while not self._try(pool_id, address):
-            entry = self._store.get(address_key(str(pool_id.pool), str(address)))
-            if entry is not None:
-                allocation = Allocation.read(entry)
-                if not self._confirms(pool_id, allocation):
-                    self._refuse(pool_id, allocation)
-                return
+        if entry := self._try(pool_id, address):
+            allocation = Allocation.read(entry)
+            if not self._confirms(pool_id, allocation):
+                self._refuse(pool_id, allocation)
 
     def _refuse(self, pool_id: PoolId, held: Allocation) -> NoReturn:
         raise Conflict(f"address {held.address} of pool {pool_id.pool} is taken: {self._describe(held)}")
@@ -352,9 +362,8 @@ class Ipam:
         """True if a living endpoint holds the address."""
         if not allocation.endpoint:
             return False
-        claim = self._store.get(POOLS + allocation.cidr)
-        vni = PoolClaim.read(claim).vni if claim else 0
-        return self._store.get(endpoint_key(vni, allocation.endpoint)) is not None
+        holder = _holder_key(allocation, self._store.get(POOLS + allocation.cidr))
+        return self._store.get(holder) is not None
 
     def _describe(self, allocation: Allocation) -> str:
         if allocation.kind != "endpoint":
@@ -401,6 +410,17 @@ class Ipam:
         total = last - first + 1 - (len(inside) - held)
         where = f"pool {pool_id.pool}" + (f", range {pool_id.sub}," if pool_id.sub else "")
         return f"{where} is full: {held} of {total} addresses in use; remove containers, or make a larger network"
+
+
+def _holder_key(allocation: Allocation, claim: Entry | None) -> str:
+    """Where the endpoint is that an address names, if it lives; "" if it names none."""
+    if not allocation.endpoint:
+        return ""
+    return endpoint_key(PoolClaim.read(claim).vni if claim else 0, allocation.endpoint)
+
+
+def _no_pool(pool_id: PoolId) -> NotFound:
+    return NotFound(f"pool {pool_id.pool} {UNKNOWN}: its network was removed")
 
 
 class _Cooling:

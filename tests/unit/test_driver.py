@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from ipaddress import ip_network
+from typing import TypeVar
 
 import pytest
 
@@ -12,11 +16,13 @@ from tests.unit.conftest import FakeHost
 from weft.dataplane import Port, Shaper, Vxlan
 from weft.driver import EndpointRequest, NetworkRequest, PoolRequest, mac_of
 from weft.errors import Conflict, InvalidRequest, KernelError, NotFound, StoreError
-from weft.ipam import LOCAL_SPACE
+from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Network, Pool, endpoints_prefix, network_key
 from weft.options import NetworkOptions
+from weft.store import KeyIs, Put
 from weft.store.sqlite import SqliteStore
 
+T = TypeVar("T")
 Hosts = Callable[..., FakeHost]
 CIDR = "10.1.0.0/24"
 
@@ -161,6 +167,50 @@ def test_an_endpoint_whose_rate_cannot_be_kept_is_refused_and_nothing_is_left(ho
     one.run("n1", "f" * 64, CIDR)
 
 
+def test_the_store_is_asked_once_for_each_step_of_a_container(
+    host: Hosts, store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may be far away: what can be guessed is not read first."""
+    one = host()
+    one.create_network("n1", CIDR)
+    one.run("n1", "e1", CIDR)
+    asked: list[str] = []
+    transaction = SqliteStore._transaction
+
+    def count(store: SqliteStore, begin: str) -> AbstractContextManager[sqlite3.Connection]:
+        asked.append(begin)
+        return transaction(store, begin)
+
+    def asking(call: Callable[[], T]) -> tuple[T, int]:
+        asked.clear()
+        return call(), len(asked)
+
+    monkeypatch.setattr(SqliteStore, "_transaction", count)
+    pool = PoolId.parse(f"{LOCAL_SPACE}/{CIDR}")
+    address, times = asking(lambda: one.ipam.request_address(pool, None))
+    assert times == 1
+    request = EndpointRequest("n1", "e2", (str(address),), "")
+    endpoint, times = asking(lambda: one.driver.create_endpoint(request))
+    assert times == 1
+    one.cluster.load(store.list("topology/").entries)
+    assert asking(lambda: one.driver.delete_endpoint("n1", endpoint.id)) == (None, 1)
+    assert asking(lambda: one.ipam.release_address(pool, address)) == (None, 2)
+    left = {entry.key for entry in store.list("").entries}
+    assert not {key for key in left if endpoint.id in key or key.endswith(f"/{address}") or endpoint.mac in key}
+
+
+def test_what_the_mirror_does_not_know_yet_is_deleted_all_the_same(host: Hosts, store: SqliteStore) -> None:
+    one = host()
+    network = one.create_network("n1", CIDR)
+    endpoint = one.run("n1", "e1", CIDR)
+    one.cluster.load(store.list("topology/").entries)
+    store.transact([], [Put(endpoint.key, replace(endpoint, mtu=1300).encode())])
+    one.driver.delete_endpoint("n1", "e1")
+    one.run("n1", "e2", CIDR)
+    one.driver.delete_endpoint("n1", "e2")
+    assert not store.list(endpoints_prefix(network.vni)).entries
+
+
 def test_creating_an_endpoint_twice_is_the_same_and_with_other_content_refused(host: Hosts) -> None:
     one = host(1)
     one.create_network("n1", CIDR)
@@ -246,7 +296,7 @@ def test_forgetting_twice_does_not_take_from_the_next_endpoint(host: Hosts, stor
     assert entry
     one.driver.delete_endpoint("n1", "e1")
     new = one.driver.create_endpoint(EndpointRequest("n1", "e2", old.addresses, ""))
-    one.driver._forget(network, entry)
+    one.driver._forget(network, old, KeyIs(entry.key, entry.revision))
     with pytest.raises(Conflict, match="is in use by endpoint e2"):
         one.run("n1", "e3", CIDR, mac=new.mac)
 

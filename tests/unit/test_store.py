@@ -18,7 +18,21 @@ import pytest
 from tests.etcd import MISSING, Cluster, in_memory
 from tests.unit.conftest import together
 from weft.errors import StoreError
-from weft.store import Changes, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Snapshot, Store
+from weft.store import (
+    Changes,
+    Condition,
+    Delete,
+    DeleteAll,
+    Entry,
+    KeyIs,
+    Listing,
+    NoneNewer,
+    Present,
+    Put,
+    Snapshot,
+    Store,
+    ValueIs,
+)
 from weft.store import sqlite as sqlite_store
 from weft.store.etcd import EtcdStore
 from weft.store.sqlite import SqliteStore
@@ -79,6 +93,35 @@ def test_key_is(store: Store, key: str, revision_offset: int | None, holds: bool
     wanted = 0 if revision_offset is None else revision + revision_offset
     assert store.transact([KeyIs(key, wanted)], [Put("done", "")]) is holds
     assert (store.get("done") is not None) is holds
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        (ValueIs("a", "x"), True),
+        (ValueIs("a", ""), False),
+        (ValueIs("b", "x"), False),
+        (ValueIs("b", ""), False),
+        (Present("a"), True),
+        (Present("b"), False),
+    ],
+    ids=str,
+)
+def test_value_is_and_present(store: Store, condition: Condition, holds: bool) -> None:
+    put(store, "a", "y")
+    put(store, "a", "x")
+    assert store.transact([condition], [Put("done", "")]) is holds
+    assert (store.get("done") is not None) is holds
+
+
+def test_an_attempt_tells_what_is_there_if_its_guess_is_wrong(store: Store) -> None:
+    revision = put(store, "a", "x")
+    before = store.list("")
+    assert store.attempt([KeyIs("a", 0)], [Put("b", "")], ["a", "b"]) == {"a": Entry("a", "x", revision)}
+    assert store.attempt([KeyIs("a", 0)], [], []) == {}
+    assert store.list("") == before
+    assert store.attempt([KeyIs("a", revision)], [Put("b", "")], ["a", "b"]) is None
+    assert store.get("b")
 
 
 def test_none_newer_sees_new_and_changed_keys_under_the_prefix_only(store: Store) -> None:

@@ -37,6 +37,21 @@ class KeyIs:
 
 
 @dataclass(frozen=True, slots=True)
+class ValueIs:
+    """Condition: the key is present with this very value, whenever that was put."""
+
+    key: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Condition: the key is present."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class NoneNewer:
     """Condition: no present key under `prefix` was changed after `revision`; 0 says that there is none at all."""
 
@@ -62,7 +77,7 @@ class DeleteAll:
     prefix: str
 
 
-Condition = KeyIs | NoneNewer
+Condition = KeyIs | ValueIs | Present | NoneNewer
 Write = Put | Delete | DeleteAll
 
 
@@ -122,6 +137,15 @@ class Store(Protocol):
         """Do all writes at one revision if all conditions hold; otherwise do nothing and return False.
 
         No key may be written twice in one transaction. After a `StoreError` it may have been done or not.
+        """
+        ...
+
+    def attempt(
+        self, conditions: Sequence[Condition], writes: Sequence[Write], keys: Sequence[str]
+    ) -> dict[str, Entry] | None:
+        """Like `transact` for conditions that are a guess: None if all was done, else what `get_many` gives for `keys`.
+
+        So a guess that is right saves the reading, and one that is wrong costs nothing.
         """
         ...
 

@@ -25,7 +25,7 @@ import secrets
 import threading
 from base64 import b64decode, b64encode
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -37,7 +37,21 @@ import msgspec
 import requests
 
 from weft.errors import StoreError
-from weft.store import Changes, Condition, Delete, Entry, Health, KeyIs, Listing, Put, Snapshot, Write
+from weft.store import (
+    Changes,
+    Condition,
+    Delete,
+    Entry,
+    Health,
+    KeyIs,
+    Listing,
+    NoneNewer,
+    Present,
+    Put,
+    Snapshot,
+    ValueIs,
+    Write,
+)
 from weft.store.gateway import PATIENCE_SECONDS, Access, Away, Gateway, Json, Refused, Silence
 
 log = logging.getLogger(__name__)
@@ -138,10 +152,8 @@ class EtcdStore:
         return self._entry(found) if found else None
 
     def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        reads = [{"request_range": self._at(key)} for key in keys]
-        answers = self._gateway.call("kv/txn", {"success": reads}).get("responses", ())
-        found = (kv for answer in answers for kv in answer["response_range"].get("kvs", ()))
-        return {entry.key: entry for entry in map(self._entry, found)}
+        answers = self._gateway.call("kv/txn", {"success": self._reads(keys)}).get("responses", ())
+        return self._found(answers)
 
     def list(self, prefix: str) -> Listing:
         for _ in range(_ATTEMPTS):
@@ -153,13 +165,18 @@ class EtcdStore:
         raise StoreError(f"etcd is compacted faster than {self._root}{prefix} can be read: compact it less often")
 
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
+        return self.attempt(conditions, writes, ()) is None
+
+    def attempt(
+        self, conditions: Sequence[Condition], writes: Sequence[Write], keys: Sequence[str]
+    ) -> dict[str, Entry] | None:
         compare, operations = [*map(self._compare, conditions)], [*map(self._operation, writes)]
         try:
             receipt = self._free.pop()
         except IndexError:
             receipt = _Receipt(self._receipts + secrets.token_hex(8))
         try:
-            return self._transact(compare, operations, receipt)
+            return self._transact(compare, operations, self._reads(keys), receipt)
         finally:
             self._free.append(receipt)
 
@@ -267,14 +284,16 @@ class EtcdStore:
                 request["key"] = _base64(page.kvs[-1].key + b"\0")
         return Listing(tuple(entries), int(request["revision"]))
 
-    def _transact(self, compare: Sequence[Json], operations: Sequence[Json], receipt: _Receipt) -> bool:
+    def _transact(
+        self, compare: Sequence[Json], operations: Sequence[Json], reads: Sequence[Json], receipt: _Receipt
+    ) -> dict[str, Entry] | None:
         key, mark = _base64(receipt.key.encode()), _random()
         for _ in range(_ATTEMPTS):
             put = {"request_put": {"key": key, "value": mark, "lease": self._current_lease()}}
             request = {
                 "compare": [*compare, _revision({"key": key}, "EQUAL", receipt.revision)],
                 "success": [*operations, put, self._mark(mark)],
-                "failure": [{"request_range": {"key": key}}],
+                "failure": [{"request_range": {"key": key}}, *reads],
             }
             try:
                 answer = self._gateway.call("kv/txn", request)
@@ -285,13 +304,14 @@ class EtcdStore:
                 continue
             if answer.get("succeeded"):
                 receipt.revision = int(answer["header"]["revision"])
-                return True
-            found = answer["responses"][0]["response_range"].get("kvs", [{}])[0]
+                return None
+            first, *others = answer["responses"]
+            found = first["response_range"].get("kvs", [{}])[0]
             guarded, receipt.revision = receipt.revision, int(found.get("mod_revision", 0))
             if found.get("value") == mark:
-                return True  # by an earlier copy of the request, whose answer was lost
+                return None  # done by an earlier copy of the request, whose answer was lost
             if receipt.revision == guarded:
-                return False
+                return self._found(others)
             # The guard was wrong: the receipt's lease ran out, or a copy from before a StoreError arrived late.
         raise StoreError(f"etcd's key {receipt.key} is changed by others: let only weft write there, and try again")
 
@@ -318,15 +338,29 @@ class EtcdStore:
         return found[0] if found else None
 
     def _compare(self, condition: Condition) -> Json:
-        if isinstance(condition, KeyIs):
-            return _revision(self._at(condition.key), "EQUAL", condition.revision)
-        return _revision(self.under(condition.prefix), "LESS", condition.revision + 1)
+        match condition:
+            case KeyIs(key, revision):
+                return _revision(self._at(key), "EQUAL", revision)
+            case ValueIs(key, value):
+                return {**self._at(key), "target": "VALUE", "result": "EQUAL", "value": _base64(value.encode())}
+            case Present(key):
+                return _revision(self._at(key), "GREATER", 0)
+            case NoneNewer(prefix, revision):
+                return _revision(self.under(prefix), "LESS", revision + 1)
 
     def _operation(self, write: Write) -> Json:
         if isinstance(write, Put):
             return {"request_put": {**self._at(write.key), "value": _base64(write.value.encode())}}
         what = self._at(write.key) if isinstance(write, Delete) else self.under(write.prefix)
         return {"request_delete_range": what}
+
+    def _reads(self, keys: Sequence[str]) -> Sequence[Json]:
+        return [{"request_range": self._at(key)} for key in keys]
+
+    def _found(self, answers: Iterable[Json]) -> dict[str, Entry]:
+        """What `_reads` found."""
+        found = (kv for answer in answers for kv in answer["response_range"].get("kvs", ()))
+        return {entry.key: entry for entry in map(self._entry, found)}
 
     def _entry(self, kv: Json) -> Entry:
         return Entry(self._key(kv), _text(kv, "value"), int(kv["mod_revision"]))

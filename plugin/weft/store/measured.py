@@ -35,6 +35,12 @@ class MeasuredStore:
         with self._measured("transact"):
             return self._store.transact(conditions, writes)
 
+    def attempt(
+        self, conditions: Sequence[Condition], writes: Sequence[Write], keys: Sequence[str]
+    ) -> dict[str, Entry] | None:
+        with self._measured("transact"):
+            return self._store.attempt(conditions, writes, keys)
+
     def beat(self, key: str, value: str, seconds: float) -> bool:
         with self._measured("beat"):
             return self._store.beat(key, value, seconds)

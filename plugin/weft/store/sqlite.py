@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, flock
 from functools import partial
@@ -29,7 +29,22 @@ from time import monotonic, time
 from inotify_simple import INotify, flags
 
 from weft.errors import StoreError
-from weft.store import Changes, Condition, Delete, DeleteAll, Entry, Health, KeyIs, Listing, Put, Snapshot, Write
+from weft.store import (
+    Changes,
+    Condition,
+    Delete,
+    DeleteAll,
+    Entry,
+    Health,
+    KeyIs,
+    Listing,
+    NoneNewer,
+    Present,
+    Put,
+    Snapshot,
+    ValueIs,
+    Write,
+)
 
 HISTORY = 50_000
 """Revisions of history that are kept for watches."""
@@ -75,21 +90,25 @@ class SqliteStore:
 
     def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         with self.errors(), self._transaction("BEGIN") as db:
-            query = "SELECT key, value, revision FROM entries WHERE key = ?"
-            return {key: Entry(*row) for key in keys for row in db.execute(query, (key,))}
+            return _found(db, keys)
 
     def list(self, prefix: str) -> Listing:
         with self.errors(), self._transaction("BEGIN") as db:
             return Listing(_entries(db, prefix), _revision(db))
 
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
+        return self.attempt(conditions, writes, ()) is None
+
+    def attempt(
+        self, conditions: Sequence[Condition], writes: Sequence[Write], keys: Sequence[str]
+    ) -> dict[str, Entry] | None:
         with self.errors(), self._transaction("BEGIN IMMEDIATE") as db:
             if not all(_holds(db, condition) for condition in conditions):
-                return False
+                return _found(db, keys)
             with self._change(db) as revision:
                 for write in writes:
                     _write(db, write, revision)
-        return True
+        return None
 
     def beat(self, key: str, value: str, seconds: float) -> bool:
         with self.errors(), self._transaction("BEGIN IMMEDIATE") as db:
@@ -259,10 +278,21 @@ def _entries(db: sqlite3.Connection, prefix: str) -> tuple[Entry, ...]:
     return tuple(Entry(*row) for row in rows)
 
 
+def _found(db: sqlite3.Connection, keys: Iterable[str]) -> dict[str, Entry]:
+    query = "SELECT key, value, revision FROM entries WHERE key = ?"
+    return {key: Entry(*row) for key in keys for row in db.execute(query, (key,))}
+
+
 def _holds(db: sqlite3.Connection, condition: Condition) -> bool:
-    if isinstance(condition, KeyIs):
-        row = db.execute("SELECT revision FROM entries WHERE key = ?", (condition.key,)).fetchone()
-        return (row[0] if row else 0) == condition.revision
+    if not isinstance(condition, NoneNewer):
+        entry = _found(db, [condition.key]).get(condition.key)
+        match condition:
+            case KeyIs(_, revision):
+                return (entry.revision if entry else 0) == revision
+            case ValueIs(_, value):
+                return entry is not None and entry.value == value
+            case Present():
+                return entry is not None
     newer = db.execute(
         "SELECT 1 FROM entries WHERE key >= ? AND key < ? AND revision > ? LIMIT 1",
         (condition.prefix, _end(condition.prefix), condition.revision),
