@@ -24,6 +24,7 @@ from weft.config import SETTINGS, variable
 
 SUBNET = "10.77.0.0/24"
 CREATE = ("network", "create", "-d", "weft:latest", "--ipam-driver", "weft:latest", "--subnet", SUBNET, "app")
+SERVERS = [RESOLVER, "192.168.78.254"]
 NEWER = "99.0.0"
 MEGABYTES = 150
 WEFT = str(PROJECT / ".venv/bin/weft")
@@ -63,7 +64,7 @@ class Plugins:
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     subnet = "192.168.78.0/24"
-    options = {"insecure-registries": [subnet], "dns": [RESOLVER, "192.168.78.254"]}
+    options = {"insecure-registries": [subnet], "dns": SERVERS}
     lab = Lab(hosts=2, name="plugin", weft=False, subnet=subnet, engine_options=options)
     lab.hosts[0].engine_options["live-restore"] = True
     with lab:
@@ -165,6 +166,49 @@ def test_without_the_plugin_the_command_on_the_host_tells_what_it_last_knew(clus
     finally:
         host.docker("plugin", "enable", "weft")
     assert on_host(host, "status")["agent"]["synced"] is not None
+
+
+def test_setup_dns_in_the_plugin_says_what_to_write_on_the_host(cluster: Cluster, lab: Lab) -> None:
+    with pytest.raises(CommandFailed) as refused:
+        weft(cluster.h2, "setup", "dns")
+    assert f'"dns": ["{RESOLVER}", "{lab.plan.gateway}"]' in str(refused.value)
+    assert "nothing was changed" in str(refused.value)
+    cluster.h2.run("test", "!", "-e", f"/proc/{processes(cluster.h2)[0]}/root/etc/docker")
+
+
+def test_the_doctor_tells_by_a_container_whether_docker_asks_weft(cluster: Cluster, lab: Lab) -> None:
+    """The plugin cannot read daemon.json."""
+    host = cluster.h2
+
+    def complains() -> bool:
+        command = ("nsenter", "-t", processes(host)[0], "-m", "/opt/weft/bin/weft", "doctor", "--json")
+        findings = json.loads(host.run(*command, check=False))["findings"]
+        return any("Docker does not ask weft" in one["cause"] for one in findings)
+
+    try:
+        for servers, found in ((SERVERS[1:], True), (SERVERS, False)):
+            host.engine_options["dns"] = servers
+            restart_engine(host)
+            eventually(lambda: bool(cluster.address(host, "web2", "app")), "web2 is back", timeout=30)
+            eventually(complains if found else lambda: not complains(), f"the doctor's word: {found}", timeout=60)
+    finally:
+        host.engine_options["dns"] = SERVERS
+
+
+def test_with_systemd_resolved_questions_go_to_the_server_behind_it_while_weft_is_away(cluster: Cluster) -> None:
+    host, behind = cluster.h2, "192.168.78.253"
+    before = host.run("cat", "/etc/resolv.conf")
+    host.write("etc/resolv.conf", "nameserver 127.0.0.53\n")
+    host.run("mkdir", "-p", "/run/systemd/resolve")
+    host.run("sh", "-c", f"echo nameserver {behind} > /run/systemd/resolve/resolv.conf")
+    try:
+        disable_and_enable(host, None)
+        rules = ("nft", "list", "table", "ip", "weft_dns")
+        eventually(lambda: f"dnat to {behind}" in host.run(*rules, check=False), "the rule", timeout=30)
+    finally:
+        host.run("rm", "-r", "/run/systemd")
+        host.write("etc/resolv.conf", before)
+        disable_and_enable(host, None)
 
 
 def disable_and_enable(host: Host, _: Plugins | None) -> None:
