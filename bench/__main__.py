@@ -38,6 +38,7 @@ class Effort:
     names_rounds: int
     networks: int
     rest: float
+    names_samples: int
 
 
 FULL = Effort(
@@ -52,6 +53,7 @@ FULL = Effort(
     names_rounds=5,
     networks=200,
     rest=60,
+    names_samples=100,
 )
 QUICK = Effort(
     traffic_rounds=3,
@@ -65,6 +67,7 @@ QUICK = Effort(
     names_rounds=1,
     networks=20,
     rest=10,
+    names_samples=10,
 )
 
 
@@ -151,6 +154,8 @@ class Bench:
 
     def _measure_names(self) -> None:
         names.measure(self.results, self._terminal, rounds=self._effort.names_rounds, seconds=_NAMES_SECONDS)
+        with rig({WEFT}, self._terminal) as place:
+            names.measure_changes(place, self.results, self._terminal, samples=self._effort.names_samples)
 
     def _measure_encryption(self) -> None:
         effort = self._effort

@@ -124,6 +124,8 @@ METRICS = [
     Metric("dns_echo_p99_ms", "h", "… by a bare echo in its place", "ms"),
     Metric("dns_lost", "h", "answers lost", "", Target(0)),
     Metric("dns_most_qps", "h", "as many questions as it answers", "1/s", Target(5_000, at_least=True)),
+    Metric("name_come_ms", "h", "docker run returned: its name is on the other host", "ms", Target(300, percent=99)),
+    Metric("name_gone_ms", "h", "docker kill returned: it is gone there", "ms", Target(300, percent=99)),
     Metric("encrypted_tcp_gbps", "i", "TCP, 1 stream", "Gbit/s"),
     Metric("encrypted_rtt_us", "i", "UDP round trip", "µs"),
     Metric("peers_1000_s", "i", "give WireGuard 1,000 peers", "s", Target(0.5)),

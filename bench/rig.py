@@ -110,6 +110,10 @@ class Rig:
         """One that no container has had before."""
         return str(ip_network(_SUBNETS[variant])[_FREE_ADDRESSES[round_]])
 
+    def resident(self, variant: str, index: int) -> str:
+        """Name of the container at the near end, 0, or at the far one, 1."""
+        return f"{_name(variant)}-{index}"
+
     def start(self, variant: str, *options: str) -> str:
         """`docker run -d` on the first host; returns the container's id."""
         return self.h1.docker("run", "--detach", "--network", _name(variant), *options, IMAGE)
@@ -126,7 +130,7 @@ class Rig:
         host.docker("network", "create", *_OPTIONS[variant], "--subnet", _SUBNETS[variant], _name(variant))
 
     def _resident(self, variant: str, host: Host, index: int) -> Place:
-        name, address = f"{_name(variant)}-{index}", str(ip_network(_SUBNETS[variant])[_RESIDENT_ADDRESS + index])
+        name, address = self.resident(variant, index), str(ip_network(_SUBNETS[variant])[_RESIDENT_ADDRESS + index])
         host.docker("run", "--detach", "--name", name, "--network", _name(variant), "--ip", address, IMAGE)
         return Place(host, address, host.docker("inspect", "--format", "{{.State.Pid}}", name))
 
