@@ -105,8 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def _events(self) -> None:
-        """One event per change, until the other side goes away."""
-        event = b'{"Type": "network", "Action": "connect", "Actor": {"Attributes": {"container": "c1"}}}\n'
+        """One event per change, until the other side goes away. It names no network: any may have changed."""
+        event = b'{"Type": "network", "Action": "connect", "Actor": {"ID": "", "Attributes": {"container": "c1"}}}\n'
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
