@@ -66,6 +66,15 @@ def test_just_the_network_of_an_event_is_read_again(rig: Rig) -> None:
     assert rig.reads_until("n3") == ["n3"]
 
 
+def test_all_are_read_again_before_something_may_be_collected(rig: Rig) -> None:
+    """No event tells of a container whose start is under way."""
+    rig.sweep.again = 60
+    rig.engine.changes.put("n3")
+    assert rig.reads_until("n3") == ["n3"]
+    rig.engine.changes.put("n0")
+    assert rig.reads_until("n4") == NETWORKS
+
+
 def test_what_came_and_went_is_known_without_reading_the_rest(rig: Rig) -> None:
     rig.engine.add("new", "new")
     del rig.engine.present["n1"]

@@ -204,8 +204,10 @@ class Sweeper:
         inventory, pools = self.look(known)
         outcomes = [self._run(sweep, inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
         self._report({what: text for outcome in outcomes for what, text in outcome.failing.items()})
-        self._known = {network.id: network for network in inventory.networks}
-        pause = min([outcome.again for outcome in outcomes if outcome.again is not None], default=_IDLE_SECONDS)
+        pauses = [outcome.again for outcome in outcomes if outcome.again is not None]
+        # What is to be collected, if it lasts, is looked at afresh: no event tells of a start that is under way.
+        self._known = {} if pauses else {network.id: network for network in inventory.networks}
+        pause = min(pauses, default=_IDLE_SECONDS)
         now = monotonic()
         self._next_reading = min(now + pause, self._next_reading) if known else now + pause
         return max(0.0, self._next_reading - now)
