@@ -94,6 +94,9 @@ INHERIT = -1
 """As a DSCP: that of the packet inside."""
 UNLIMITED = -1
 """As a rate of multicast, of which 0 means none."""
+RATE_MAX = 32_000_000_000
+"""In bit/s. What the kernel has four bytes for, in bytes per second (tc_ratespec)."""
+MTU_MAX = 65535
 
 VNI_MAX = 2**24 - 1
 PROBE_VNI = VNI_MAX - 1
@@ -153,6 +156,12 @@ def check_address(text: str) -> None:
         socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except OSError:
         ip_address(text)
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    """What the kernel's fields cannot hold would stop all networks, not just this one."""
+    if not least <= value <= most:
+        raise ValueError(f"{name} {value} is not from {least} to {most}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +363,9 @@ class Network(_Record):
     def check(self) -> None:
         for pool in self.pools:
             pool.check()
+        _check_range("mtu", self.mtu, 0, MTU_MAX)
+        _check_range("rate", self.rate, 0, RATE_MAX)
+        _check_range("multicast", self.multicast, UNLIMITED, RATE_MAX)
 
     @property
     def wanted(self) -> bool:
@@ -437,6 +449,8 @@ class Endpoint(_Record):
             check_address(address)
         if not _MAC.fullmatch(self.mac):
             raise ValueError(f"{self.mac} is no MAC address")
+        _check_range("mtu", self.mtu, 0, MTU_MAX)
+        _check_range("rate", self.rate, 0, RATE_MAX)
 
 
 @dataclass(frozen=True, slots=True)

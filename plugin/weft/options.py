@@ -15,16 +15,13 @@ from decimal import Decimal
 from typing import Any
 
 from weft.errors import InvalidRequest
-from weft.model import INHERIT, UNLIMITED, VNI_MAX, VNI_USER_MAX, Network
+from weft.model import INHERIT, MTU_MAX, RATE_MAX, UNLIMITED, VNI_MAX, VNI_USER_MAX, Network
 
 MTU_MIN = 576
 """The least datagram every IPv4 host must accept (RFC 791)."""
-MTU_MAX = 65535
 
 RATE_MIN = 64_000
 """In bit/s. With less, what may pass at once (kernel/shaping.py) would be a matter of minutes."""
-RATE_MAX = 32_000_000_000
-"""What the kernel has four bytes for, in bytes per second (tc_ratespec)."""
 _RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(|[kmgt]|[kmgt]i)(|bit|bps)", re.IGNORECASE | re.ASCII)
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _RATE_WORDS = "a rate as tc writes it, from 64kbit to 32gbit: 500kbit, 100mbit, 1.5gbit, or in bytes 12mbps"

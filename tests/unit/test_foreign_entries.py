@@ -263,6 +263,17 @@ def test_a_network_with_an_option_of_a_newer_weft_is_left_out() -> None:
             Network.read(Entry(network.key, text, 1))
 
 
+@pytest.mark.parametrize(("name", "value"), [("rate", 10**11), ("rate", -1), ("mtu", 10**26), ("mtu", -1)])
+def test_numbers_that_the_kernel_has_no_room_for_leave_only_their_record_out(name: str, value: int) -> None:
+    network = Network(7, "app", (Pool("10.1.0.0/24"),), 0, False, "h1")
+    endpoint = Endpoint("e1", 7, "02:42:0a:01:00:02", ("10.1.0.2",), "h1")
+    records: list[Any] = [network, endpoint]
+    for record in records:
+        spoilt = replace(record, **{name: value})
+        with pytest.raises(Unreadable, match=f"{name} -?[0-9]+ is not from 0 to"):
+            type(record).read(Entry(spoilt.key, spoilt.encode(), 1))
+
+
 @pytest.fixture
 def living(host: Callable[..., FakeHost], store: SqliteStore) -> FakeHost:
     """A host with something of every kind in the store."""
