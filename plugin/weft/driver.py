@@ -646,7 +646,7 @@ class Driver:
             if _revision(found, bound.key) != bound.revision:
                 self._bindings.pop(network_id, None)
             if present := found.get(endpoint.key):
-                if replace(Endpoint.read(present), mtu=endpoint.mtu) == endpoint:
+                if replace(Endpoint.read(present), mtu=endpoint.mtu, rate=endpoint.rate) == endpoint:
                     return False
                 raise Conflict(f"endpoint {endpoint.id[:12]} of {network.title} exists with other addresses")
             held = [self._taken_over(network, endpoint, one, found.get(one.key)) for one in given]

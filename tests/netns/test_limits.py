@@ -133,10 +133,13 @@ def test_a_limit_comes_changes_and_goes_with_what_is_wanted(limited: Host) -> No
     other = replace(LIMITED, rate=RATE * 2), Shaper("wp1", RATE * 2)
     assert len(limited.apply(*network, *other)) == 3  # the network's limit goes
     assert not limited.plan(*network, *other)
+    assert "clsact" not in limited.dp.run("tc", "qdisc", "show", "dev", "vx7")  # what is diverted to nowhere is lost
     free = replace(LIMITED, rate=0)
     limited.apply(*network, free)
     assert not limited.plan(*network, free)
-    assert "tbf" not in limited.dp.run("tc", "qdisc", "show")
+    queues = limited.dp.run("tc", "qdisc", "show")
+    assert "tbf" not in queues
+    assert "clsact" not in queues
 
 
 def test_a_tunnel_that_is_made_again_is_limited_again(limited: Host) -> None:

@@ -72,6 +72,9 @@ def _nft(commands: str) -> None:
     what = "set up a detour for the resolver's questions"
     if program is None:
         raise KernelError(what, 0, "there is no nft on this host: install nftables")
-    done = subprocess.run([program, "-f", "-"], input=commands, capture_output=True, text=True, timeout=10)
+    try:
+        done = subprocess.run([program, "-f", "-"], input=commands, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise KernelError(what, 0, f"nft did not run to its end: {error}") from error
     if done.returncode:
         raise KernelError(what, 0, f"nft says: {' '.join(done.stderr.split())}")

@@ -33,7 +33,7 @@ from pathlib import Path
 from socket import AF_INET
 from typing import Any
 
-from weft.dataplane import SHARED_MAC, Bridge, Link, Port, Shaper, Vxlan
+from weft.dataplane import SHARED_MAC, Bridge, Link, Port, Shaper, Vxlan, source_of
 from weft.errors import IN_USE, KernelError
 from weft.kernel import observe
 from weft.kernel.connection import Connection
@@ -233,6 +233,8 @@ class Links:
         device = self._find(name=name)
         if device is None:
             return
+        if (diverted := source_of(name)) and (source := self._find(name=diverted)):
+            self._shaping.undivert(source.ifindex)  # what is diverted to a link that is gone is lost
         try:
             self._removals.call(f"remove link {name}", lambda route: route.link("del", index=device.ifindex))
         except KernelError as error:

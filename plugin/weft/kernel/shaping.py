@@ -133,11 +133,15 @@ class Shaping:
 
     def divert(self, what: str, index: int, into: int, *, floods: bool) -> None:
         """Let what comes in by the link, or what it floods, take the way through the link `into`; nothing else."""
-        self._netlink.send([_request(RTM_DELQDISC, index, _CLSACT_HANDLE, _CLSACT)])  # there may be none
+        self.undivert(index)
         self._send(what, _request(RTM_NEWQDISC, index, _CLSACT_HANDLE, _CLSACT, 0, _kind("clsact")), "sch_ingress")
         for parent, info, rule in _rules(floods):
             body = _filter(rule, into)
             self._send(what, _request(RTM_NEWTFILTER, index, 0, parent, info, body), "cls_u32", "act_mirred")
+
+    def undivert(self, index: int) -> None:
+        """Let all take its own way again, if it does not."""
+        self._netlink.send([_request(RTM_DELQDISC, index, _CLSACT_HANDLE, _CLSACT)])
 
     def _send(self, what: str, request: bytes, *modules: str) -> None:
         refused = self._netlink.send([request])
