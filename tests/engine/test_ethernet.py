@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -40,7 +41,11 @@ def inspect(host: Host, network: str) -> dict[str, Any]:
 def await_mtu(cluster: Cluster, mtu: int) -> None:
     """Until new containers get this one on all hosts."""
     for host in cluster.lab.hosts:
-        eventually(lambda host=host: inspect(host, "app")["fitting_mtu"] == mtu, f"MTU {mtu} on {host.name}")  # type: ignore[misc]
+        eventually(partial(fits, host, mtu), f"MTU {mtu} on {host.name}", timeout=30)
+
+
+def fits(host: Host, mtu: int) -> bool:
+    return bool(inspect(host, "app")["fitting_mtu"] == mtu)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class Offline:
     def endpoints(self) -> list[dict[str, Any]]:
         return endpoint_views(self._cluster)
 
-    def addresses(self, name: str | None) -> dict[str, Any]:
+    def addresses(self, name: str | None = None) -> dict[str, Any]:
         """Those of endpoints and gateways; what is only requested is in the store alone."""
         networks = [n for n in self._cluster.networks.values() if not name or name in (n.name, str(n.vni))]
         pools = {pool.cidr: network.vni for network in networks for pool in network.pools}
