@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 
 import pytest
 
@@ -26,6 +27,9 @@ OUTSIDE, OUTSIDE6 = "192.168.78.2", "fd78::2"
 HERE = ("192.168.78.1", "[fd78::1]")
 WAY_OUT = "fd00:30::/64"
 """Of docker_gwbridge on the second host, where an administrator gave it IPv6."""
+
+PRUNING = Lock()
+"""An engine does that for one at a time."""
 
 ECHO = """
 import socket
@@ -465,8 +469,9 @@ def _(s: Side) -> Seen:
         "that overlaps": s.attempt("network create DRIVER --subnet 10.N.1.128/25 @again"),
         "in use": s.attempt("network rm @used"),
         "unknown": s.attempt("network rm @nobody"),
-        "pruned": s.docker("network prune -f --filter label=prune=@"),
     }
+    with PRUNING:
+        seen["pruned"] = s.docker("network prune -f --filter label=prune=@")
     eventually(lambda: s.text("@unused") not in s.far.docker("network", "ls"), "it is gone on all hosts")
     s.docker("rm -f @web")
     seen["removed"] = s.docker("network rm @used")
