@@ -715,5 +715,5 @@ def mac_of(address: str) -> str:
     address with more than four bytes after the subnet it is a hash: another one may have the same last four.
     """
     packed = ip_address(address).packed
-    last = packed[-4:] if not any(packed[-8:-4]) or len(packed) == 4 else hashlib.sha256(packed).digest()[:4]
+    last = packed[-4:] if not any(packed[-8:-4]) else hashlib.sha256(packed).digest()[:4]
     return (b"\x02\x42" + last).hex(":")
