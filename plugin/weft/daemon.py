@@ -37,6 +37,7 @@ from weft.engine.sweeper import Sweeper
 from weft.errors import ConfigError, KernelError, StoreError
 from weft.foreign import Foreign
 from weft.garbage import Garbage
+from weft.health import STUCK_SECONDS, Health
 from weft.hosts import Hosts
 from weft.identity import LocalHost, host_id, instance
 from weft.ipam import Ipam
@@ -56,7 +57,6 @@ from weft.store import Store
 from weft.store.measured import MeasuredStore
 from weft.store.opening import open_store, store_addresses
 from weft.watchdog import Manager
-from weft.web.health import STUCK_SECONDS, Health
 from weft.web.listener import Listener, Streams, create_web
 from weft.web.metrics import Metrics
 from weft.web.page import Feed, create_page, parts_of
@@ -239,6 +239,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         agent,
         presence,
         encryption,
+        Health(cluster, agent, presence, encryption),
         sweeper,
         names,
         driver=settings.driver,
@@ -283,10 +284,9 @@ def build(settings: Settings, manager: Manager) -> Weft:
     )
     listener = None
     if settings.listen:
-        health = Health(cluster, agent, presence, encryption)
-        metrics.watch(status, health, prober.links)
+        metrics.watch(status, prober.links)
         names_of_host = {settings.hostname.lower(), platform.node().lower(), *settings.listen_names}
-        web = create_web(health, metrics.expose, names_of_host)
+        web = create_web(status.health, metrics.expose, names_of_host)
         feed = Feed(parts_of(status, journal, probes.links, doctor.latest), doctor.renew)
         agent.listeners.append(lambda _: feed.wake())
         web.register_blueprint(create_page(feed, Streams().respond))

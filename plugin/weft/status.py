@@ -15,13 +15,13 @@ from weft.cluster import Cluster
 from weft.encryption import Encryption
 from weft.engine.sweeper import Sweeper
 from weft.foreign import Foreign
+from weft.health import Health
 from weft.identity import LocalHost
 from weft.ipam import usable_bounds
 from weft.model import ADDRESSES, POOLS, Allocation, Endpoint, Host, Network, PoolClaim, readable
 from weft.options import chosen_options, rate_text
 from weft.presence import Presence
 from weft.store import Store
-from weft.web.health import Health
 
 _MOST_FOREIGN = 10
 
@@ -57,6 +57,7 @@ class Status:
     agent: Agent
     presence: Presence
     encryption: Encryption
+    health: Health
     sweeper: Sweeper | None
     names: Names | None
     driver: str
@@ -113,7 +114,7 @@ class Status:
 
     def problems(self) -> Iterator[str]:
         """All that keeps something from working here, each in one line for a person."""
-        yield from Health(self.cluster, self.agent, self.presence, self.encryption).hindered()
+        yield from self.health.hindered()
         if self.sweeper:
             if self.sweeper.problem:
                 yield f"Docker: {self.sweeper.problem}"

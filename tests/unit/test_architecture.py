@@ -59,7 +59,7 @@ LAYERS = [
         "engine.containers",
         "names.sandboxes",
     },
-    {"names.askers", "names.publisher", "web.health", "doctor.checkup", "doctor.examination"},
+    {"health", "names.askers", "names.publisher", "doctor.checkup", "doctor.examination"},
     {"status"},
     {
         "wire",

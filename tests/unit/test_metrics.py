@@ -18,6 +18,7 @@ from weft.agent import _Wanted
 from weft.cluster import Cluster
 from weft.dataplane import LinkEvent, Overflow, Peer, Tunnel
 from weft.errors import KernelError, StoreError
+from weft.health import Health
 from weft.model import Endpoint, Host, Network, Pool
 from weft.probes.links import ProbeLink
 from weft.reconcile import Contact, ObservedTunnel
@@ -25,7 +26,6 @@ from weft.status import Status
 from weft.store import Entry, Put
 from weft.store.measured import MeasuredStore
 from weft.store.sqlite import SqliteStore
-from weft.web.health import Health
 from weft.web.metrics import FAMILIES, MOST, Metrics, pool_use
 
 CIDR = "10.1.0.0/24"
@@ -52,9 +52,11 @@ class Site:
             "foreign": SimpleNamespace(known={}),
         }
         host = self.host
-        status = Status(host.me, host.cluster, host.agent, **self.parts, driver="weft", origin="", resolver="1.2.3.4")
-        health = Health(host.cluster, host.agent, self.parts["presence"], self.parts["encryption"])
-        self.metrics.watch(status, health, lambda: self.links)
+        parts = self.parts
+        health = Health(host.cluster, host.agent, parts["presence"], parts["encryption"])
+        words: dict[str, Any] = {"driver": "weft", "origin": "", "resolver": "1.2.3.4"}
+        status = Status(host.me, host.cluster, host.agent, health=health, **parts, **words)
+        self.metrics.watch(status, lambda: self.links)
 
     def scrape(self) -> Samples:
         """By sample, the values by those of the labels."""

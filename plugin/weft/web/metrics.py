@@ -32,7 +32,6 @@ from weft.ipam import usable_bounds
 from weft.model import Network
 from weft.probes.links import ProbeLink, merge
 from weft.status import Status, host_name
-from weft.web.health import Health
 
 MOST = 50
 """Peers, and networks, that have series of their own."""
@@ -156,9 +155,9 @@ class Metrics:
         self._store_failures = self._counter(_STORE_FAILURES)
         self._questions = self._counter(_QUESTIONS)
 
-    def watch(self, status: Status, health: Health, links: Callable[[], Iterable[ProbeLink]]) -> None:
+    def watch(self, status: Status, links: Callable[[], Iterable[ProbeLink]]) -> None:
         """:param links: what this host has measured lately, at once; may raise `WeftError`."""
-        self._registry.register(_View(status, health, links))
+        self._registry.register(_View(status, links))
 
     def note_call(self, call: str, seconds: float, failure: str) -> None:
         """:param failure: `refused`, `bug` or "", each of which, and each call, has a series of its own."""
@@ -196,7 +195,6 @@ class _View(Collector):
     """What is read when somebody asks. What cannot be read is left out."""
 
     status: Status
-    health: Health
     links: Callable[[], Iterable[ProbeLink]]
 
     def collect(self) -> Iterator[Metric]:
@@ -219,7 +217,7 @@ class _View(Collector):
         yield _one(_ENDPOINTS, sum(map(len, list(cluster.endpoints.values()))))
 
     def _parts(self) -> Iterator[Metric]:
-        status, health = self.status, self.health
+        status, health = self.status, self.status.health
         counts = {"stuck": health.stuck(), "hindered": health.hindered()}
         yield _metric(_PROBLEMS, [((kind,), len(list(found))) for kind, found in counts.items()])
         yield _one(_STORE_UP, not status.presence.problem)
