@@ -366,14 +366,20 @@ SETTINGS: dict[str, Setting] = {
         _path,
         "what must survive a reboot: the host's identity, and a snapshot of what it knows of the cluster",
     ),
-    "store": Setting("sqlite:///var/lib/weft/weft.db", _store, "the store that hosts share, or etcd://…"),
+    "store": Setting(
+        "sqlite:///var/lib/weft/weft.db",
+        _store,
+        "the store that hosts share: that, or etcd 3.4 to 3.6 as etcd://host:2379,host:2379[/root], with TLS etcds://…",
+    ),
     "store_ca": Setting(
         "", _path_or_none, "file with the CA that signed etcd's certificates (default: the public ones)"
     ),
-    "store_cert": Setting("", _path_or_none, "file with this host's client certificate for etcd"),
+    "store_cert": Setting(
+        "", _path_or_none, "file with this host's client certificate for etcd; without a CN if etcd has users"
+    ),
     "store_key": Setting("", _path_or_none, "file with its key"),
-    "store_user": Setting("", str, "etcd user"),
-    "store_password_file": Setting("", _path_or_none, "file with that user's password"),
+    "store_user": Setting("", str, "etcd user; its role needs readwrite --prefix=true /weft/v1"),
+    "store_password_file": Setting("", _path_or_none, "file with that user's password, read at each login"),
     "hostname": Setting("", _hostname, "this host's name in messages and lists (default: the host's own)"),
     "underlay": Setting(
         "",

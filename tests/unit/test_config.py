@@ -265,8 +265,3 @@ def test_scope_global_is_for_the_managed_plugin_and_ends_the_mirror() -> None:
     with pytest.raises(ConfigError, match="WEFT_SCOPE=global is for the managed plugin"):
         from_environment({"WEFT_SCOPE": "global"})
     assert not from_environment({"WEFT_SCOPE": "global", "WEFT_DRIVER": "weft:latest"}).mirrors
-
-
-def test_the_readme_lists_every_setting() -> None:
-    listed = set(re.findall(r"^\| `(WEFT_\w+)`", (PROJECT / "README.md").read_text(), re.MULTILINE))
-    assert listed == {variable(name) for name in SETTINGS}
