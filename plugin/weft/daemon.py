@@ -134,16 +134,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     kernel = LinuxKernel(settings.run)
     kernel.open()
 
-    def locate(present: str) -> str:
-        others = [host for host in list(cluster.hosts.values()) if host.id != identity]
-        towards = list(chain((host.underlay for host in others), store_addresses(settings)))
-        asked = partial(kernel.underlay_address, settings.underlay, present=present, towards=towards)
-        if settings.underlay_family:
-            return asked(family=settings.underlay_family)
-        with suppress(ConfigError):  # a host without an address of the others' family is refused by name
-            return asked(family=topology.family([h for h in others if h.id in cluster.alive] or others))
-        return asked()
-
+    locate = partial(_underlay, settings, kernel, cluster, identity)
     before = cluster.hosts.get(identity)
     underlay = locate(before.underlay if before else "")
     me = LocalHost(
@@ -284,15 +275,35 @@ def build(settings: Settings, manager: Manager) -> Weft:
     )
     listener = None
     if settings.listen:
-        metrics.watch(status, prober.links)
-        names_of_host = {settings.hostname.lower(), platform.node().lower(), *settings.listen_names}
-        web = create_web(status.health, metrics.expose, names_of_host)
         feed = Feed(parts_of(status, journal, probes.links, doctor.latest), doctor.renew)
         agent.listeners.append(lambda _: feed.wake())
-        web.register_blueprint(create_page(feed, Streams().respond))
-        status.listener = listener = Listener(web, settings.listen)
+        metrics.watch(status, prober.links)
+        status.listener = listener = Listener(_web(settings, status, metrics, feed), settings.listen)
         listener.start()
     return Weft(app, [store, patient], kernel, inspection, agent, presence, sweeper, names, doctor, listener, probes)
+
+
+def _underlay(settings: Settings, kernel: LinuxKernel, cluster: Cluster, identity: str, present: str) -> str:
+    """This host's VTEP address, found anew.
+
+    :param present: the one that it has, which is kept as long as it fits; or "".
+    """
+    others = [host for host in list(cluster.hosts.values()) if host.id != identity]
+    towards = list(chain((host.underlay for host in others), store_addresses(settings)))
+    asked = partial(kernel.underlay_address, settings.underlay, present=present, towards=towards)
+    if settings.underlay_family:
+        return asked(family=settings.underlay_family)
+    with suppress(ConfigError):  # a host without an address of the others' family is refused by name
+        return asked(family=topology.family([h for h in others if h.id in cluster.alive] or others))
+    return asked()
+
+
+def _web(settings: Settings, status: Status, metrics: Metrics, feed: Feed) -> Flask:
+    """What answers about this host over HTTP."""
+    names_of_host = {settings.hostname.lower(), platform.node().lower(), *settings.listen_names}
+    web = create_web(status.health, metrics.expose, names_of_host)
+    web.register_blueprint(create_page(feed, Streams().respond))
+    return web
 
 
 def _place(cluster: Cluster, me: LocalHost) -> Place:
