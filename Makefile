@@ -1,5 +1,8 @@
 # Every target sets up what it needs by itself; a second run finds it in place.
 PY := .venv/bin/python
+ifdef ENGINE
+export LAB_ENGINE := $(ENGINE)
+endif
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
 .PHONY: help setup demo lab lab-down test test-unit test-netns test-kernel test-engine lint types bench plugin wheel release docs picture clean

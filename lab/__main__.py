@@ -8,13 +8,13 @@ import sys
 from lab.daemon import Daemon
 from lab.host import Host
 from lab.lab import Lab
-from lab.plan import RUNTIME, STORES
+from lab.plan import RUNTIME, STORES, Plan
 from lab.process import LabError
 from lab.terminal import Terminal
 
 
 def up(args: argparse.Namespace, terminal: Terminal) -> None:
-    lab = Lab(args.hosts, args.name, weft=not args.no_weft, store=args.store)
+    lab = Lab(args.hosts, args.name, weft=not args.no_weft, engine=args.engine, store=args.store)
     weft = "without weft" if args.no_weft else "with weft"
     with terminal.step(f"{args.hosts} hosts, each with a Docker Engine of its own, {weft}"):
         lab.up()
@@ -71,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     start = command("up", up, "start the hosts, after cleaning up what is left of a lab of that name")
     start.add_argument("-n", "--hosts", type=int, default=2, help="how many (default: %(default)s)")
     start.add_argument("--no-weft", action="store_true", help="Docker Engines only")
+    start.add_argument("--engine", default=Plan.engine, help="of a release of Debian, or a folder with one's programs")
     start.add_argument("--store", choices=STORES, default=STORES[0], help="of weft (default: %(default)s)")
     command("down", down, "end a lab and remove all it had")
     command("status", status, "what is up")

@@ -10,6 +10,7 @@ from pathlib import Path
 from lab import image
 from lab.capture import tcpdump
 from lab.daemon import Daemon, answers
+from lab.engine import search_path
 from lab.machine import Machine
 from lab.plan import LABS, PROJECT, Plan
 from lab.process import Environment, LabError, run
@@ -49,7 +50,8 @@ http: {{addr: "{place}"}}
 
 
 class Host(Machine):
-    """`settings` (of weft), `engine_options` (of daemon.json) and `clock_offset` may be changed for the next start.
+    """`settings` (of weft), `engine_options` (of daemon.json), `programs` and `clock_offset` may be changed for the
+    next start. `programs` says of which engine they are (see lab/engine.py).
 
     `clock_offset` is how many seconds weft's clock is ahead (see lab/clock). The engine's, a Go program's, stays right.
     """
@@ -59,6 +61,7 @@ class Host(Machine):
         self.docker_host = f"unix://{self.runtime}/docker.sock"
         self.settings = {**self._weft_defaults(plan), **(plan.settings or {})}
         self.engine_options = {**self._engine_defaults(plan), **(plan.engine_options or {})}
+        self.programs = plan.engine
         self.clock_offset = 0
         self.engine = Daemon("dockerd", self._namespaces, self.data / "dockerd.log")
         self.weft = Daemon("weft", self._namespaces, self.data / "weft.log")
@@ -142,8 +145,8 @@ class Host(Machine):
     # Docker
 
     def docker(self, *args: str, check: bool = True, timeout: float = 60) -> str:
-        docker = shutil.which("docker", path=self._plan.path) or "docker"
         env = {**self._environment(), "DOCKER_CONFIG": str(self.runtime)}
+        docker = shutil.which("docker", path=env["PATH"]) or "docker"
         shown = f"{self.name}$ {shlex.join(['docker', *args])}"
         argv = [docker, "--host", self.docker_host, *args]
         return run(argv, shown=shown, check=check, timeout=timeout, env=env)
@@ -222,6 +225,9 @@ class Host(Machine):
         if clock:
             path = f"{PROJECT / 'lab/clock'}:{path}"
         return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **clock, **self.settings}
+
+    def _environment(self) -> dict[str, str]:
+        return {**super()._environment(), "PATH": search_path(self.programs)}
 
     # A registry
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lab import image
+from lab.engine import search_path
 from lab.etcd import Etcd
 from lab.host import Host
 from lab.machine import Machine
@@ -38,16 +39,16 @@ class Lab:
         weft: bool = True,
         settings: Mapping[str, str] | None = None,
         engine_options: Mapping[str, object] | None = None,
-        binaries: str = "",
+        engine: str = Plan.engine,
         data_root: str = Plan.data_root,
         store: str = Plan.store,
         engines: bool = True,
     ) -> None:
         """`settings`: further variables for weft. `engine_options`: further keys of daemon.json.
-        `binaries`: a folder with another Docker than the machine's. `data_root`: where hosts' disks are.
+        `engine`: another than the machine's (see engine.py). `data_root`: where hosts' disks are.
         `store`: "sqlite", one file for all, or three members on the switch: "etcd", or "etcds" with TLS and users.
         `engines`: without them, hosts have weft alone, and many start quickly."""
-        self.plan = Plan(hosts, name, subnet, mtu, weft, settings, engine_options, binaries, data_root, store, engines)
+        self.plan = Plan(hosts, name, subnet, mtu, weft, settings, engine_options, engine, data_root, store, engines)
         self.underlay = Underlay(self.plan)
         self.etcd = Etcd(self.plan, self.underlay)
         self.hosts = [Host(self.plan, index, self.underlay) for index in range(1, hosts + 1)]
@@ -106,7 +107,9 @@ class Lab:
     def _check_machine(self) -> None:
         problems = {
             "it needs root, for the namespaces": os.geteuid() == 0,
-            "there is no dockerd (lab/setup.sh installs it)": shutil.which("dockerd", path=self.plan.path),
+            "there is no dockerd (lab/setup.sh installs it)": shutil.which(
+                "dockerd", path=search_path(self.plan.engine)
+            ),
             "no cgroups are mounted at /sys/fs/cgroup": CGROUPS.exists() and any(CGROUPS.iterdir()),
             "plugin/weft is not there": not self.plan.weft or (PROJECT / "plugin/weft/__main__.py").exists(),
         }

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from lab.daemon import Daemon
 from lab.namespaces import Namespaces
-from lab.plan import Plan
+from lab.plan import PATH, Plan
 from lab.process import Environment
 from lab.underlay import Underlay
 
@@ -100,4 +100,4 @@ class Machine(ABC):
 
     def _environment(self) -> dict[str, str]:
         """Not the caller's, whose proxies and DOCKER_* variables have no meaning in here."""
-        return {"PATH": self._plan.path, "HOME": str(self.data), "LANG": "C.UTF-8"}
+        return {"PATH": PATH, "HOME": str(self.data), "LANG": "C.UTF-8"}

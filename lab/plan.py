@@ -31,7 +31,7 @@ class Plan:
     weft: bool = True
     settings: Mapping[str, str] | None = None
     engine_options: Mapping[str, object] | None = None
-    binaries: str = ""
+    engine: str = os.environ.get("LAB_ENGINE", "")
     data_root: str = f"/var/lib/{LABS}"
     store: str = "sqlite"
     engines: bool = True
@@ -60,10 +60,6 @@ class Plan:
     @property
     def gateway(self) -> str:
         return str(self.network[254])
-
-    @property
-    def path(self) -> str:
-        return f"{self.binaries}:{PATH}" if self.binaries else PATH
 
     def address(self, index: int) -> str:
         return str(self.network[index])
