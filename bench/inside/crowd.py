@@ -30,6 +30,7 @@ from weft.identity import LocalHost, host_id
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.kernel import LinuxKernel
 from weft.model import Binding, Host, IPNetwork, PoolClaim
+from weft.networks import Networks
 from weft.reconcile import Create, ObservedLink, Remove, RowPlan, Step
 from weft.store import Put, Store
 from weft.store.etcd import EtcdStore
@@ -246,7 +247,8 @@ def _driver(store: Store, host: Host) -> tuple[Driver, Ipam]:
     ipam = Ipam(store, host.id, ranges=(), host_routes=list)
     cluster = Cluster()
     attachments = Attachments(LightKernel(), cluster, LocalHost(host), port=_PORT)
-    return Driver(store, host, ipam, attachments, cluster), ipam
+    parts = store, host, ipam, attachments, cluster
+    return Driver(*parts, Networks(*parts)), ipam
 
 
 def _pool_id(population: Population) -> PoolId:

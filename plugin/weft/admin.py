@@ -39,7 +39,6 @@ from weft.agent import Agent
 from weft.cluster import Cluster
 from weft.config import Place
 from weft.doctor.examination import Doctor
-from weft.driver import Driver
 from weft.encryption import Encryption
 from weft.engine.inventory import Engine
 from weft.engine.sweeper import Due
@@ -50,6 +49,7 @@ from weft.hosts import Hosts, find_host
 from weft.identity import LocalHost
 from weft.journal import Journal
 from weft.model import SCHEMA, Host, Network
+from weft.networks import Networks
 from weft.probes.measurements import Probes
 from weft.reconcile import Contact, ObservedTunnel
 from weft.status import Status, address_view, endpoint_views, host_view, network_view
@@ -71,7 +71,7 @@ class Parts:
     cluster: Cluster
     garbage: Garbage
     foreign: Foreign
-    driver: Driver
+    networks: Networks
     me: LocalHost
     encryption: Encryption
     agent: Agent
@@ -94,7 +94,7 @@ class Parts:
 
 
 def create_admin(parts: Parts) -> Blueprint:
-    hosts, cluster, garbage, driver = parts.hosts, parts.cluster, parts.garbage, parts.driver
+    hosts, cluster, garbage, networks = parts.hosts, parts.cluster, parts.garbage, parts.networks
     me, encryption, probes = parts.me, parts.encryption, parts.probes
     waiters = Semaphore(_WAITERS)
     admin = Blueprint("admin", __name__, url_prefix=PREFIX)
@@ -128,9 +128,9 @@ def create_admin(parts: Parts) -> Blueprint:
     @admin.get("/networks")
     def list_networks() -> Response:
         if name := request.args.get("name"):
-            return jsonify(network_view(driver.find_network(name), cluster, me, encryption.describe()))
-        networks = sorted(cluster.networks.values(), key=lambda network: (network.name, network.vni))
-        return jsonify([network_view(network, cluster, me, encryption.describe()) for network in networks])
+            return jsonify(network_view(networks.find(name), cluster, me, encryption.describe()))
+        known = sorted(cluster.networks.values(), key=lambda network: (network.name, network.vni))
+        return jsonify([network_view(network, cluster, me, encryption.describe()) for network in known])
 
     @admin.post("/networks")
     def create_network() -> Response:
@@ -139,7 +139,7 @@ def create_admin(parts: Parts) -> Blueprint:
 
     @admin.delete("/networks")
     def remove_network() -> Response:
-        network = driver.find_network(request.args.get("name", ""))
+        network = networks.find(request.args.get("name", ""))
         member = cluster.members.get(network.vni, {}).get(me.id)
         if member is None:
             raise Conflict(f"this host's Docker does not have {network.title}: remove it on one that has it")
@@ -150,7 +150,7 @@ def create_admin(parts: Parts) -> Blueprint:
     @admin.get("/addresses")
     def list_addresses() -> Response:
         name = request.args.get("name")
-        cidrs = {pool.cidr for pool in driver.find_network(name).pools} if name else None
+        cidrs = {pool.cidr for pool in networks.find(name).pools} if name else None
         return jsonify(address_view(parts.store, cluster, cidrs))
 
     @admin.get("/peers")

@@ -15,9 +15,10 @@ from flask import Flask, Response, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from weft import wire
-from weft.driver import NOT_IN_SWARM, Driver
+from weft.driver import Driver
 from weft.errors import InvalidRequest, WeftError
 from weft.ipam import GLOBAL_SPACE, LOCAL_SPACE, Ipam, PoolId
+from weft.networks import NOT_IN_SWARM
 from weft.options import parse_options
 from weft.wire import Body, Malformed
 
@@ -146,12 +147,12 @@ def _plugin_calls() -> dict[str, Call]:
 
 def _network_calls(driver: Driver, gate: Gate, routes: Routes, scope: str) -> dict[str, Call]:
     def create_network(body: Body) -> Reply:
-        driver.create_network(wire.network_request(body))
+        driver.networks.create(wire.network_request(body))
         return {}
 
     def delete_network(body: Body) -> Reply:
         network_id = body.identifier("NetworkID")
-        gate.finish(f"removal of network {network_id[:12]}", driver.deletion(network_id))
+        gate.finish(f"removal of network {network_id[:12]}", driver.networks.deletion(network_id))
         return {}
 
     def create_endpoint(body: Body) -> Reply:
@@ -164,7 +165,9 @@ def _network_calls(driver: Driver, gate: Gate, routes: Routes, scope: str) -> di
         network_id, endpoint_id = body.identifier("NetworkID"), body.identifier("EndpointID")
         interface = driver.join(network_id, endpoint_id)
         # No gateway: so the engine attaches docker_gwbridge, which does the default route and published ports.
-        reply: Reply = {"InterfaceName": {"SrcName": interface, "DstPrefix": driver.interface_prefix(network_id)}}
+        reply: Reply = {
+            "InterfaceName": {"SrcName": interface, "DstPrefix": driver.networks.interface_prefix(network_id)}
+        }
         if route := routes.take(network_id, endpoint_id, body.text("SandboxKey")):
             reply["StaticRoutes"] = [{"Destination": route, "RouteType": _ON_LINK}]
         return reply
@@ -182,7 +185,7 @@ def _network_calls(driver: Driver, gate: Gate, routes: Routes, scope: str) -> di
 
     def allocate_network(body: Body) -> Reply:
         pools = [one.network("Pool") for field in ("IPv4Data", "IPv6Data") for one in body.objects(field)]
-        return {"Options": driver.allocate_network(body.mapping("Options"), [pool for pool in pools if pool])}
+        return {"Options": driver.networks.allocate(body.mapping("Options"), [pool for pool in pools if pool])}
 
     return {
         # Endpoints on different hosts can talk, whoever keeps the networks.
@@ -216,7 +219,7 @@ def _ipam_calls(driver: Driver, ipam: Ipam, gate: Gate) -> dict[str, Call]:
         if named is not None and space == GLOBAL_SPACE:
             raise InvalidRequest(NOT_IN_SWARM)
         if named is not None and pool is None:
-            return wire.pool_reply(ipam.network_pool(space, driver.find_network(named), sub, v6=v6))
+            return wire.pool_reply(ipam.network_pool(space, driver.networks.find(named), sub, v6=v6))
         return wire.pool_reply(ipam.request_pool(space, pool, sub, v6=v6))
 
     def release_pool(body: Body) -> Reply:

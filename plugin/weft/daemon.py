@@ -47,6 +47,7 @@ from weft.keys import KeyFile
 from weft.model import ALIVE, HOSTS, SCHEMA_KEY, WIREGUARD_POOL, Host
 from weft.names.sandboxes import ResolverRoutes
 from weft.names.service import NameService
+from weft.networks import Networks
 from weft.presence import Presence
 from weft.probes.measurements import Probes
 from weft.probes.prober import Prober
@@ -161,7 +162,10 @@ def build(settings: Settings, manager: Manager) -> Weft:
     encryption.resume(before or me.host)
     ipam = Ipam(store, me.id, ranges=settings.pools, host_routes=kernel.routes)
     attachments = Attachments(kernel, cluster, me, port=settings.port, resolver=settings.dns, encryption=encryption)
-    driver = Driver(store, me.host, ipam, attachments, cluster, name=settings.driver, mirror=settings.mirrors)
+    networks = Networks(
+        store, me.host, ipam, attachments, cluster, driver_name=settings.driver, mirror=settings.mirrors
+    )
+    driver = Driver(store, me.host, ipam, attachments, cluster, networks)
     agent = Agent(
         patient,
         cluster,
@@ -252,7 +256,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         cluster,
         garbage,
         foreign,
-        driver,
+        networks,
         me,
         encryption,
         agent,
@@ -340,7 +344,7 @@ def _sweeper(
     cluster = agent.cluster
     patience = 2 * settings.gc_grace + MARGIN_SECONDS  # twice: a collector looks after every half of its grace
     adoption = Adoption(store, host, cluster, driver, ipam, patience=patience)
-    mirror = Mirror(store, host, cluster, driver, engine, enabled=settings.mirrors)
+    mirror = Mirror(store, host, cluster, driver.networks, engine, enabled=settings.mirrors)
     sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence, adoption)])
     agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
     return sweeper

@@ -174,7 +174,7 @@ class Hosts:
                     self._attempt(host, lambda key=entry.key: self._driver.drop_endpoint(key, gone))  # type: ignore[misc]
             keys = [key for key, network in bindings.items() if network == vni]
             self._write(host, [Delete(Member(vni, host.id, "").key), *map(Delete, keys)])
-            self._driver.remove_unused(vni)
+            self._driver.networks.remove_unused(vni)
         for entry in self._pending(host):
             self._store.transact([gone, KeyIs(entry.key, entry.revision)], [Delete(entry.key)])
         for entry in self._store.list(POOLS).entries:

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from weft.driver import EndpointRequest, NetworkRequest, PoolRequest
+from weft.driver import EndpointRequest
 from weft.errors import InvalidRequest
 from weft.ipam import PoolId
 from weft.model import IPAddress, IPInterface, IPNetwork, Pool
+from weft.networks import NetworkRequest, PoolRequest
 from weft.options import parse_endpoint_rate, parse_options
 
 _GENERIC = "com.docker.network.generic"

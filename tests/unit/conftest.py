@@ -15,13 +15,14 @@ from weft.agent import Agent
 from weft.attachments import Attachments
 from weft.cluster import Cluster
 from weft.config import from_environment
-from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
+from weft.driver import Driver, EndpointRequest
 from weft.encryption import Encryption
 from weft.errors import WeftError
 from weft.identity import LocalHost
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.keys import KeyFile
 from weft.model import Endpoint, Host, Network, Pool
+from weft.networks import NetworkRequest, Networks, PoolRequest
 from weft.options import NetworkOptions, parse_options
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
@@ -67,7 +68,8 @@ class FakeHost:
         )
         self.attachments = Attachments(kernel, self.cluster, self.me, port=4789, encryption=self.encryption)
         rng = random.Random(number)
-        self.driver = Driver(store, self.record, self.ipam, self.attachments, self.cluster, mirror=mirror, rng=rng)
+        parts = store, self.record, self.ipam, self.attachments, self.cluster
+        self.driver = Driver(*parts, Networks(*parts, mirror=mirror, rng=rng))
         self.monitor = FakeMonitor()
         self.agent = Agent(
             store,
@@ -96,7 +98,7 @@ class FakeHost:
             gateway = self.ipam.request_gateway(pool_id, None)
             pools.append(PoolRequest(LOCAL_SPACE, Pool(cidr, str(gateway))))
         asked = NetworkOptions(**options)  # type: ignore[arg-type]
-        return self.driver.create_network(NetworkRequest(network_id, tuple(pools), asked, internal))
+        return self.driver.networks.create(NetworkRequest(network_id, tuple(pools), asked, internal))
 
     def mirror_network(self, network_id: str, network: Network) -> None:
         """What the engine asks when the mirror tells it to make a network; it takes back what it asked for in vain."""
@@ -115,7 +117,7 @@ class FakeHost:
             pool_id = PoolId.parse(f"{LOCAL_SPACE}/{cidr}")
             self.ipam.release_address(pool_id, pool_id.pool[1])
             self.ipam.release_pool(pool_id.pool)
-        self.driver.delete_network(network_id)
+        self.driver.networks.delete(network_id)
 
     def run(self, network_id: str, endpoint_id: str, cidr: str, *, mac: str = "", rate: int | None = None) -> Endpoint:
         """RequestAddress, CreateEndpoint and Join."""

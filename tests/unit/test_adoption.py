@@ -163,7 +163,7 @@ def test_options_that_name_a_lost_network_or_its_vni_do_not_keep_it_lost(
     here.sweep()
     here.sweep()
     assert not here.sweeper.conflicts
-    vni = here.host.driver._bound("n1").network.vni
+    vni = here.host.driver.networks.bound("n1").network.vni
     assert (vni == 77) is (not other)
     assert {pool.cidr for network in here.networks() for pool in network.pools} == {CIDR, other or CIDR}
 

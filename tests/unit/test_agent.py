@@ -120,7 +120,7 @@ def test_the_last_endpoint_leaves_devices_until_docker_removes_the_network(
     one, _, here, _ = pair
     one.driver.delete_endpoint("n1", here.id)
     assert len(one.kernel.links) == 2
-    one.driver.delete_network("n1")
+    one.driver.networks.delete("n1")
     eventually(lambda: not one.kernel.links and not one.kernel.rows)
 
 

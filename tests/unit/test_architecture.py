@@ -43,6 +43,7 @@ LAYERS = [
     {
         "attachments",
         "encryption",
+        "networks",
         "driver",
         "agent",
         "engine.sweeper",

@@ -198,7 +198,7 @@ def test_a_network_that_docker_never_had_is_not_retired(
     sweep(collector, one, store)  # the engine's own identity is known
     for _ in range(2):
         sweep(collector, one, store)
-    assert one.driver.find_network("web").wanted
+    assert one.driver.networks.find("web").wanted
     assert not names(store, f"topology/members/{network.vni}/")
 
 

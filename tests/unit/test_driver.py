@@ -14,10 +14,11 @@ import pytest
 
 from tests.unit.conftest import FakeHost
 from weft.dataplane import Port, Shaper, Vxlan
-from weft.driver import EndpointRequest, NetworkRequest, PoolRequest, mac_of
+from weft.driver import EndpointRequest, mac_of
 from weft.errors import Conflict, InvalidRequest, KernelError, NotFound, StoreError
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Network, Pool, endpoints_prefix, network_key
+from weft.networks import NetworkRequest, PoolRequest
 from weft.options import NetworkOptions
 from weft.store import KeyIs, Put
 from weft.store.sqlite import SqliteStore
@@ -87,7 +88,7 @@ def test_default_ipam_is_refused_with_the_command_to_type(host: Hosts) -> None:
     with pytest.raises(
         InvalidRequest, match=r"docker network create -d weft --ipam-driver weft --subnet 10.1.0.0/24 NAME"
     ):
-        host(1).driver.create_network(request)
+        host(1).driver.networks.create(request)
 
 
 def test_an_mtu_that_does_not_fit_is_refused_with_the_one_that_does(host: Hosts) -> None:
@@ -123,10 +124,10 @@ def test_the_last_host_takes_the_network_along(host: Hosts, store: SqliteStore) 
     two.create_network("n2", CIDR)
     two.run("n2", "e2", CIDR)
     one.remove_network("n1", CIDR)
-    one.driver.delete_network("n1")
+    one.driver.networks.delete("n1")
     assert store.get(network_key(vni))
     two.remove_network("n2", CIDR)
-    two.driver.delete_network("unknown")
+    two.driver.networks.delete("unknown")
     assert store.list("").entries == before
     assert not any(name.startswith("wp") for name in two.kernel.links)
 
@@ -285,7 +286,7 @@ def test_an_auxiliary_address_or_mtu_that_the_network_lacks_is_refused(host: Hos
         host(2).create_network("n2", CIDR)
     pool = PoolRequest(LOCAL_SPACE, Pool(CIDR, "", {"router": "10.1.0.9"}))
     with pytest.raises(Conflict, match=r"does not reserve the auxiliary address 10\.1\.0\.9"):
-        host(3, mtu=9000).driver.create_network(NetworkRequest("n3", (pool,), NetworkOptions(), False))
+        host(3, mtu=9000).driver.networks.create(NetworkRequest("n3", (pool,), NetworkOptions(), False))
 
 
 def test_forgetting_twice_does_not_take_from_the_next_endpoint(host: Hosts, store: SqliteStore) -> None:
@@ -330,7 +331,7 @@ def test_ipv6_addresses_that_end_alike_have_different_macs() -> None:
 
 
 def test_swarm_gets_the_users_options_back_with_a_vni(host: Hosts) -> None:
-    options = host(1).driver.allocate_network({"mtu": "1400"}, [ip_network(CIDR)])
+    options = host(1).driver.networks.allocate({"mtu": "1400"}, [ip_network(CIDR)])
     assert options["mtu"] == "1400"
     assert int(options["weft.vni"]) >= 4096
 
@@ -338,12 +339,12 @@ def test_swarm_gets_the_users_options_back_with_a_vni(host: Hosts) -> None:
 def test_swarm_joins_the_network_that_has_the_subnet(host: Hosts) -> None:
     one = host(1)
     network = one.create_network("n1", CIDR)
-    assert one.driver.allocate_network({}, [ip_network(CIDR)]) == {"weft.vni": str(network.vni)}
+    assert one.driver.networks.allocate({}, [ip_network(CIDR)]) == {"weft.vni": str(network.vni)}
 
 
 def test_swarm_cannot_name_the_network_to_join(host: Hosts) -> None:
     with pytest.raises(InvalidRequest, match="not for Docker Swarm"):
-        host(1).driver.allocate_network({"weft.network": "app"}, [ip_network(CIDR)])
+        host(1).driver.networks.allocate({"weft.network": "app"}, [ip_network(CIDR)])
 
 
 def test_a_network_without_a_name_is_called_by_its_vni() -> None:

@@ -124,7 +124,7 @@ def test_what_is_in_lists_only_is_left_out_of_them_and_said_once(
     store.transact([], [Put(*foreign)])
     one.create_network("n1", "10.0.0.0/24", vni=5)
     one.run("n1", "e1", "10.0.0.0/24")
-    assert one.driver.find_network("5").vni == 5
+    assert one.driver.networks.find("5").vni == 5
     with pytest.raises(Conflict, match=r"pool 10\.0\.0\.0/25 overlaps 10\.0\.0\.0/24"):
         one.create_network("n2", "10.0.0.0/25")
     full = PoolId.parse(f"{LOCAL_SPACE}/10.0.0.0/24/10.0.0.8/30")
@@ -135,7 +135,7 @@ def test_what_is_in_lists_only_is_left_out_of_them_and_said_once(
     for _ in range(2):
         one.cluster.load(store.list("topology/").entries)
         collector = Collector(store, one.record, one.cluster, one.driver, one.ipam, grace=0)
-        mirror = Mirror(store, one.record, one.cluster, one.driver, engine, enabled=True)
+        mirror = Mirror(store, one.record, one.cluster, one.driver.networks, engine, enabled=True)
         Sweeper(engine, store, one.record, one.cluster, [collector, mirror]).sweep()
     assert not [e.key for e in store.list(PENDING).entries if e.key != foreign[0]]
     assert not [e.key for e in store.list(POOLS).entries if e.key != foreign[0]]
@@ -185,7 +185,7 @@ def test_a_name_that_cannot_be_read_is_reported(host: Callable[..., FakeHost], s
     one.create_network("n1", "10.0.0.0/24")
     engine.add("n1", "app", "10.0.0.0/24")
     store.transact([], [Put(NAMES + "app", "nine")])
-    mirror = Mirror(store, one.record, one.cluster, one.driver, engine, enabled=True)
+    mirror = Mirror(store, one.record, one.cluster, one.driver.networks, engine, enabled=True)
     sweeper = Sweeper(engine, store, one.record, one.cluster, [mirror])
     one.cluster.load(store.list("topology/").entries)
     for _ in range(2):
@@ -216,11 +216,11 @@ def test_the_driver_names_the_entry_that_it_cannot_read(
         lambda: one.ipam.request_pool(LOCAL_SPACE, None, None, v6=False),
         lambda: one.ipam.request_address(pool, taken),
         lambda: one.run("n1", "e2", "10.0.0.0/24"),
-        lambda: one.driver.find_network("app"),
+        lambda: one.driver.networks.find("app"),
         lambda: one.driver.delete_endpoint("n1", "e1"),
         lambda: one.ipam.release_address(pool, taken),
         lambda: one.remove_network("n1", "10.0.0.0/24"),
-        lambda: one.driver.remove_unused(network.vni),
+        lambda: one.driver.networks.remove_unused(network.vni),
     ]
     said = ""
     for call in calls:

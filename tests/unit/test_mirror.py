@@ -143,7 +143,7 @@ class Mirrored:
         self.store = store
         self.engine = FakeEngine(host.mirror_network, host.remove_network)
         self.cluster = host.agent.cluster
-        self.mirror = Mirror(store, host.record, self.cluster, host.driver, self.engine, enabled=enabled)
+        self.mirror = Mirror(store, host.record, self.cluster, host.driver.networks, self.engine, enabled=enabled)
         self.sweeper = Sweeper(self.engine, store, host.record, self.cluster, [self.mirror])
 
     def create(
@@ -203,7 +203,7 @@ def test_a_network_is_made_on_the_other_host_as_it_was_typed(pair: Pair) -> None
     two.sweep()
     (found,) = two.engine.present.values()
     assert found.published == Published(**spec)
-    assert two.host.driver.find_network("app").vni == one.host.driver.find_network("app").vni
+    assert two.host.driver.networks.find("app").vni == one.host.driver.networks.find("app").vni
 
 
 def test_the_mirror_knows_better_than_the_options_which_network_is_meant(pair: Pair, store: SqliteStore) -> None:
@@ -423,7 +423,7 @@ def test_what_was_refused_is_tried_at_once_when_something_may_help(
     assert "app" not in two.networks()
     match helps:
         case "the network is another":
-            published = replace(one.host.driver.find_network("app"), generation=1)
+            published = replace(one.host.driver.networks.find("app"), generation=1)
             store.transact([], [Put(published.key, published.encode())])
         case "one of the engine's is gone":
             two.engine.present.pop("b1")
@@ -482,12 +482,12 @@ def test_what_the_mirror_makes_or_removes_does_not_retire_later_either(
     gate = ClosedGate()
     if removed:
         two.sweep()
-        with two.host.driver.removing("made1"):
+        with two.host.driver.networks.removing("made1"):
             delete(two.host, gate, "made1")
         del two.engine.present["made1"]
     else:
-        network = two.host.driver.find_network("app")
-        with two.host.driver.expecting(network):
+        network = two.host.driver.networks.find("app")
+        with two.host.driver.networks.expecting(network):
             two.host.mirror_network("made1", network)
             delete(two.host, gate, "made1")
     two.look()
@@ -513,10 +513,10 @@ def test_a_host_that_does_not_mirror_keeps_to_itself(host: Hosts, store: SqliteS
     for each in (off, on, off):
         each.sweep()
     assert on.networks() == {"app": {CIDR}}
-    assert off.host.driver.find_network("own").published is None
+    assert off.host.driver.networks.find("own").published is None
     off.remove("n2")
     on.sweep()
-    assert on.host.driver.find_network("app").wanted
+    assert on.host.driver.networks.find("app").wanted
     on.remove("n1")
     off.remove("n3")
     assert not networks(store)
@@ -535,6 +535,6 @@ def test_a_host_that_does_not_mirror_keeps_to_itself(host: Hosts, store: SqliteS
 def test_only_changes_that_may_ask_for_something_here_wake_the_sweeper(
     host: Hosts, store: SqliteStore, made: Cluster, vni: int, concerned: bool
 ) -> None:
-    mirror = Mirror(store, ME, made, host(1).driver, FakeEngine(), enabled=True)
+    mirror = Mirror(store, ME, made, host(1).driver.networks, FakeEngine(), enabled=True)
     assert mirror.concerns(Touched(networks={vni})) is concerned
     assert mirror.concerns(None)

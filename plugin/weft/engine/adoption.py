@@ -20,12 +20,13 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 
 from weft.cluster import Cluster
-from weft.driver import Driver, EndpointRequest, NetworkRequest, PoolRequest
+from weft.driver import Driver, EndpointRequest
 from weft.engine.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.engine.sweeper import Outcome, Patience
 from weft.errors import Conflict, Taken, WeftError
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
 from weft.model import Host, Network, Pool, binding_key, endpoint_key
+from weft.networks import NetworkRequest, PoolRequest
 from weft.options import parse_options
 from weft.store import Entry, Store
 
@@ -73,6 +74,7 @@ class Adoption:
         self._me = host
         self._cluster = cluster
         self._driver = driver
+        self._networks = driver.networks
         self._ipam = ipam
         self._grace = grace
         self._patience = Patience(grace)
@@ -115,7 +117,7 @@ class Adoption:
             vni = bound.get(found.id)
             if vni is not None:
                 yield from self._lost_endpoints(vni, found)
-            elif found.driver == self._driver.name and found.scope == "local":
+            elif found.driver == self._networks.driver_name and found.scope == "local":
                 yield Lost(f"network {found.name} ({found.id[:12]})", partial(self._adopt_network, found))
 
     def _lost_endpoints(self, vni: int, found: DockerNetwork) -> Iterator[Lost]:
@@ -149,9 +151,9 @@ class Adoption:
         """With the VNI that was asked for, unless that is another network's by now."""
         if request.options.vni:
             with suppress(Conflict):
-                return self._driver.create_network(request, revive=False)
+                return self._networks.create(request, revive=False)
         without = replace(request, options=replace(request.options, vni=None))
-        return self._driver.create_network(without, revive=False)
+        return self._networks.create(without, revive=False)
 
     def _reserve(self, found: DockerNetwork, pool: Pool) -> Pool:
         """As the engine asks for a new network's pool, its gateway and its auxiliary addresses."""

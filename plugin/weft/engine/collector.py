@@ -55,6 +55,7 @@ class Collector:
         self._me = host
         self._cluster = cluster
         self._driver = driver
+        self._networks = driver.networks
         self._ipam = ipam
         self._grace = grace
         self._patience = Patience(grace)
@@ -118,18 +119,19 @@ class Collector:
         anew = self._began_anew(inventory.engine, complete=all(member.network_id in present for member in mine))
         for member in mine:
             removed = member.seen and not anew
-            lose = self._driver.delete_network if removed else self._driver.forget_network
+            lose = self._networks.delete if removed else self._networks.forget
             yield from self._orphans_of(member.vni, member.network_id, present.get(member.network_id), lose)
         yield from self._orphan_addresses(inventory.networks)
         yield from self._orphan_networks(inventory.networks)
 
     def _orphan_networks(self, networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
         # What Docker has is adopted.
-        ours = {cidr for network in networks if network.driver == self._driver.name for cidr in network.subnets}
+        name = self._networks.driver_name
+        ours = {cidr for network in networks if network.driver == name for cidr in network.subnets}
         for vni, network in list(self._cluster.networks.items()):
             used = vni in self._cluster.members or any(pool.cidr in ours for pool in network.pools)
-            if not used and not self._driver.keeps(network):
-                yield Orphan(f"network with VNI {vni}, which no host has", partial(self._driver.remove_unused, vni))
+            if not used and not self._networks.keeps(network):
+                yield Orphan(f"network with VNI {vni}, which no host has", partial(self._networks.remove_unused, vni))
 
     def _orphans_of(
         self, vni: int, network_id: str, found: DockerNetwork | None, lose: Callable[[str], None]

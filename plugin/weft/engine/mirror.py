@@ -19,11 +19,11 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from weft.cluster import Cluster, Touched
-from weft.driver import Driver
 from weft.engine.inventory import DockerNetwork, Engine, Inventory
 from weft.engine.sweeper import Outcome
 from weft.errors import EngineError, WeftError
 from weft.model import Host, Network, name_key, network_key, reading
+from weft.networks import Networks
 from weft.store import Entry, KeyIs, Put, Store
 
 log = logging.getLogger(__name__)
@@ -192,12 +192,12 @@ class Mirror:
     """
 
     def __init__(
-        self, store: Store, host: Host, cluster: Cluster, driver: Driver, engine: Engine, *, enabled: bool
+        self, store: Store, host: Host, cluster: Cluster, networks: Networks, engine: Engine, *, enabled: bool
     ) -> None:
         self._store = store
         self._me = host
         self._cluster = cluster
-        self._driver = driver
+        self._networks = networks
         self._engine = engine
         self._enabled = enabled
         self._failing: dict[str, str] = {}
@@ -219,7 +219,9 @@ class Mirror:
         return (self._me.id in self._cluster.members.get(vni, ())) != network.wanted
 
     def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
-        planned = plan(self._cluster, self._me, inventory.networks, driver=self._driver.name, mirror=self._enabled)
+        planned = plan(
+            self._cluster, self._me, inventory.networks, driver=self._networks.driver_name, mirror=self._enabled
+        )
         present = {found.id for found in inventory.networks}
         refused = self._refused if present == self._present else {}
         self._present = present
@@ -294,12 +296,12 @@ class Mirror:
             self._create(winner)
 
     def _remove(self, found: DockerNetwork) -> bool:
-        with self._driver.removing(found.id):
+        with self._networks.removing(found.id):
             return self._engine.remove(found.id)
 
     def _create(self, network: Network) -> None:
         try:
-            with self._driver.expecting(network):
+            with self._networks.expecting(network):
                 self._engine.create(network)
         except EngineError:
             if (now := self._read(network.vni)) and now.wanted:
