@@ -1,4 +1,4 @@
-"""rtnetlink without an interpreter in between: a socket, batches of requests, dumps, and looking up a link.
+"""rtnetlink without an interpreter in between: a socket, batches of requests, dumps, and looking up a link or a route.
 
 Two things make tables of 100,000 rows quick. A batch is one `send` of many messages, of which only the last asks for
 an acknowledgement; the kernel still reports every message that it refuses, by its sequence number. And a dump is taken
@@ -46,6 +46,11 @@ IFLA_MTU = 4
 IFLA_ADDRESS = 1
 _IFLA_EXT_MASK = 29
 _RTEXT_FILTER_SKIP_STATS = 8
+_RTA_DST = 1
+_RTA_OIF = 4
+_RTA_METRICS = 8
+_RTA_CACHEINFO = 12
+_RTAX_MTU = 2
 _NETNSA_NSID = 1
 _NETNSA_FD = 3
 
@@ -62,6 +67,8 @@ ADDRESS = Struct("=IHHII BBBBi")
 """nlmsghdr, then ifaddrmsg: family, prefix length, flags, scope, index of the link."""
 ROUTE = Struct("=IHHII BBBBBBBBI")
 """nlmsghdr, then rtmsg: family, bits of destination and of source, TOS, table, protocol, scope, type, flags."""
+_EXPIRES = slice(8, 12)
+"""In rta_cacheinfo."""
 _NAMESPACE = Struct("=IHHII B3x HHI")
 """nlmsghdr, then rtgenmsg: family; then one attribute with a number."""
 _ATTRIBUTE = Struct("=HH")
@@ -79,6 +86,13 @@ class Device(NamedTuple):
     ifindex: int
     name: str
     mac: bytes
+    mtu: int
+
+
+class Route(NamedTuple):
+    """By which link packets leave for an address (0: by none), and the route's own MTU (0: it has none)."""
+
+    ifindex: int
     mtu: int
 
 
@@ -207,6 +221,25 @@ class Rtnetlink:
             mtu=number(reply, at[IFLA_MTU]),
         )
 
+    def route(self, destination: bytes) -> Route | None:
+        """The route to an address of 4 or 16 bytes; None if there is none now.
+
+        What the kernel has learned of a path is forgotten after ten minutes, and does not count.
+        """
+        family = socket.AF_INET if len(destination) == 4 else socket.AF_INET6
+        tail = attribute(_RTA_DST, destination)
+        head = ROUTE.size + len(tail), _RTM_GETROUTE, NLM_F_REQUEST, 0, 0, family, 8 * len(destination)
+        request = ROUTE.pack(*head, *bytes(6), 0) + tail
+        reply = self._exchange("look up a route", lambda sock: _answer(sock, request))
+        size, kind, *_ = HEADER.unpack_from(reply)
+        if kind == _NLMSG_ERROR:
+            return None
+        at = attributes(reply, ROUTE.size, size)
+        metrics = attributes(reply, at[_RTA_METRICS].start, at[_RTA_METRICS].stop) if _RTA_METRICS in at else {}
+        learned = _RTA_CACHEINFO in at and any(reply[at[_RTA_CACHEINFO]][_EXPIRES])
+        mtu = number(reply, metrics[_RTAX_MTU]) if _RTAX_MTU in metrics and not learned else 0
+        return Route(number(reply, at[_RTA_OIF]) if _RTA_OIF in at else 0, mtu)
+
     def namespace_id(self, fd: int) -> int | None:
         """By which number links of this namespace name the one with that file descriptor; None if none does yet."""
         head = _NAMESPACE.size, _RTM_GETNSID, NLM_F_REQUEST, 0, 0, 0
@@ -270,8 +303,7 @@ def _link_request(flags: int, name: str = "", index: int = 0) -> bytes:
 
 def _ask(sock: socket.socket, request: bytes) -> bytes:
     """The one message that answers; b"" if it is that there is no such device."""
-    sock.send(request)
-    reply = sock.recv(_CHUNK)
+    reply = _answer(sock, request)
     try:
         _raise_error(reply)
     except OSError as error:
@@ -279,6 +311,11 @@ def _ask(sock: socket.socket, request: bytes) -> bytes:
             return b""
         raise
     return reply
+
+
+def _answer(sock: socket.socket, request: bytes) -> bytes:
+    sock.send(request)
+    return sock.recv(_CHUNK)
 
 
 def _raise_error(reply: bytes) -> None:
