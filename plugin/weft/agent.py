@@ -201,6 +201,8 @@ class Agent:
         self._threads: list[threading.Thread] = []
         self._sources: dict[str, Watch | Monitor] = {}
         self._loaded = False
+        self._coming: Cluster | None = None
+        """What has come of a snapshot until now."""
         self._wanted: dict[int, _Wanted] = {}
         """By the VNI of each network that has devices here."""
         self._failures: list[KernelError] = []
@@ -225,6 +227,22 @@ class Agent:
         """Know what the store has, all of it."""
         self.cluster.load(entries)
         self._loaded = True
+
+    def _take(self, part: Snapshot) -> bool:
+        """Read a part of what the store has, while the next one is on its way; whether it was the last.
+
+        A part that cannot be read makes the whole worthless: what it lacks would be removed.
+        """
+        coming, self._coming = self.cluster.blank() if part.first else self._coming, None
+        if coming is None:
+            return False
+        coming.apply((entry.key, entry.value) for entry in part.entries)
+        if part.last:
+            self.cluster.become(coming)
+            self._loaded = True
+        else:
+            self._coming = coming
+        return part.last
 
     def refresh(self) -> None:
         """Compare everything soon. Any thread may call."""
@@ -324,9 +342,9 @@ class Agent:
             while True:
                 match trigger:
                     case Snapshot():
-                        self.load(trigger.entries)
-                        batch.loaded = batch.resync = True
-                        events.clear()
+                        if self._take(trigger):
+                            batch.loaded = batch.resync = True
+                            events.clear()
                     case Changes():
                         events.extend(trigger.events)
                     case LinkEvent(name, present):

@@ -92,8 +92,16 @@ class Cluster:
 
         :param certain: it is what the store has, all of it.
         """
-        fresh = Cluster(self._me)
+        fresh = self.blank()
         fresh.apply((entry.key, entry.value) for entry in entries)
+        self.become(fresh, certain=certain)
+
+    def blank(self) -> Cluster:
+        """Another mirror of the same host, in which nothing is."""
+        return Cluster(self._me)
+
+    def become(self, fresh: Cluster, *, certain: bool = True) -> None:
+        """See `load`: have what another mirror has, which nobody uses any more."""
         fresh.version, fresh.loaded = self.version + 1, certain
         known = {**{host.id: (host, monotonic()) for host in self.hosts.values()}, **self.lost}
         fresh.lost = {host: one for host, one in known.items() if host not in fresh.hosts}

@@ -620,6 +620,38 @@ def test_too_many_operations_are_refused_with_what_to_do(store: EtcdStore) -> No
     assert store.list("").entries == ()
 
 
+def test_a_large_snapshot_comes_in_parts_of_one_revision(store: EtcdStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("weft.store.etcd._PAGE", 2)
+    store.transact([], [Put(f"k{number}", "") for number in range(5)])
+    with closing(store.watch("")) as watch:
+        news = iter(watch)
+        first = next(news)
+        store.transact([], [Put("k4", "later"), Put("k5", "")])
+        parts = [first, next(news), next(news)]
+        assert all(isinstance(part, Snapshot) and part.revision == first.revision for part in parts)
+        shape = [(part.first, part.last) for part in parts if isinstance(part, Snapshot)]
+        assert shape == [(True, False), (False, False), (False, True)]
+        found = [entry for part in parts if isinstance(part, Snapshot) for entry in part.entries]
+        assert [(entry.key, entry.value) for entry in found] == [(f"k{number}", "") for number in range(5)]
+        assert next_events(news) == (("k4", "later"), ("k5", ""))
+    assert [entry.key for entry in store.list("").entries] == [f"k{number}" for number in range(6)]
+
+
+def test_a_snapshot_begins_again_when_etcd_is_compacted_meanwhile(
+    shared: Cluster, store: EtcdStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weft.store.etcd._PAGE", 2)
+    store.transact([], [Put(key, "") for key in ("a", "b", "c")])
+    with closing(store.watch("")) as watch:
+        news = iter(watch)
+        assert next(news).revision
+        store.transact([], [Delete("a")])
+        shared.forget_history()
+        again = next(news)
+        assert isinstance(again, Snapshot)
+        assert (again.first, again.last, [entry.key for entry in again.entries]) == (True, True, ["b", "c"])
+
+
 @pytest.fixture
 def restored(make_cluster: MakeCluster, folder: Path) -> Iterator[Restored]:
     with closing(Restored(make_cluster(), folder)) as found:

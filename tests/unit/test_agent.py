@@ -35,7 +35,7 @@ from weft.keys import PrivateKey
 from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI, Endpoint, Host, Network, Pool, endpoint_key
 from weft.options import parse_options
 from weft.reconcile import Update
-from weft.store import Delete, DeleteAll, Entry, Put, Watch
+from weft.store import Delete, DeleteAll, Entry, Put, Snapshot, Watch
 from weft.store.sqlite import SqliteStore
 from weft.topology import probe_mac
 
@@ -297,6 +297,47 @@ def test_nothing_is_removed_before_the_first_snapshot(
         eventually(lambda: one.monitor.events.empty() and one.agent._triggers.empty())
         assert "stray" in one.kernel.links
     eventually(lambda: "stray" not in one.kernel.links)
+
+
+def in_parts(*parts: tuple[Entry, ...]) -> list[Snapshot]:
+    last = len(parts) - 1
+    return [Snapshot(part, 1, number == 0, number == last) for number, part in enumerate(parts)]
+
+
+def test_a_snapshot_in_parts_counts_when_all_have_come(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], store: SqliteStore
+) -> None:
+    one, _, _, there = pair
+    entries = store.list("topology/").entries
+    rows, loads = set(one.kernel.rows), list[Touched | None]()
+    one.agent.listeners.append(loads.append)
+    for part in in_parts(entries[:2], entries[2:4], entries[4:])[:2]:
+        one.agent._triggers.put(part)
+    assert one.agent.responds(5)
+    assert one.cluster.endpoints[there.vni].keys() >= {there.id}
+    assert None not in loads
+    gone = tuple(entry for entry in entries if there.id not in entry.key)
+    for part in in_parts(gone[:2], gone[2:]):  # from its beginning: what came until now means nothing
+        one.agent._triggers.put(part)
+    assert one.agent.responds(5)
+    assert loads.count(None) == 1
+    assert there.id not in one.cluster.endpoints[there.vni]
+    assert not one.kernel.rows & rows_of(there, "192.168.78.2")
+    one.agent._triggers.put(Snapshot(entries, 1))
+    eventually(lambda: one.kernel.rows == rows)
+
+
+def test_a_snapshot_of_which_a_part_is_unreadable_removes_nothing(
+    pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint], store: SqliteStore
+) -> None:
+    one, _, _, there = pair
+    entries = store.list("topology/").entries
+    broken: Any = (None,)
+    for part in in_parts(entries[:2], broken, entries[2:3], entries[3:4]):
+        one.agent._triggers.put(part)
+    assert one.agent.responds(5)
+    assert one.kernel.rows == rows_of(there, "192.168.78.2")
+    assert there.id in one.cluster.endpoints[there.vni]
 
 
 def test_one_broken_network_does_not_keep_others_from_being_served(running: Hosts) -> None:

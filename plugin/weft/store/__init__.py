@@ -83,10 +83,16 @@ Write = Put | Delete | DeleteAll
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A watch's first message, and its answer when it fell behind: everything, replacing all held before."""
+    """A watch's first message, and its answer when it fell behind: everything, replacing all held before.
+
+    Much may come in several ones, so that the first can be read while the next is on its way. They belong together from
+    one that is `first` to the next that is `last`; if another `first` comes before, the ones until then mean nothing.
+    """
 
     entries: tuple[Entry, ...]
     revision: int
+    first: bool = True
+    last: bool = True
 
 
 @dataclass(frozen=True, slots=True)

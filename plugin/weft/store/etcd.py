@@ -156,12 +156,23 @@ class EtcdStore:
         return self._found(answers)
 
     def list(self, prefix: str) -> Listing:
+        entries: list[Entry] = []
+        for page in self.pages(prefix):
+            if page.first:
+                entries.clear()
+            entries += page.entries
+        return Listing(tuple(entries), page.revision)
+
+    def pages(self, prefix: str) -> Iterator[Snapshot]:
+        """A listing as it comes, from its beginning again if etcd was compacted meanwhile."""
         for _ in range(_ATTEMPTS):
             try:
-                return self._list(prefix)
+                yield from self._pages(prefix)
             except Refused as refusal:
                 if refusal.code != _REVISION_GONE:
                     raise
+            else:
+                return
         raise StoreError(f"etcd is compacted faster than {self._root}{prefix} can be read: compact it less often")
 
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
@@ -269,20 +280,20 @@ class EtcdStore:
         start = (self._root + prefix).encode()
         return {"key": _base64(start), "range_end": _base64(start[:-1] + bytes([start[-1] + 1]))}
 
-    def _list(self, prefix: str) -> Listing:
-        """Page by page, all of them as they stood at the first one's revision."""
+    def _pages(self, prefix: str) -> Iterator[Snapshot]:
+        """All of them as they stood at the first one's revision."""
         request: Json = {**self.under(prefix), "limit": _PAGE}
-        entries: list[Entry] = []
         start = len(self._root)
-        more = True
+        first = more = True
         while more:
             page = msgspec.convert(self._gateway.call("kv/range", request), _Page, strict=False)
-            entries += [Entry(_decoded(kv.key)[start:], _decoded(kv.value), kv.mod_revision) for kv in page.kvs]
-            request.setdefault("revision", str(page.header.revision))
-            more = page.more
+            entries = [Entry(_decoded(kv.key)[start:], _decoded(kv.value), kv.mod_revision) for kv in page.kvs]
+            revision, more = int(request.setdefault("revision", str(page.header.revision))), page.more
+            yield Snapshot(tuple(entries), revision, first, not more)
+            del entries  # whoever reads them may be slower than etcd
             if more:
                 request["key"] = _base64(page.kvs[-1].key + b"\0")
-        return Listing(tuple(entries), int(request["revision"]))
+            first = False
 
     def _transact(
         self, compare: Sequence[Json], operations: Sequence[Json], reads: Sequence[Json], receipt: _Receipt
@@ -388,10 +399,10 @@ class EtcdWatch:
     def __iter__(self) -> Iterator[Snapshot | Changes]:
         while not self._closed.is_set():
             self._seen = self._store.moment()
-            listing = self._store.list(self._prefix)
-            revision = listing.revision
-            yield Snapshot(listing.entries, revision)
-            del listing  # may be large, and this frame lives on
+            for page in self._store.pages(self._prefix):
+                revision = page.revision
+                yield page
+            del page  # may be large, and this frame lives on
             with suppress(_HistoryGone):
                 yield from self._changes(revision)
 
