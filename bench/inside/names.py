@@ -49,7 +49,7 @@ class _Everybody:
     """A directory in which every source is on the network."""
 
     def known(self, source: str) -> Asker | None:
-        return Asker({VNI: "large0"})
+        return Asker.on({VNI: "large0"})
 
     find = known
 
@@ -67,7 +67,8 @@ def main(size: int, rate: int, seconds: int) -> dict[str, object]:
     def resolve(asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
         return lookup(cluster, asker, HOST_ID, question, kind, turn)
 
-    server = DnsServer(Responder(resolve), _Everybody(), bind(ADDRESS), rate=_UNLIMITED, burst=_UNLIMITED)
+    responder = Responder(resolve, lambda: cluster.version)
+    server = DnsServer(responder, _Everybody(), bind(ADDRESS), rate=_UNLIMITED, burst=_UNLIMITED)
     if rate:
         _prefer(0)
     server.start()

@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 
 import dns.exception
@@ -20,10 +20,10 @@ import dns.rcode
 import dns.rdataclass
 import dns.rdatatype
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from weft.names.dns import TTL, Responder
+from weft.names.dns import TTL, Responder, parse
 from weft.names.lookup import Asker, Kind
 from weft.names.queues import bind
 from weft.names.resolver import DnsServer, Limiter
@@ -33,7 +33,7 @@ ADDRESSES = {
     "many": [f"10.77.{i // 250}.{i % 250}" for i in range(1000)],
     "none": [],
 }
-SOMEBODY = Asker({4096: "app"})
+SOMEBODY = Asker.on({4096: "app"})
 
 
 def resolve(asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
@@ -45,7 +45,7 @@ def resolve(asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | N
     return found if kind is Kind.A or found is None else []
 
 
-RESPONDER = Responder(resolve)
+RESPONDER = Responder(resolve, lambda: 1)
 
 
 def ask(query: dns.message.Message, *, asker: Asker | None = SOMEBODY, stream: bool = False) -> dns.message.Message:
@@ -157,6 +157,29 @@ def test_no_question_gets_no_answer(wire: bytes) -> None:
     assert RESPONDER.respond(wire, SOMEBODY) is None
 
 
+def as_labels(texts: list[bytes]) -> bytes:
+    return b"".join(bytes([len(text)]) + text for text in texts) + b"\x00"
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.one_of(st.binary(max_size=300), st.lists(st.binary(min_size=1, max_size=70), max_size=6).map(as_labels)))
+@example(as_labels([b"a" * 63] * 3 + [b"a" * 61]))
+@example(as_labels([b"a" * 63] * 3 + [b"a" * 62]))
+@example(b"\x01a\xc0\x0c")
+def test_a_name_is_read_as_dnspython_reads_it(name: bytes) -> None:
+    body = name + b"\x00\x01\x00\x01"
+    theirs = None
+    with suppress(dns.exception.DNSException):
+        read, used = dns.name.from_wire(body, 0)
+        if used + 4 <= len(body):
+            theirs = b".".join(read.labels[:-1])
+    ours = None
+    with suppress(dns.exception.DNSException):
+        asked = parse(header() + body)
+        ours = asked.text.encode("latin-1") if asked else None
+    assert ours == theirs
+
+
 VALID = question("many", use_edns=0, payload=1232).to_wire()
 
 
@@ -181,6 +204,91 @@ def test_nothing_that_comes_in_does_harm(wire: bytes, stream: bool) -> None:
         assert stream or len(reply) <= 1232
         if message.rcode() != dns.rcode.NOERROR:
             assert len(reply) <= len(wire) + 11
+
+
+class Table:
+    """What `Responder` asks; with `slow`, something changes while an answer is looked up."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.addresses = ["10.77.0.3"]
+        self.asked = 0
+        self.slow: Callable[[], None] = lambda: None
+
+    def change(self, *addresses: str) -> None:
+        self.addresses = list(addresses)
+        self.version += 1
+
+    def resolve(self, asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
+        self.asked += 1
+        found = self.addresses[turn % len(self.addresses) :] + self.addresses[: turn % len(self.addresses)]
+        self.slow()
+        return found
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture
+def addresses(table: Table) -> Callable[..., list[str]]:
+    """Of the answer about web1."""
+    responder = Responder(table.resolve, lambda: table.version)
+
+    def ask(asker: Asker | None = SOMEBODY, *, name: str = "web1") -> list[str]:
+        query = question(name)
+        reply = dns.message.from_wire(responder.respond(query.to_wire(), asker) or b"")
+        assert query.is_response(reply)
+        return [rdata.to_text() for rrset in reply.answer for rdata in rrset]
+
+    return ask
+
+
+class TestAnswersAreKept:
+    def test_until_something_changes(self, table: Table, addresses: Callable[..., list[str]]) -> None:
+        assert [addresses(), addresses(), table.asked] == [["10.77.0.3"], ["10.77.0.3"], 1]
+        table.change("10.77.0.4")
+        assert addresses() == ["10.77.0.4"]
+
+    def test_for_who_is_on_the_same_networks(self, table: Table, addresses: Callable[..., list[str]]) -> None:
+        assert addresses()
+        assert addresses(None) == []
+        assert addresses(Asker.on({4096: "app", 4097: "db"}))
+        assert addresses(Asker.on({4096: "app"}))
+        assert table.asked == 2
+
+    def test_not_if_something_changed_meanwhile(self, table: Table, addresses: Callable[..., list[str]]) -> None:
+        table.slow = lambda: table.change("10.77.0.4")
+        assert addresses() == ["10.77.0.3"]
+        assert addresses() == ["10.77.0.4"]
+
+    def test_not_of_another_thread_that_was_late(self, table: Table, addresses: Callable[..., list[str]]) -> None:
+        """It has looked something up, then that changed, and somebody else asked for something before it went on."""
+
+        def overtaken() -> None:
+            table.slow = lambda: None
+            table.change("10.77.0.4")
+            assert addresses(name="web2") == ["10.77.0.4"]
+
+        table.slow = overtaken
+        assert addresses() == ["10.77.0.3"]
+        assert addresses() == ["10.77.0.4"]
+
+    def test_not_if_there_are_several_addresses(self, table: Table, addresses: Callable[..., list[str]]) -> None:
+        table.change("10.77.0.4", "10.77.0.5")
+        assert [addresses()[0] for _ in range(4)] == ["10.77.0.4", "10.77.0.5"] * 2
+
+    def test_only_so_many(
+        self, table: Table, addresses: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("weft.names.dns._REMEMBERED", 10)
+        for number in range(25):
+            assert addresses(name=f"web{number}")
+        assert addresses(name="web24")
+        assert table.asked == 25
+        assert addresses(name="web0")
+        assert table.asked == 26
 
 
 def test_the_rate_of_a_source_is_limited_and_that_of_others_is_not() -> None:
@@ -306,7 +414,7 @@ def test_a_flood_costs_others_nothing_on_a_machine_of_any_speed(caplog: pytest.L
         return resolve(asker, question, kind, turn)
 
     sockets, number = bound()
-    server = DnsServer(Responder(slowly), Everybody(), sockets)
+    server = DnsServer(Responder(slowly, lambda: 1), Everybody(), sockets)
     wire, over = question("web1").to_wire(), threading.Event()
 
     def flood() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from dns.message import make_query
 
 from weft.cluster import Cluster
 from weft.model import Endpoint, EndpointNames, Host, Network, Pool
+from weft.names.dns import Responder
 from weft.names.lookup import Asker, Kind, lookup
 
 ME, OTHER, SILENT = "a" * 32, "b" * 32, "c" * 32
@@ -41,9 +43,9 @@ def cluster() -> Cluster:
     return made
 
 
-ON_APP = Asker({APP: "app"})
-ON_DB = Asker({DB: "Data.Base"})
-ON_BOTH = Asker({DB: "Data.Base", APP: "app"})
+ON_APP = Asker.on({APP: "app"})
+ON_DB = Asker.on({DB: "Data.Base"})
+ON_BOTH = Asker.on({DB: "Data.Base", APP: "app"})
 
 
 @pytest.mark.parametrize(
@@ -64,9 +66,9 @@ ON_BOTH = Asker({DB: "Data.Base", APP: "app"})
         (ON_BOTH, "web1", ["10.97.0.3"]),
         (ON_BOTH, "web1.app", ["10.96.0.3"]),
         (ON_BOTH, "svc", ["10.96.0.3", "10.96.0.4"]),
-        (Asker({APP: "called-so-here"}), "web1.called-so-here", ["10.96.0.3"]),
-        (Asker({APP: "called-so-here"}), "web1.app", ["10.96.0.3"]),
-        (Asker({APP: ""}), "web1.app", ["10.96.0.3"]),
+        (Asker.on({APP: "called-so-here"}), "web1.called-so-here", ["10.96.0.3"]),
+        (Asker.on({APP: "called-so-here"}), "web1.app", ["10.96.0.3"]),
+        (Asker.on({APP: ""}), "web1.app", ["10.96.0.3"]),
         (ON_APP, "old", ["10.96.0.5"]),
         (ON_APP, "dotted.name", None),
         (ON_APP, "web1.data.base", None),
@@ -75,8 +77,8 @@ ON_BOTH = Asker({DB: "Data.Base", APP: "app"})
         (ON_APP, ".app", None),
         (ON_APP, "app", None),
         (ON_APP, "example.com", None),
-        (Asker({}), "web1", None),
-        (Asker({5000: "unknown"}), "web1.unknown", None),
+        (Asker.on({}), "web1", None),
+        (Asker.on({5000: "unknown"}), "web1.unknown", None),
     ],
 )
 def test_names(cluster: Cluster, asker: Asker, question: str, found: list[str] | None) -> None:
@@ -158,3 +160,24 @@ def test_the_snapshot_for_a_reboot_has_the_names(cluster: Cluster) -> None:
     again = Cluster()
     again.apply(cluster.entries_of(ME))
     assert lookup(again, ON_APP, ME, "web1", Kind.A) == ["10.96.0.3"]
+
+
+def test_what_the_resolver_keeps_follows_whatever_happens_to_the_cluster(cluster: Cluster) -> None:
+    def responder() -> Responder:
+        resolve = lambda asker, question, kind, turn: lookup(cluster, asker, ME, question, kind, turn)  # noqa: E731
+        return Responder(resolve, lambda: cluster.version)
+
+    keeping, answers = responder(), []
+    questions = [make_query(name, kind).to_wire() for name in ("web1", "old", "web1.base") for kind in ("A", "AAAA")]
+    web1, host = cluster.endpoints[APP]["Web1-4096"], cluster.hosts[OTHER]
+    renamed = EndpointNames(APP, web1.id, OTHER, "fresh", ("old",))
+    network = network_of(APP, "base")
+    gone_and_back: list[tuple[str, str | None]] = [(host.alive_key, None), (host.alive_key, "1")]
+    events = [*gone_and_back, (network.key, network.encode()), (renamed.key, renamed.encode()), (web1.key, None)]
+    for event in events:
+        cluster.apply([event])
+        answers.append([keeping.respond(wire, ON_APP) for wire in questions])
+        assert answers[-1] == [responder().respond(wire, ON_APP) for wire in questions]
+    assert len(set(map(tuple, answers))) == 4  # the first and the third are alike
+    cluster.load([])
+    assert [keeping.respond(wire, ON_APP) for wire in questions] == [responder().respond(w, None) for w in questions]

@@ -277,25 +277,25 @@ class TestAskers:
         engine.bridge = {"172.18.0.2": "sandbox1"}
         directory.follow(None, container(1))
         assert directory.known("172.18.0.2") is None
-        assert directory.find("172.18.0.2") == directory.known("172.18.0.2") == Asker({self.vni: "app"})
+        assert directory.find("172.18.0.2") == directory.known("172.18.0.2") == Asker.on({self.vni: "app"})
         assert directory.heard > 0
         # Its address is given to another, of no network of ours.
         directory.follow(container(1), None)
         engine.bridge = {"172.18.0.2": "sandbox2"}
         directory.follow(None, container(2, "bridge-id"))
         assert directory.known("172.18.0.2") is None
-        assert directory.find("172.18.0.2") == Asker({})
+        assert directory.find("172.18.0.2") == Asker.on({})
 
     def test_by_its_address_on_our_network_or_on_a_bridge(self, directory: Askers) -> None:
         source = self.endpoint.addresses[0]
-        assert directory.known(source) == Asker({self.vni: ""})  # before Docker has told anything
+        assert directory.known(source) == Asker.on({self.vni: ""})  # before Docker has told anything
         directory.follow(None, container(1))
-        assert directory.known(source) == directory.known("10.77.0.1") == Asker({self.vni: "app"})
+        assert directory.known(source) == directory.known("10.77.0.1") == Asker.on({self.vni: "app"})
 
     def test_who_asks_before_its_events_came_waits_for_them(self, directory: Askers, engine: FakeEngine) -> None:
         engine.bridge = {"172.18.0.2": "sandbox1"}
         threading.Timer(0.1, directory.follow, (None, container(1))).start()
-        assert directory.find("172.18.0.2") == Asker({self.vni: "app"})
+        assert directory.find("172.18.0.2") == Asker.on({self.vni: "app"})
 
     def test_a_stranger_is_refused_and_waits_once(self, directory: Askers, engine: FakeEngine) -> None:
         assert directory.find("192.0.2.9") is None

@@ -64,7 +64,7 @@ class Askers:
         if container is not None:
             return self._asker(container)
         endpoint = self._cluster.holders.get(source)
-        return Asker({endpoint.vni: ""}) if endpoint and endpoint.host == self._me else None
+        return Asker.on({endpoint.vni: ""}) if endpoint and endpoint.host == self._me else None
 
     def find(self, source: str) -> Asker | None:
         now = monotonic()
@@ -88,7 +88,7 @@ class Askers:
 
     def _asker(self, container: Container) -> Asker:
         vnis = {self._cluster.bindings.get((self._me, a.network_id)): a.network for a in container.attachments}
-        return Asker({vni: name for vni, name in vnis.items() if vni is not None})
+        return Asker.on({vni: name for vni, name in vnis.items() if vni is not None})
 
     def _refresh(self, source: str) -> None:
         """Read docker_gwbridge again; who waited for somebody else's reading may find all done."""

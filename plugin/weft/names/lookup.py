@@ -9,10 +9,10 @@ never: its names are looked at only through its own record.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple, Self
 
 from weft.cluster import Cluster
 from weft.model import Endpoint
@@ -30,11 +30,15 @@ class Kind(Enum):
     OTHER = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """A container of this host. `networks` has what its engine calls each of its networks, by VNI."""
+class Asker(NamedTuple):
+    """A container of this host. `networks` has what its engine calls each of its networks, with its VNI, in order."""
 
-    networks: Mapping[int, str] = field(default_factory=dict)
+    networks: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def on(cls, networks: Mapping[int, str]) -> Self:
+        """:param networks: what its engine calls them, by VNI."""
+        return cls(tuple(sorted((name, vni) for vni, name in networks.items())))
 
 
 def lookup(cluster: Cluster, asker: Asker, me: str, question: str, kind: Kind, turn: int = 0) -> list[str] | None:
@@ -45,16 +49,16 @@ def lookup(cluster: Cluster, asker: Asker, me: str, question: str, kind: Kind, t
     :param turn: which of several addresses comes first: they are rotated by it.
     """
     question = question.lower()
-    if address := _reversed_address(question):
+    if question.endswith(".arpa") and (address := _reversed_address(question)):
         names = _names_of(cluster, asker, address)
         return names if kind is Kind.PTR or not names else []
-    for vni, name in sorted(asker.networks.items(), key=lambda item: (item[1], item[0])):
-        if endpoints := list(_called(cluster, vni, name, question)):
+    for name, vni in asker.networks:
+        if endpoints := _called(cluster, vni, name, question):
             return _rotated(_addresses(_reachable(cluster, endpoints, me), kind), turn)
     return None
 
 
-def _called(cluster: Cluster, vni: int, name_here: str, question: str) -> Iterator[Endpoint]:
+def _called(cluster: Cluster, vni: int, name_here: str, question: str) -> list[Endpoint]:
     """Endpoints of the network that have the name, plain or with the network's name behind."""
     called, endpoints = cluster.called.get(vni, {}), cluster.endpoints.get(vni, {})
     ids = called.get(question)
@@ -63,9 +67,7 @@ def _called(cluster: Cluster, vni: int, name_here: str, question: str) -> Iterat
         for suffix in {name_here.lower(), network.name.lower() if network else ""} - {""}:
             if question.endswith(f".{suffix}"):
                 ids = ids or called.get(question[: -len(suffix) - 1])
-    for one in ids or ():
-        if endpoint := endpoints.get(one):
-            yield endpoint
+    return [endpoint for one in ids or () if (endpoint := endpoints.get(one))]
 
 
 def _reachable(cluster: Cluster, endpoints: list[Endpoint], me: str) -> list[Endpoint]:
@@ -86,8 +88,6 @@ def _rotated(addresses: list[str], turn: int) -> list[str]:
 
 def _reversed_address(question: str) -> str | None:
     """The address in `4.3.2.10.in-addr.arpa` or its IPv6 counterpart."""
-    if not question.endswith(".arpa"):
-        return None
     for suffix, count in _REVERSE.items():
         labels = question.removesuffix(suffix).split(".")
         if question.endswith(suffix) and len(labels) == count:
@@ -104,7 +104,6 @@ def _reversed_address(question: str) -> str | None:
 def _names_of(cluster: Cluster, asker: Asker, address: str) -> list[str] | None:
     """`container.network`, as the embedded DNS answers for its own."""
     holder = cluster.holders.get(address)
-    if holder is None or holder.vni not in asker.networks:
-        return None
-    names = cluster.names.get(holder.vni, {}).get(holder.id)
-    return [f"{names.container}.{asker.networks[holder.vni]}"] if names else None
+    names = cluster.names.get(holder.vni, {}).get(holder.id) if holder else None
+    here = [name for name, vni in asker.networks if holder and vni == holder.vni]
+    return [f"{names.container}.{here[0]}"] if names and here else None

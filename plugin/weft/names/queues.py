@@ -13,7 +13,7 @@ import ctypes
 import logging
 import socket
 import struct
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -72,23 +72,32 @@ class Queue:
     def __init__(self, udp: socket.socket) -> None:
         self.udp = udp
         self._until: dict[str, float] = {}
-        self._crowd: list[str] = []
-        """Of whom the last questions were, while each of them left the queue long."""
+        self._crowd: deque[str] = deque(maxlen=_CROWD)
+        """Of whom the last questions were, since the queue was last found short."""
 
-    def take(self, now: float) -> tuple[bytes, tuple[str, int]] | None:
-        """The next question and whose it is, unless that one is kept away. `OSError` as the socket has it."""
-        wire, peer = self.udp.recvfrom(_LONGEST, socket.MSG_DONTWAIT)
+    def take(self) -> tuple[bytes, tuple[str, int]] | None:
+        """The next question and whose it is, unless that one is kept away.
+
+        Raises `BlockingIOError` if there is none, or one that is spoiled, and `OSError` as the socket has it.
+        """
+        try:
+            wire, peer = self.udp.recvfrom(_LONGEST, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._crowd.clear()
+            raise
         if peer[0] in self._until:
             return None  # it was in the queue already
+        self._crowd.append(peer[0])
+        return wire, peer
+
+    def judge(self, now: float) -> None:
+        """After a few questions in a row: if the queue is always long, who asks most is kept out."""
         if not self._is_long:
             self._crowd.clear()
-        elif len(self._crowd) < _CROWD:
-            self._crowd.append(peer[0])
-        else:
+        elif len(self._crowd) == _CROWD:
             (most, _), *_ = Counter(self._crowd).most_common(1)
             self._crowd.clear()
             self.shut(most, now)
-        return wire, peer
 
     @property
     def _is_long(self) -> bool:

@@ -15,7 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from time import monotonic
 from typing import Protocol
 
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _TICK = 0.25
 """Seconds: how often a loop looks whether it shall end."""
+_TURN = 16
+"""Questions of one queue before the next has its turn: so many share the cost of looking which queues have any."""
 
 
 class Directory(Protocol):
@@ -117,7 +119,7 @@ class DnsServer:
             one.close()
 
     def _serve_udp(self, sockets: Iterable[socket.socket]) -> None:
-        """One question of each queue that has some, and again: so no source waits for all of another's."""
+        """A few questions of each queue that has some, and again: so no source waits for all of another's."""
         limiter = Limiter(*self._rates)
         queues = {one.fileno(): Queue(one) for one in sockets}
         looked = monotonic()
@@ -126,25 +128,27 @@ class DnsServer:
                 ready.register(number, select.EPOLLIN)
             while not self._stopping.is_set():
                 for number, _ in ready.poll(_TICK):
-                    self._receive(queues[number], limiter)
+                    self._serve_turn(queues[number], limiter)
                 if (now := monotonic()) - looked >= _TICK:
                     looked = now
                     for queue in queues.values():
                         queue.open(now)
 
-    def _receive(self, queue: Queue, limiter: Limiter) -> None:
+    def _serve_turn(self, queue: Queue, limiter: Limiter) -> None:
         now = monotonic()
         try:
-            if (taken := queue.take(now)) is None:
-                return
-            wire, peer = taken
-            if limiter.allows(peer[0], now):
-                self._serve_datagram(queue.udp, wire, peer)
-            else:
-                queue.shut(peer[0], now)
-        except (BlockingIOError, InterruptedError):
-            pass  # spoiled, or somebody's whom the gate has met meanwhile
-        except OSError as error:  # of a packet before: unreachable, no route
+            for _ in range(_TURN):
+                if (taken := queue.take()) is None:
+                    continue
+                wire, peer = taken
+                if limiter.allows(peer[0], now):
+                    self._serve_datagram(queue.udp, wire, peer)
+                else:
+                    queue.shut(peer[0], now)
+            queue.judge(now)
+        except BlockingIOError:
+            pass  # it is empty
+        except OSError as error:
             log.debug("a question for names: %s", error)
         except Exception:
             log.exception("serving a question for names met a bug")
@@ -166,10 +170,11 @@ class DnsServer:
             self._unknown.release()
 
     def _reply(self, udp: socket.socket, wire: bytes, peer: tuple[str, int], asker: Asker | None) -> None:
-        reply = self._responder.respond(wire, asker)
-        if reply is not None:
-            with suppress(OSError):  # the asker is gone, or the server
+        if reply := self._responder.respond(wire, asker):
+            try:
                 udp.sendto(reply, peer)
+            except OSError as error:  # the asker is gone, or the server
+                log.debug("an answer about a name: %s", error)
 
     def _serve_tcp(self, tcp: socket.socket) -> None:
         limiter = Limiter(*self._rates)

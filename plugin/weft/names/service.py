@@ -77,7 +77,7 @@ class NameService:
         self._kernel = kernel
         self._address = address
         self._askers = askers
-        self._responder = Responder(partial(_resolve, cluster, host.id, address), note)
+        self._responder = Responder(partial(_resolve, cluster, host.id, address), lambda: cluster.version, note)
         self._watchman = firewall.Watchman(kernel, engine, askers, address, sandboxes)
         self._server: DnsServer | None = None
         self._told = False

@@ -154,6 +154,7 @@ class Metrics:
         self._store = self._histogram(_STORE)
         self._store_failures = self._counter(_STORE_FAILURES)
         self._questions = self._counter(_QUESTIONS)
+        self._by_outcome: dict[str, Counter] = {}
 
     def watch(self, status: Status, links: Callable[[], Iterable[ProbeLink]]) -> None:
         """:param links: what this host has measured lately, at once; may raise `WeftError`."""
@@ -173,7 +174,9 @@ class Metrics:
 
     def note_question(self, outcome: str) -> None:
         """A question for a name."""
-        self._questions.labels(outcome).inc()
+        if (counter := self._by_outcome.get(outcome)) is None:  # labels() takes longer than the answer
+            counter = self._by_outcome[outcome] = self._questions.labels(outcome)
+        counter.inc()
 
     def expose(self) -> bytes:
         """All metrics, as Prometheus reads them (text format 0.0.4)."""
