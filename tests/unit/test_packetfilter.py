@@ -155,6 +155,23 @@ def test_what_iptables_drops(rules: str, policy: str, dropped: bool) -> None:
     assert bool(iptables_drop(IPTABLES.format(rules=rules, policy=policy, chain="LOGS"), VXLAN)) is dropped
 
 
+@pytest.mark.parametrize(
+    "matches",
+    [
+        "-m recent --rcheck --seconds 60 --name W --mask 255.255.255.255 --rsource",
+        "-m addrtype --dst-type LOCAL --limit-iface-in",
+        "-m addrtype --limit-iface-in ! -i lo",
+        "-m set --match-set vteps src",
+    ],
+)
+def test_a_verdict_after_an_option_without_a_value_leaves_a_doubt(matches: str) -> None:
+    """Of these rules we do not know whether they let our packets in."""
+    rule = f"-A INPUT {matches} -j ACCEPT"
+    drop = iptables_drop(IPTABLES.format(rules=rule, policy="DROP", chain="LOGS"), VXLAN)
+    assert drop
+    assert (drop.rule, drop.sure) == ("policy drop", False)
+
+
 def test_the_command_for_iptables_and_ufw() -> None:
     rule = "-A INPUT -p udp -m udp --dport 4789 -j DROP"
     drop = iptables_drop(IPTABLES.format(rules=rule, policy="ACCEPT", chain="LOGS"), VXLAN)

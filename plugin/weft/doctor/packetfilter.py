@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -334,22 +335,26 @@ def _iptables_rule(words: Sequence[str], packet: Packet, text: str, chains: Iter
     matches: bool | None = True
     verdict = target = ""
     negated = False
-    rest = iter(words)
-    for word in rest:
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
         if word == "!":
             negated = True
             continue
         if not word.startswith("-"):
             continue
         if word in ("-m", "--comment", "--reject-with", "--log-prefix", "--log-level"):
-            next(rest, "")
+            rest.popleft()
         elif word in ("-j", "-g"):
-            target = next(rest)
+            target = rest.popleft()
             verdict = _ENDS.get(target.lower(), "")
             if target in chains:
                 verdict = "jump" if word == "-j" else "goto"
         else:
-            matches = _and(matches, _negate(_iptables_match(word, next(rest, ""), packet), negated))
+            alone = (
+                not rest or rest[0] == "!" or rest[0].startswith("-")
+            )  # as --syn, --rsource: the next word is another
+            matches = _and(matches, _negate(_iptables_match(word, "" if alone else rest.popleft(), packet), negated))
         negated = False
     return _Rule(matches, verdict, text, target)
 
