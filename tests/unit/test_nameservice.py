@@ -6,7 +6,8 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from errno import ENOENT
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from tests.unit.conftest import FakeHost
 from weft.cluster import Cluster
 from weft.engine.containers import Attachment, Container, Containers, Outline
-from weft.errors import EngineError, StoreError
+from weft.errors import EngineError, KernelError, StoreError
 from weft.model import ENDPOINT_NAMES, TOPOLOGY, EndpointNames, Network
 from weft.names import askers
 from weft.names.askers import Askers
@@ -329,11 +330,36 @@ class TestWatchman:
     def test_whether_docker_asks_us_is_told_by_what_containers_are_answered(
         self, engine: FakeEngine, tmp_path: Path, replies: list[bytes], first: bool | None
     ) -> None:
+        assert self.watchman(engine, tmp_path, replies).is_first() is first
+
+    @pytest.mark.parametrize(
+        ("replies", "reached"),
+        [
+            ([b"", OURS], True),
+            ([b"", b""], False),
+            ([None, b""], False),
+            ([None], None),
+            ([], None),
+        ],
+    )
+    def test_a_container_that_lets_nothing_out_does_not_speak_for_the_host(
+        self, engine: FakeEngine, tmp_path: Path, replies: list[bytes | None], reached: bool | None
+    ) -> None:
+        """One that has ended says nothing, and hides no other."""
+        assert self.watchman(engine, tmp_path, replies).reaches() is reached
+
+    def watchman(self, engine: FakeEngine, folder: Path, replies: Sequence[bytes | None]) -> Watchman:
         engine.bridge = {f"172.18.0.{number}": f"sandbox{number}" for number in range(len(replies))}
-        by_sandbox = {tmp_path / f"sandbox{number}": reply for number, reply in enumerate(replies)}
-        kernel: Any = SimpleNamespace(work_in=lambda namespace, work: by_sandbox[namespace])
+        by_sandbox = {folder / f"sandbox{number}": reply for number, reply in enumerate(replies)}
+
+        def work_in(namespace: Path, _: object) -> bytes:
+            if (reply := by_sandbox[namespace]) is None:
+                raise KernelError("open", ENOENT)
+            return reply
+
+        kernel: Any = SimpleNamespace(work_in=work_in)
         directory: Any = SimpleNamespace(heard=0.0)
-        assert Watchman(kernel, engine, directory, self.ADDRESS, tmp_path).is_first() is first
+        return Watchman(kernel, engine, directory, self.ADDRESS, folder)
 
 
 class TestResolverRoutes:

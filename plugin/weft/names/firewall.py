@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -31,7 +32,7 @@ _QUESTION = bytes.fromhex("77660100000100000000000004776566740570726f62650000010
 """That name, A."""
 _EMBEDDED = "127.0.0.11"
 _ASKED = 3
-"""Containers of which one may have servers of its own (`docker run --dns`)."""
+"""Containers: one may have servers of its own (`docker run --dns`), or let nothing out (a VPN's kill switch)."""
 
 
 class Kernel(Protocol):
@@ -64,23 +65,31 @@ class Watchman:
 
     def reaches(self) -> bool | None:
         """Whether a container of this host reaches the resolver now; None if there is none to ask from."""
-        replies = self._replies(self._address, 1)
+        replies = self._replies(self._address)
         return any(replies) if replies else None
 
     def is_first(self) -> bool | None:
         """Whether Docker asks the resolver before others; None if no container gets an answer to tell it by."""
-        replies = [reply for reply in self._replies(_EMBEDDED, _ASKED) if reply]
+        replies = [reply for reply in self._replies(_EMBEDDED) if reply]
         own = socket.inet_aton(self._address)
         return any(reply.endswith(own) for reply in replies) if replies else None
 
-    def _replies(self, server: str, most: int) -> list[bytes]:
-        """What some containers of this host are answered, b"" for nothing."""
+    def _replies(self, server: str) -> list[bytes]:
+        """What some containers of this host are answered, b"" for nothing. They ask at one time."""
         try:
-            sandboxes = list(self._engine.gateways().values())[:most]
-            return [self._kernel.work_in(self._folder / sandbox, partial(_ask, server)) for sandbox in sandboxes]
-        except (EngineError, KernelError) as error:  # the container has ended, or its namespace is not for us to see
+            sandboxes = list(self._engine.gateways().values())[:_ASKED]
+        except EngineError as error:
             log.debug("whether containers reach the resolver is not known: %s", error)
-        return []
+            return []
+        with ThreadPoolExecutor(_ASKED, thread_name_prefix="names-ask") as pool:
+            return [reply for reply in pool.map(partial(self._reply, server), sandboxes) if reply is not None]
+
+    def _reply(self, server: str, sandbox: str) -> bytes | None:
+        try:
+            return self._kernel.work_in(self._folder / sandbox, partial(_ask, server))
+        except KernelError as error:  # the container has ended, or its namespace is not for us to see
+            log.debug("whether containers reach the resolver is not known: %s", error)
+        return None
 
     def _conclude(self, reached: bool) -> None:
         if reached and self._filtered:
