@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import socket
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -36,6 +39,9 @@ _AGENT_SECONDS = 2.0
 _LOOK_SECONDS = 6.0
 _DAEMON_JSON = Path("/etc/docker/daemon.json")
 _PROC = Path("/proc")
+_DOCKER_SECONDS = 1.0
+_UCRED = struct.Struct("3i")
+"""What `SO_PEERCRED` gives (unix(7))."""
 
 Part = Callable[[], Mapping[str, Any]]
 """Some fields of `Facts`; may raise `WeftError` if they cannot be had."""
@@ -151,7 +157,7 @@ class Checkup:
 
     def _docker_dns(self) -> dict[str, Any]:
         s = self._settings
-        return {} if not s.dns or s.managed or s.docker == "off" else {"dns": docker_dns(s.dns)}
+        return {} if not s.dns or s.managed or s.docker == "off" else {"dns": docker_dns(s.dns, s.docker)}
 
 
 def of_store(store: Store) -> Part:
@@ -246,9 +252,12 @@ def _attempt(part: Part) -> Mapping[str, Any]:
     return {}
 
 
-def docker_dns(resolver: str, file: Path = _DAEMON_JSON, proc: Path = _PROC) -> str:
-    """Why Docker does not ask our resolver first; "" if it does, or if it cannot be told."""
-    for words in _dockerds(proc):
+def docker_dns(resolver: str, docker: str, file: Path = _DAEMON_JSON, proc: Path = _PROC) -> str:
+    """Why Docker does not ask our resolver first; "" if it does, or if it cannot be told.
+
+    :param docker: URL of the Docker API.
+    """
+    for words in _dockerds(proc, _listener(docker)):
         given = [b for a, b in zip(words, [*words[1:], ""], strict=True) if a == "--dns"]
         given += [word.removeprefix("--dns=") for word in words if word.startswith("--dns=")]
         if given:
@@ -271,10 +280,29 @@ def docker_dns(resolver: str, file: Path = _DAEMON_JSON, proc: Path = _PROC) -> 
     )
 
 
-def _dockerds(proc: Path) -> Iterator[list[str]]:
-    """The command lines of all dockerds that we see."""
-    for entry in proc.glob("[0-9]*/cmdline"):
+def _listener(docker: str) -> int:
+    """The process that made this socket; 0 if that cannot be told."""
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_DOCKER_SECONDS)
+        client.connect(docker.removeprefix("unix://"))
+        pid, _, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return int(pid)
+    return 0
+
+
+def _dockerds(proc: Path, listener: int) -> Iterator[list[str]]:
+    """The command lines of the dockerds that we see: of the one that made the socket, else (systemd may have made it)
+    of all that are in no container."""
+    found = {}
+    for entry in proc.glob("[0-9]*"):
         with suppress(OSError):
-            words = [os.fsdecode(word) for word in entry.read_bytes().split(b"\0")]
-            if Path(words[0]).name == "dockerd":
-                yield words
+            words = [os.fsdecode(word) for word in (entry / "cmdline").read_bytes().split(b"\0")]
+            if Path(words[0]).name == "dockerd" and (int(entry.name) == listener or not _is_contained(entry)):
+                found[int(entry.name)] = words
+    yield from [found[listener]] if listener in found else found.values()
+
+
+def _is_contained(process: Path) -> bool:
+    """Whether it is in a PID namespace of its own (proc_pid_status(5), "NSpid")."""
+    found = re.search(r"^NSpid:\s+\d+\s+\d", (process / "status").read_text(), re.MULTILINE)
+    return found is not None
