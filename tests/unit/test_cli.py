@@ -17,6 +17,7 @@ from weft import cli, commandline
 from weft.cli import create
 from weft.cli import daemon as commands
 from weft.cli.ask import NoDaemon
+from weft.doctor.verdict import CHECKS
 from weft.errors import InvalidRequest, WeftError
 from weft.model import Pool
 
@@ -186,3 +187,30 @@ def test_no_daemon_is_told_by_the_exit_code(place: Path, capsys: pytest.CaptureF
     assert f"no weft daemon runs on this host: none listens at {place}; from the snapshot" in said.err
     with pytest.raises(NoDaemon):
         run(place, "peers")
+
+
+def checked(number: int, **found: str) -> dict[str, Any]:
+    return {"host": f"node-{number}.example", "checks": {**dict.fromkeys(CHECKS, "ok"), **found}}
+
+
+def test_the_doctor_shows_only_what_is_not_ok_so_that_it_fits_a_terminal(
+    daemon: Daemon, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hosts = [checked(number) for number in range(21)]
+    daemon.answers["GET /weft/doctor"] = {"hosts": hosts, "findings": []}
+    assert run(place, "doctor") == 0
+    assert capsys.readouterr().out == "no fault: 21 hosts, 17 checks\n"
+    clock = {"check": "clock", "severity": "warning", "hosts": ["node-7.example"], "cause": "early", "evidence": "e"}
+    hosts[7] = checked(7, clock="warning", mtu="unknown")
+    daemon.answers["GET /weft/doctor"] = {"hosts": hosts[:20], "findings": [{**clock, "command": "date"}]}
+    assert run(place, "doctor") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:2]] == [["HOST", "mtu", "clock"], ["node-0.example", "ok", "ok"]]
+    assert lines[8].split() == ["node-7.example", "-", "warn"]
+    assert lines[21].startswith("ok on all hosts: host, vtep, udp-port, path, checksum, ")
+    assert lines[-3:] == ["WARNING clock on node-7.example: early", "  seen:   e", "  repair: date"]
+    daemon.answers["GET /weft/doctor"] = {"hosts": hosts, "findings": [{**clock, "command": "date"}]}
+    run(place, "doctor")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["HOST", "node-7.example"]
+    assert lines[2].endswith("; 20 hosts more, where all is ok")

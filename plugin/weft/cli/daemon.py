@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from weft import __version__
 from weft.cli.ask import NoDaemon, ask
-from weft.cli.show import add, ago, pairs, table
+from weft.cli.show import add, ago, pairs, progress, table
 from weft.model import SCHEMA
 
 _WAIT_SECONDS = 5
@@ -95,7 +95,8 @@ def _show_status(status: Any, console: Console) -> None:
 
 
 def _plan(options: argparse.Namespace, socket_path: Path) -> Any:
-    return ask(socket_path, "GET", "/weft/plan")
+    with progress("comparing the kernel with the store"):
+        return ask(socket_path, "GET", "/weft/plan")
 
 
 def _show_plan(plan: Any, console: Console) -> None:
@@ -155,7 +156,8 @@ def _show_events(events: Any, console: Console) -> None:
 def _collect(options: argparse.Namespace, socket_path: Path) -> Any:
     if options.entry:
         return ask(socket_path, "POST", "/weft/gc", {"entry": options.entry})
-    return ask(socket_path, "GET" if options.dry_run else "POST", "/weft/gc")
+    with progress("looking for what Docker, or the cluster, does not have any more"):
+        return ask(socket_path, "GET" if options.dry_run else "POST", "/weft/gc")
 
 
 def _show_due(due: Any, console: Console) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from weft.cli.ask import ask
-from weft.cli.show import add, ago, table
+from weft.cli.show import add, ago, progress, table
 
 _STATES = {True: "[green]alive[/]", False: "[red]silent[/]", None: "not known"}
 
@@ -30,7 +30,8 @@ def _list_hosts(options: argparse.Namespace, socket_path: Path) -> Any:
 
 
 def _forget(options: argparse.Namespace, socket_path: Path) -> Any:
-    return ask(socket_path, "POST", "/weft/hosts/forget", {"host": options.host, "force": options.force})
+    with progress(f"collecting what host {options.host} has"):
+        return ask(socket_path, "POST", "/weft/hosts/forget", {"host": options.host, "force": options.force})
 
 
 def _list_peers(options: argparse.Namespace, socket_path: Path) -> Any:

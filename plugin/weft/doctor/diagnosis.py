@@ -6,7 +6,7 @@ Exit codes: 0 no fault, 1 warnings, 2 faults.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weft import __version__, cli
+from weft.cli.show import progress
 from weft.config import Settings
 from weft.doctor import local, verdict
 from weft.doctor.facts import Report
@@ -31,6 +32,8 @@ from weft.store import Store
 _SHOWN = {"ok": "[green]ok[/]", "warning": "[yellow]warn[/]", "error": "[red]FAULT[/]", "unknown": "[dim]-[/]"}
 _CODES = {"warning": 1, "error": 2}
 _PATIENCE = 3.0
+_FEW = 20
+"""Hosts that all have a row of the table."""
 
 
 def add_command(commands: Any) -> None:
@@ -46,11 +49,13 @@ def add_command(commands: Any) -> None:
 def _run(options: argparse.Namespace, socket_path: Path) -> Any:
     """:return: `findings`, and `hosts`: for each what was found by check."""
     try:
-        return cli.ask(socket_path, "GET", f"/weft/doctor?peer={quote(options.peer)}")
+        with progress("all hosts look at themselves and probe each other, which takes some seconds"):
+            return cli.ask(socket_path, "GET", f"/weft/doctor?peer={quote(options.peer)}")
     except WeftError as error:
         if not (isinstance(error, ConfigError) or "does not answer" in str(error)):
             raise  # the daemon has refused
-        return _alone(options.settings, str(error)).to_json()
+        with progress("this host looks at itself"):
+            return _alone(options.settings, str(error)).to_json()
 
 
 def _alone(settings: Settings, problem: str) -> Examination:
@@ -102,15 +107,28 @@ def _code(answer: Any) -> int:
 
 
 def _show(answer: Any, console: Console) -> None:
-    table = Table("HOST", *verdict.CHECKS, box=None, pad_edge=False, header_style="bold")
-    for row in answer["hosts"]:
-        table.add_row(row["host"], *(_SHOWN[row["checks"].get(check, "unknown")] for check in verdict.CHECKS))
-    console.print(table)
+    hosts, checks = _telling(answer["hosts"])
+    if checks:
+        table = Table("HOST", *checks, box=None, pad_edge=False, header_style="bold")
+        for row in hosts:
+            table.add_row(row["host"], *(_SHOWN[row["checks"].get(check, "unknown")] for check in checks))
+        console.print(table)
+        others = len(answer["hosts"]) - len(hosts)
+        more = f"; {others} hosts more, where all is ok" if others else ""
+        console.print(f"ok on all hosts: {', '.join(c for c in verdict.CHECKS if c not in checks)}{more}", style="dim")
     for one in answer["findings"]:
         _show_finding(one, console)
     if not answer["findings"]:
-        hosts = len(answer["hosts"])
-        console.print(f"no fault: {hosts} host{'s' * (hosts != 1)}, {len(verdict.CHECKS)} checks", highlight=False)
+        count = len(answer["hosts"])
+        console.print(f"no fault: {count} host{'s' * (count != 1)}, {len(verdict.CHECKS)} checks", highlight=False)
+
+
+def _telling(hosts: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """The rows and columns that fit a terminal: checks that are not ok everywhere, and of many hosts those of which not
+    all is ok."""
+    checks = [check for check in verdict.CHECKS if any(row["checks"].get(check) != verdict.OK for row in hosts)]
+    ill = [row for row in hosts if any(row["checks"].get(check) != verdict.OK for check in checks)]
+    return list(hosts) if len(hosts) <= _FEW else ill, checks
 
 
 def _show_finding(one: Mapping[str, Any], console: Console) -> None:
