@@ -17,7 +17,41 @@ Generated from the program by `make docs`; `weft COMMAND --help` says the same.
 All commands but `serve`, `setup` and `completion` ask the daemon on this host, as root, over the driver's socket. With
 `--json` they print what scripts can read. Exit codes: 0 done, 1 it failed and says why, 2 the command line is wrong,
 3 the server did not start and says why in its log, 4 no daemon runs here: what is shown (by `status`, `plan`,
-`host ls`, `network ls`, `endpoint ls`, `addresses`) was read without it.
+`host ls`, `network ls`, `endpoint ls`, `addresses`) was read without it. Those of `doctor` are its own, below.
+"""
+_JSON = """## What `--json` prints
+
+Times are in Unix seconds, durations in seconds; what is not known is `null`, what is well is an empty text. A later
+weft may add names.
+
+| command | prints |
+| --- | --- |
+| `weft version` | `version`, `schema` (of the store's records); `daemon`: the same of the one that runs, or `null` |
+| `weft status` | `host` (`id`, `name`, `underlay`, `version`, `driver`, `started`); `store` (`origin`, `problem`, \
+`seconds` that it took to answer); `engine` (`version`, `problem`); `agent`: the kernel (`synced`, `resynced`: when \
+it was last compared, in how many `seconds`, `repaired`, `links`, `rows`, `problem`); `encryption`; `names` \
+(`address`, `answers`, `problem`); how many `hosts`, `alive`, `networks`, `endpoints` there are; `problems`: all \
+that does not work, as texts |
+| `weft plan` | a list: `kind` and `change`, as a text |
+| `weft events` | a list, with `--follow` a line for each: `id`, `when`, `severity`, `source`, `text` |
+| `weft gc` | a list: `what`, `why`, in how many `seconds` |
+| `weft host ls` | a list: `id`, `name`, `underlay`, `version`, `alive`, `endpoints` (how many) |
+| `weft peers` | a list: `host`, `id`, `address` and `key` in WireGuard, `endpoint`, `state`, `handshake` (0: none \
+yet), `received` and `sent` bytes, `backend` |
+| `weft network ls` | a list of what `network inspect` prints |
+| `weft network inspect` | `name`, `vni`, `subnets`, `mtu` (that was asked for, or 0), `fitting_mtu` (of new \
+containers), `other_mtu` (by name, of those started when it was another), `options` (as given to the driver), \
+`internal`, `creator` (a host's id), `retired` (being removed), `encrypted`, `endpoints` (how many), `hosts` (where \
+they are), `members` (hosts whose Docker has it), `unencryptable` (hosts that encrypted packets cannot be sent to) |
+| `weft network create`, `rm` | that network; `rm` with `removed` |
+| `weft endpoint ls` | a list: `id`, `network`, `vni`, `host`, `addresses`, `mac`, `mtu` and `rate` (`null`: the \
+network's), `names` |
+| `weft addresses` | `pools`: a list of `pool`, `network`, `used`, `free`; `addresses`: a list of `pool`, `address`, \
+`holder`, `host` |
+| `weft doctor` | `findings`: a list of `check`, `severity` (`error`, `warning`), `hosts`, `cause`, `evidence`, \
+`command` (or an empty text); `hosts`: a list of `host` and `checks`, by name `ok`, `warning`, `error` or `unknown` \
+|
+| `weft support-bundle` | `file`, its `parts`, and of those that are `missing`, why |
 """
 
 
@@ -31,6 +65,7 @@ def render() -> str:
                 for name, command, meaning in _commands("weft", parser())
                 for line in _command(name, command, meaning)
             ),
+            _JSON,
             "## Settings, from the environment",
             "",
             "| variable | default | meaning |",
@@ -58,6 +93,8 @@ def _command(name: str, command: argparse.ArgumentParser, meaning: str) -> Itera
         yield from ("| argument | meaning |", "| --- | --- |")
         yield from (f"| `{_cell(_words(action))}` | {_meaning(action)} |" for action in actions)
         yield ""
+    if command.epilog:
+        yield from (f"{command.epilog[0].upper()}{command.epilog[1:]}.", "")
 
 
 def _usage(action: argparse.Action) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lab import CommandFailed, Host
 from lab.host import PLUGIN_SOCKET
+from lab.plan import PROJECT
 from tests.engine.conftest import Cluster, eventually, reaches
 from weft import __version__, cli
 
@@ -77,6 +79,34 @@ def test_status_says_how_the_host_is(app: Cluster) -> None:
     shown = app.h1.ask_weft("status")
     assert f"in sync: {links} links, {rows} rows" in shown
     assert "no problem" in shown
+
+
+@pytest.mark.parametrize(
+    ("path", "command"),
+    [
+        ("version", "version"),
+        ("status", "status"),
+        ("events", "events"),
+        ("hosts", "host ls"),
+        ("networks?name=app", "network inspect"),
+        ("endpoints", "endpoint ls"),
+        ("addresses", "addresses"),
+    ],
+)
+def test_json_is_as_documented(app: Cluster, path: str, command: str) -> None:
+    row = re.search(rf"^\| `weft {command}` \| (.*) \|$", (PROJECT / "docs/cli.md").read_text(), re.M)
+    assert row
+    found = ask(app.h1, path)
+    documented = set(re.findall(r"`(\w+)`", row[1])) - {"null", "daemon"}
+    assert set(names(found)) == documented
+
+
+def names(value: Any) -> Iterator[str]:
+    """Those of all objects in it."""
+    if isinstance(value, dict):
+        yield from value
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from names(one)
 
 
 def test_endpoints_and_addresses_have_their_holders(app: Cluster) -> None:
