@@ -49,11 +49,11 @@ def healthy(hosts: int = 3, networks: int = 5, *, seed: int = 7) -> State:
 
 
 def faulty() -> State:
-    """A firewall drops one way, another way loses large packets, and a clock is off."""
+    """A firewall drops what comes in, another way loses some large packets, and a clock is off."""
     state = healthy(4, 7)
-    a, b, c, d = state["hosts"]
+    a, _, c, d = state["hosts"]
     for link in state["links"]:
-        if (link["from"], link["to"], link["kind"]) == (b["id"], a["id"], "plain"):
+        if (link["to"], link["kind"]) == (a["id"], "plain"):
             link.update(small=1.0, full=1.0, offloaded=1.0, mtu=None, rtt=None)
         elif {link["from"], link["to"]} == {c["id"], d["id"]}:
             link.update(full=0.12)
@@ -61,21 +61,21 @@ def faulty() -> State:
         _finding(
             "udp-port",
             "error",
-            [b["name"], a["name"]],
-            "nftables on ada drops UDP port 4789",
-            "table inet filter, chain input has: udp dport 4789 drop; of what grace sent, nothing arrived",
-            "on ada: nft insert rule inet filter input udp dport 4789 accept",
+            [a["name"]],
+            "a packet filter of ada drops UDP port 4789, incoming",
+            "nft table inet filter, chain input: udp dport 4789 drop; probes are lost",
+            "nft insert rule inet filter input udp dport 4789 accept",
         ),
         _finding(
             "clock",
             "warning",
             [d["name"]],
-            "the clock of radia is 42 s ahead of the others'",
-            "asked at one moment, it told a time 42 s later than the median of 4 hosts",
-            "on radia: timedatectl set-ntp true",
+            "the clock of radia is 42 s ahead of the others",
+            "asked for its time, it told one that differs from that of 3 other hosts",
+            "timedatectl set-ntp true",
         ),
     ]
-    state["events"].insert(0, _event(99, "warning", "probes", "nothing arrives from host grace on UDP port 4789"))
+    state["events"].insert(0, _event(99, "warning", "probes", "nothing that host grace sends to UDP port 4789 arrives"))
     return state
 
 
@@ -98,12 +98,13 @@ def large() -> State:
     state["status"]["alive"] = 98
     state["findings"] = [
         _finding(
-            "underlay",
+            "path",
             "error",
             [hosts[41]["name"]],
-            "node-042 is not reached at 192.0.2.42, neither by VXLAN nor by ping",
-            "0 of 48 probes from 6 hosts arrived; its signs of life do, so the store reaches it",
-            "ip route get 192.0.2.42",
+            "node-042 is cut off: the underlay does not carry packets between it and the other hosts",
+            "neither probes nor pings pass between 192.0.2.42 and node-006, node-017, node-026, node-033, node-038, "
+            "node-041 and 6 more; look at its routes, cable, VLAN and the firewalls up to it",
+            "ip route",
         )
     ]
     return state

@@ -1,14 +1,16 @@
-"""Whatever the doctor may find is explained in docs/troubleshooting.md, in the doctor's own words."""
+"""What the doctor may find is explained in docs/troubleshooting.md in its own words, as are the samples of the page."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import weft.doctor
+from lab import sample
 from weft.doctor.verdict import CHECKS
 
 DOCS = Path(__file__).parents[2] / "docs/troubleshooting.md"
@@ -54,3 +56,9 @@ def test_each_cause_is_explained(place: str) -> None:
 @pytest.mark.parametrize("check", CHECKS)
 def test_each_check_is_named(check: str) -> None:
     assert f"**{check}**" in DOCS.read_text()
+
+
+@pytest.mark.parametrize("finding", [*sample.faulty()["findings"], *sample.large()["findings"]])
+def test_samples_say_what_the_doctor_says(finding: dict[str, Any]) -> None:
+    assert finding["check"] in CHECKS
+    assert any(all(piece in finding["cause"] for piece in pieces) for pieces in CAUSES.values())

@@ -63,9 +63,8 @@ export function lock(at) {
     s("rect", { x: 2.5, y: 7, width: 11, height: 8, rx: 2 }), s("path", { d: "M5 7V4.6a3 3 0 0 1 6 0V7" }));
 }
 
-/** A command that a person may type, with a button that copies it. It may say where: `on HOST: COMMAND`. */
-export function command(said) {
-  const [, host, text] = /^on (\S+): (.+)$/s.exec(said) ?? [null, "", said];
+/** A command that a person may type, with a button that copies it; and on which host, unless that is "". */
+export function command(text, host = "") {
   const button = h("button", { type: "button", class: "copy", "aria-label": `Copy: ${text}`, "data-key": `copy ${text}` }, "Copy");
   button.addEventListener("click", async () => {
     button.textContent = (await copied(text)) ? "Copied" : "Press Ctrl+C";

@@ -109,7 +109,7 @@ function drawFaults() {
     h("div", { class: "told" },
       h("h3", null, finding.cause),
       h("p", { class: "evidence" }, finding.evidence),
-      finding.command && command(finding.command),
+      finding.command && command(finding.command, finding.hosts.length === 1 ? finding.hosts[0] : ""),
       h("p", { class: "tags" }, h("span", { class: "tag" }, finding.check), finding.hosts.map((name) => h("span", { class: "tag host" }, h("bdi", null, name))))))));
 }
 
