@@ -1,11 +1,10 @@
 """`SIZE RATE SECONDS`: weft's resolver on one processor, asked by dnsperf on another for so many names, at that rate.
 
-The resolver is weft's own, from the socket to the table; only who asks is known beforehand, and one source may ask more
-than a container may. RATE 0 is as fast as it goes. Prints seconds of each answer (of 1,000, percentiles) and losses.
+The resolver is weft's own, from the socket to the table; only Docker is not there, and one source may ask more than a
+container may. RATE 0 is as fast as it goes. Prints seconds of each answer (of 1,000, percentiles) and losses.
 
 At a rate, a bare echo is asked first, in the same way and on the same processor: what its answers take is not the
-resolver's doing. And both ends have real-time priority, where that is allowed, so that a processor is theirs alone, as
-far as the machine has it.
+resolver's doing.
 """
 
 import json
@@ -15,22 +14,25 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from random import Random
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 from bench.inside.echo import answer
 from bench.inside.population import VNI, Population
 from weft.cluster import Cluster
 from weft.daemon import tune
+from weft.engine.containers import Attachment, Container
 from weft.model import ENDPOINTS, Endpoint, EndpointNames
+from weft.names.askers import Askers
 from weft.names.dns import Responder
 from weft.names.lookup import Asker, Kind, lookup
 from weft.names.queues import bind
 from weft.names.resolver import DnsServer
+from weft.web.metrics import Metrics
 
 HOST_ID = "e" * 32
 ADDRESS = "127.0.0.1"
@@ -40,18 +42,8 @@ _KINDS = ("A", "A", "A", "AAAA")
 _ANSWER = re.compile(r"^> NOERROR .* ([\d.]+)$", re.MULTILINE)
 _COUNT = re.compile(r"Queries (sent|completed|lost): +(\d+)")
 _UNLIMITED = 1e9
-_PRIORITY = 10
 
 T = TypeVar("T")
-
-
-class _Everybody:
-    """A directory in which every source is on the network."""
-
-    def known(self, source: str) -> Asker | None:
-        return Asker.on({VNI: "large0"})
-
-    find = known
 
 
 def main(size: int, rate: int, seconds: int) -> dict[str, object]:
@@ -67,10 +59,8 @@ def main(size: int, rate: int, seconds: int) -> dict[str, object]:
     def resolve(asker: Asker, question: str, kind: Kind, turn: int) -> list[str] | None:
         return lookup(cluster, asker, HOST_ID, question, kind, turn)
 
-    responder = Responder(resolve, lambda: cluster.version)
-    server = DnsServer(responder, _Everybody(), bind(ADDRESS), rate=_UNLIMITED, burst=_UNLIMITED)
-    if rate:
-        _prefer(0)
+    responder = Responder(resolve, lambda: cluster.version, Metrics().note_question)
+    server = DnsServer(responder, _askers(cluster), bind(ADDRESS), rate=_UNLIMITED, burst=_UNLIMITED)
     server.start()
     try:
         return {"weft": ask(), "echo": echo}
@@ -89,13 +79,26 @@ def _cluster(size: int) -> Cluster:
     return cluster
 
 
+def _askers(cluster: Cluster) -> Askers:
+    """Who asks is a container of this host, at that address on docker_gwbridge."""
+    engine: Any = SimpleNamespace(gateways=lambda: {ADDRESS: "sandbox"})
+    (network_id,) = (
+        network_id for (host, network_id), vni in cluster.bindings.items() if (host, vni) == (HOST_ID, VNI)
+    )
+    (endpoint,) = cluster.endpoints_of(HOST_ID)
+    askers = Askers(cluster, HOST_ID, engine)
+    askers.follow(None, Container("", "", "", "sandbox", (Attachment(network_id, "large0", endpoint.id, (), ()),)))
+    if askers.find(ADDRESS) is None:
+        raise SystemExit("the resolver does not know who asks")
+    return askers
+
+
 def _ask_echo(ask: Callable[[], T]) -> T:
     """Of a process of its own, so that it has nothing of ours to do."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind((ADDRESS, 53))
     process = get_context("fork").Process(target=answer, args=(udp,), daemon=True)
     process.start()
-    _prefer(process.pid or 0)
     udp.close()
     try:
         return ask()
@@ -104,21 +107,10 @@ def _ask_echo(ask: Callable[[], T]) -> T:
         process.join()
 
 
-def _prefer(pid: int) -> None:
-    """Over all that has no real-time priority."""
-    with suppress(PermissionError):
-        os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(_PRIORITY))
-
-
 def _ask(rate: int, seconds: int, processor: int) -> dict[str, object]:
     limit = ["-Q", str(rate)] if rate else []
     dnsperf = ["dnsperf", "-s", ADDRESS, "-d", str(QUESTIONS), "-l", str(seconds), "-v", "-t", "2", *limit]
-
-    def prepare() -> None:
-        os.sched_setaffinity(0, [processor])
-        if rate:
-            _prefer(0)
-
+    prepare = partial(os.sched_setaffinity, 0, [processor])
     with OUTPUT.open("w") as output:  # reading along would take the resolver's processor
         subprocess.run(dnsperf, check=True, stdout=output, preexec_fn=prepare)
     said = OUTPUT.read_text()

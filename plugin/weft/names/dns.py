@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import logging
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from itertools import accumulate
 from socket import AF_INET, AF_INET6, inet_pton
@@ -139,11 +140,18 @@ def _edns(wire: bytes, at: int) -> tuple[int, int]:
 
 
 class _Ready:
-    """Answers that hold for one version of what they were looked up in."""
+    """Answers that hold for one version of what they were looked up in, by who asks and the question.
+
+    What is kept is bytes only: after so many other objects Python would look for cycles, for 7 ms.
+    """
 
     def __init__(self, version: object) -> None:
         self.version = version
-        self.answers: dict[tuple[bytes, Asker | None, bool], bytes] = {}
+        self.count = 0
+        self._answers: defaultdict[tuple[Asker | None, bool], dict[bytes, bytes]] = defaultdict(dict)
+
+    def to(self, asker: Asker | None, stream: bool) -> dict[bytes, bytes]:
+        return self._answers[asker, stream]
 
 
 class Responder:
@@ -165,16 +173,17 @@ class Responder:
     def respond(self, wire: bytes, asker: Asker | None, *, stream: bool = False) -> bytes | None:
         """The answer to send, if any; an asker whom nobody knows is refused. `stream`: there is no small limit."""
         ready, version = self._ready, self._version()
-        if ready.version != version or len(ready.answers) > _REMEMBERED:  # forgetting all is what takes no time
+        if ready.version != version or ready.count >= _REMEMBERED:  # forgetting all is what takes no time
             ready = self._ready = _Ready(version)
-        key = (wire[_ID_BYTES:], asker, stream)
-        reply = ready.answers.get(key)
+        answers, message = ready.to(asker, stream), wire[_ID_BYTES:]
+        reply = answers.get(message)
         if reply is None:
             reply, lasts = self._response(wire, asker, stream)
             if reply is None:
                 return None
             if lasts and len(wire) <= _USUAL:
-                ready.answers[key] = reply
+                answers[message] = reply
+                ready.count += 1
         self._note(_OUTCOMES.get(reply[1] & 0xF, "bad"))
         return wire[:_ID_BYTES] + reply
 
