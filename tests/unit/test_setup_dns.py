@@ -69,6 +69,8 @@ def test_only_dns_is_changed(tmp_path: Path, before: str | None, after: str) -> 
 def test_upstream_servers_may_be_given(tmp_path: Path) -> None:
     after = edited(tmp_path, '{"dns": ["9.9.9.9"]}', upstream=("8.8.8.8",))
     assert json.loads(after)["dns"] == [RESOLVER, "8.8.8.8"]
+    with pytest.raises(ConfigError, match="no container can ask ::1"):
+        edited(tmp_path, None, upstream=("::1",))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +83,7 @@ def test_upstream_servers_may_be_given(tmp_path: Path) -> None:
         ('{"dns": [1]}', "must be a list"),
         ('{"dns": [], "dns": []}', "twice"),
         ("[" * 100_000, "not valid JSON"),
+        ('{"dns": ["169.254.77.53", "127.0.0.53"]}', "no container can ask 127.0.0.53"),
     ],
 )
 def test_a_broken_file_is_refused_and_stays(tmp_path: Path, text: str, words: str) -> None:

@@ -106,6 +106,11 @@ def plan(path: Path, resolver: str, upstream: Sequence[str] = ()) -> Edit:
     if not isinstance(has, list) or not all(isinstance(server, str) for server in has):
         raise ConfigError(f"{path}: dns must be a list of addresses: correct it first")
     others = [server for server in upstream or has if server != resolver] or host_servers()[: _MOST - 1]
+    if loopback := [server for server in others if _is_loopback(server)]:
+        raise ConfigError(
+            f"no container can ask {loopback[0]}, which is on the host's own loopback: give the servers of your "
+            "network instead (with systemd-resolved, resolvectl dns shows them), --upstream ADDRESS"
+        )
     servers = (resolver, *others)
     if list(servers) == has:
         return Edit(path, before, before or "", servers)
@@ -115,11 +120,19 @@ def plan(path: Path, resolver: str, upstream: Sequence[str] = ()) -> Edit:
 def host_servers(files: Sequence[Path] = _RESOLV_CONFS) -> list[str]:
     """The host's own DNS servers, of the first file that has any that containers can ask; IPv4 first."""
     for path in files:
-        if found := [server for server in _nameservers(path) if not ip_address(server).is_loopback]:
+        if found := [server for server in _nameservers(path) if not _is_loopback(server)]:
             return sorted(found, key=lambda server: ip_address(server).version)
     raise ConfigError(
         f"{files[0]} names no DNS server that containers could ask: give those of your network, --upstream ADDRESS"
     )
+
+
+def _is_loopback(server: str) -> bool:
+    """What is no address is for dockerd to refuse."""
+    try:
+        return ip_address(server).is_loopback
+    except ValueError:
+        return False
 
 
 def _nameservers(path: Path) -> Iterator[str]:
