@@ -293,13 +293,17 @@ def _underlay(settings: Settings, kernel: LinuxKernel, cluster: Cluster, identit
     :param present: the one that it has, which is kept as long as it fits; or "".
     """
     others = [host for host in list(cluster.hosts.values()) if host.id != identity]
-    towards = list(chain((host.underlay for host in others), store_addresses(settings)))
-    asked = partial(kernel.underlay_address, settings.underlay, present=present, towards=towards)
+
+    def asked(family: int) -> str:
+        # The names of the store's members come last: to resolve them may take half a minute.
+        towards = chain((host.underlay for host in others), store_addresses(settings))
+        return kernel.underlay_address(settings.underlay, family=family, present=present, towards=towards)
+
     if settings.underlay_family:
-        return asked(family=settings.underlay_family)
+        return asked(settings.underlay_family)
     with suppress(ConfigError):  # a host without an address of the others' family is refused by name
-        return asked(family=topology.family([h for h in others if h.id in cluster.alive] or others))
-    return asked()
+        return asked(topology.family([h for h in others if h.id in cluster.alive] or others))
+    return asked(0)
 
 
 def _web(settings: Settings, status: Status, metrics: Metrics, feed: Feed) -> Flask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import ip_network
 
 import pytest
@@ -88,6 +89,18 @@ def test_the_route_to_other_hosts_or_the_store_comes_before_the_default_route(ho
     assert host.kernel.underlay_address("", towards=["192.0.2.9", "2001:db8::9"], family=6) == "2001:db8::1"
     assert host.kernel.underlay_address("eth1", towards=["192.0.2.9"]) == "198.51.100.1"
     assert host.kernel.underlay_address("", towards=["192.0.2.9"], present="203.0.113.1") == "203.0.113.1"
+
+
+def test_no_more_destinations_are_read_than_are_needed(host: Host) -> None:
+    """To resolve the next one may take half a minute."""
+
+    def towards(*known: str) -> Iterator[str]:
+        yield from known
+        pytest.fail("the next one was asked for")
+
+    assert host.kernel.underlay_address("", towards=towards("192.0.2.9")) == "192.0.2.1"
+    assert host.kernel.underlay_address("", towards=towards(), present="203.0.113.1") == "203.0.113.1"
+    assert host.kernel.underlay_address("eth1", towards=towards()) == "198.51.100.1"
 
 
 def test_better_default_route_wins(host: Host) -> None:

@@ -124,19 +124,23 @@ class Underlay:
         while it can be meant. IPv4 comes before IPv6, lasting addresses before others.
 
         :param family: the only IP version that is possible; 0: either.
+        :param towards: read as far as it is needed, and not at all if it does not decide.
         """
         candidates = sorted(self._addresses(), key=lambda a: (a.ip.version, not a.fit, a.index))
         candidates = [a for a in candidates if family in (0, a.ip.version)]
         possible = [a for a in candidates if _matches(a, spec)] if spec else candidates
         if any(str(a.ip) == present for a in possible):
             return present
-        chosen = possible if spec else [*self._of_routes(towards, candidates), *self._of_default_route(candidates)]
-        if chosen:
-            return str(chosen[0].ip)
+        for chosen in possible if spec else self._of_all_routes(towards, candidates):
+            return str(chosen.ip)
         kind = f" for IPv{family}" if family else ""
         problem = f"WEFT_UNDERLAY={spec} is none of this host's" if spec else "this host has no default route"
         known = ", ".join(map(str, candidates)) or "none at all"
         raise ConfigError(f"{problem}{kind}; set WEFT_UNDERLAY to an interface, an address or a CIDR of: {known}")
+
+    def _of_all_routes(self, towards: Iterable[str], candidates: list[_Address]) -> Iterator[_Address]:
+        yield from self._of_routes(towards, candidates)
+        yield from self._of_default_route(candidates)
 
     def _of_routes(self, towards: Iterable[str], candidates: list[_Address]) -> Iterator[_Address]:
         """The addresses from which this host would send to these destinations."""
