@@ -111,8 +111,8 @@ def refusal(host: Host, *command: str) -> str:
 def arp_questions(lines: list[str]) -> list[tuple[str, str]]:
     """Who is asked for and by whom, of tcpdump's lines; announcements, which ask for themselves, are left out.
 
-    Docker Engine 28 and newer make some when a container starts. On drivers like weft's they say 0.0.0.0, as the engine's
-    libnetwork/internal/l2disco takes the first four bytes of an address that has 16.
+    Docker Engine 28 and newer make some when a container starts. For drivers like weft they say 0.0.0.0, as the engine
+    takes the first four bytes of an address that has 16 (libnetwork/internal/l2disco).
     """
     asked = re.findall(r"ARP, Request who-has (\S+).* tell (\S+),", "\n".join(lines))
     return [(address, asker) for address, asker in asked if address != asker]
