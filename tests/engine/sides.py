@@ -18,6 +18,10 @@ OTHERS = {"app": "other", "back": "behind", "inner": "within"}
 """Each side's own networks, and the container on each that others are reached from."""
 
 
+CHOSEN_MAC = "02:11"
+"""How MACs begin that a user chooses. Others follow from the address, but for bridge's from Docker Engine 28 on."""
+
+
 @dataclass(frozen=True)
 class Side:
     """One of the two drivers.
@@ -46,9 +50,10 @@ class Side:
 
     def said(self, text: str) -> str:
         text = re.sub(r"\b(?:[0-9a-f]{64}|[0-9a-f]{12})\b", "ID", text)
+        text = re.sub(rf"\b(?!{CHOSEN_MAC})[0-9a-f]{{2}}(?::[0-9a-f]{{2}}){{5}}\b", "MAC", text)
         for word, meaning in self._words():
             text = text.replace(meaning, word)
-        return text.replace(f"02:42:0a:{self.number:02x}:", "02:42:0a:N:").strip()
+        return text.strip()
 
     def _words(self) -> list[tuple[str, str]]:
         addresses = [(f"{start}N{end}", f"{start}{self.number}{end}") for start, end in (("10.", "."), ("fd00:", ":"))]
@@ -106,7 +111,7 @@ class Side:
     def clean(self) -> None:
         """Remove what was made beside the furniture."""
         for host in {self.host, self.far}:
-            self._remove(host, "ps -aq", "{{.Names}}", OTHERS.values(), "rm -f")
+            self._remove(host, "ps -a", "{{.Names}}", OTHERS.values(), "rm -f")
         self._remove(self.host, "network ls", "{{.Name}}", OTHERS, "network rm")
 
     def _remove(self, host: Host, listing: str, names: str, kept: Iterable[str], removal: str) -> None:
