@@ -26,6 +26,9 @@ _RATE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)(|[kmgt]|[kmgt]i)(|bit|bps)", re.IG
 _SCALES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _RATE_WORDS = "a rate as tc writes it, from 64kbit to 32gbit: 500kbit, 100mbit, 1.5gbit, or in bytes 12mbps"
 
+_INTERFACE_NAME = "com.docker.network.endpoint.ifname"
+"""Compose's `interface_name`, since Docker Engine 28. The engine drops what a driver outside of it answers."""
+
 _ALIASES = {"com.docker.network.driver.mtu": "mtu", "com.docker.network.container_iface_prefix": "ifname"}
 
 
@@ -120,6 +123,11 @@ def parse_endpoint_rate(given: Mapping[str, Any]) -> int | None:
     """
     rate = None
     for key, text in given.items():
+        if key == _INTERFACE_NAME:
+            raise InvalidRequest(
+                f"option {key} of a container is for Docker's own drivers, only they may name its interface: leave "
+                "it out, or create the network with -o weft.ifname=app for app0, app1 and so on"
+            )
         if key not in ("rate", "weft.rate"):
             if "." not in key or key.startswith("weft."):
                 raise InvalidRequest(f"unknown option {key!r} of a container: weft knows weft.rate")

@@ -141,7 +141,7 @@ def way_out(host: Host, container: str) -> str:
 
 
 def test_the_way_out_is_chosen_by_priority(newer: Cluster) -> None:
-    """Among Docker's own networks. That of one of weft's is docker_gwbridge, which Docker takes if there is no other."""
+    """Among Docker's own networks. That of weft's is docker_gwbridge, which Docker takes if there is no other."""
     h1 = newer.h1
     newer.network("app", subnet=SUBNET)
     plain = {"plain1": "10.91.1.1", "plain2": "10.91.2.1"}
@@ -178,4 +178,6 @@ def test_options_of_an_attachment(newer: Cluster) -> None:
     found(h2, "web2", "web1")
     derived = newer.address(h2, "web2", "app").split(".")
     assert newer.address(h2, "web2", "app", field="MacAddress") == "02:42:" + ":".join(f"{int(b):02x}" for b in derived)
+    named = "name=app,driver-opt=com.docker.network.endpoint.ifname=net7"
+    assert "create the network with -o weft.ifname=app" in refusal(h2, "run", "--rm", "--network", named, IMAGE)
     assert "weft knows weft.rate" in refusal(h2, "run", "--rm", "--network", "name=app,driver-opt=rat=1", IMAGE)

@@ -235,6 +235,8 @@ def test_options_of_a_container_are_weft_rate_and_what_others_know() -> None:
             parse_endpoint_rate({unknown: "1"})
     with pytest.raises(InvalidRequest, match="given twice"):
         parse_endpoint_rate({"rate": "1mbit", "weft.rate": "off"})
+    with pytest.raises(InvalidRequest, match=r"only they may name its interface: leave it out, or .* weft\.ifname=app"):
+        parse_endpoint_rate({"com.docker.network.endpoint.ifname": "net7"})
 
 
 def test_the_managed_plugin_can_be_given_every_setting_but_its_places() -> None:
