@@ -181,3 +181,21 @@ def test_options_of_an_attachment(newer: Cluster) -> None:
     named = "name=app,driver-opt=com.docker.network.endpoint.ifname=net7"
     assert "create the network with -o weft.ifname=app" in refusal(h2, "run", "--rm", "--network", named, IMAGE)
     assert "weft knows weft.rate" in refusal(h2, "run", "--rm", "--network", "name=app,driver-opt=rat=1", IMAGE)
+
+
+def test_an_engine_is_upgraded(cluster: Cluster) -> None:
+    """The last test, as the older engine is gone after it. Its networks and containers stay what they were."""
+    old = cluster.lab.hosts[2]
+    cluster.network("app", subnet=SUBNET, on=old)
+    start(cluster, "app", "--restart", "always")
+    network = "network", "inspect", "--format", "{{.Id}}", "app"
+    before = old.docker(*network)
+    old.stop_engine()
+    old.programs = NEWER
+    old.start_engine()
+    assert version(old) == version(cluster.h1)
+    assert old.docker(*network) == before
+    found(cluster.h1, "web1", "web3")
+    found(old, "web3", "web2")
+    cluster.run(old, "later", "app")
+    found(cluster.h2, "web2", "later")
