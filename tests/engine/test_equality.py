@@ -90,7 +90,9 @@ def at_both(sides: tuple[Side, Side], action: Callable[[Side], Seen | None]) -> 
 
 
 def matches(value: object, expected: object) -> bool:
-    """Texts, as errors are, may say more."""
+    """Texts, as errors are, may say more. `...` is what bridge does otherwise from one release to the next."""
+    if expected is ...:
+        return True
     if isinstance(value, str) and isinstance(expected, str) and expected:
         return expected in value
     return value == expected
@@ -234,7 +236,8 @@ def _(s: Side) -> Seen:
     servers = "--dns 192.0.2.8 --dns-search shop.example --dns-option timeout:1"
     s.run("web", "app", f"--ip 10.N.1.58 --ip6 fd00:N:1::58 {names} {servers} --sysctl net.ipv4.ip_default_ttl=9")
     return {
-        "hosts": s.docker("exec @web cat /etc/hosts"),
+        # Docker Engine 28 and 29 write ::ffff:10.81.1.58 for all IPAM drivers but their own (libnetwork/endpoint.go).
+        "hosts": s.docker("exec @web cat /etc/hosts").replace("::ffff:", ""),
         "resolv.conf": s.docker("exec @web cat /etc/resolv.conf"),
         "name": s.docker("exec @web hostname -f"),
         "sysctl": s.docker("exec @web cat /proc/sys/net/ipv4/ip_default_ttl"),
@@ -321,7 +324,7 @@ def _(s: Side) -> Seen:
         return {"with both": both, "with the second alone": fetch(s.outside, HERE[0], s.text("50N4"))}
 
 
-@feature("`--internal`", {"default route": ("10.N.3.1", "")})
+@feature("`--internal`", {"default route": (..., "")})
 def _(s: Side) -> Seen:
     s.run("web", "inner", "--ip 10.N.3.59 --ip6 fd00:N:3::59 -p 50N5:80")
     return {
@@ -483,7 +486,7 @@ def _(s: Side) -> Seen:
     {
         "unknown option": ("", "unknown option 'colour'"),
         "an option of bridge": ("", "is for Docker's bridge driver"),
-        "too small": ("No available addresses on this pool", "too small: give at least a /30"),
+        "too small": (..., "too small: give at least a /30"),
     },
 )
 def _(s: Side) -> Seen:
