@@ -9,7 +9,7 @@ from lab.plan import PATH, PROJECT
 from lab.process import LabError
 
 PROGRAMS = ("dockerd", "docker", "docker-proxy", "containerd", "containerd-shim-runc-v2")
-"""What an engine has to itself. Its runc is the machine's: releases of Debian link that to their own C library."""
+"""What an engine has to itself. runc is the machine's unless a folder has one: newer Debians' need their C library."""
 _NO_ENGINE = 77
 """What lab/engine.sh ends with if a release has none, or none that runs here."""
 
