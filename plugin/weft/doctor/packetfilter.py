@@ -351,9 +351,7 @@ def _iptables_rule(words: Sequence[str], packet: Packet, text: str, chains: Iter
             if target in chains:
                 verdict = "jump" if word == "-j" else "goto"
         else:
-            alone = (
-                not rest or rest[0] == "!" or rest[0].startswith("-")
-            )  # as --syn, --rsource: the next word is another
+            alone = not rest or rest[0] == "!" or rest[0].startswith("-")  # such as --rsource
             matches = _and(matches, _negate(_iptables_match(word, "" if alone else rest.popleft(), packet), negated))
         negated = False
     return _Rule(matches, verdict, text, target)
