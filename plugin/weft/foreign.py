@@ -10,7 +10,8 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network
-from time import sleep
+from math import inf
+from time import monotonic, sleep
 
 from weft.cluster import Cluster
 from weft.doctor.facts import PROBED, Report
@@ -70,13 +71,18 @@ class Foreign:
         """By key, what is wrong: of the last look, and what this host has met since."""
         return {**self._found, **self._cluster.unreadable}
 
-    def look(self) -> dict[str, str]:
-        """Read the whole store; return by key what is wrong."""
-        found = foreign(self._store.list("").entries)
+    def look(self, until: float = inf) -> dict[str, str] | None:
+        """Read the whole store; return by key what is wrong.
+
+        :param until: the moment of `monotonic` at which it is given up; the result is None then.
+        """
+        found = self._search(until)
         if found:
             sleep(_AGAIN_SECONDS)
-            again = foreign(self._store.list("").entries)
-            found = {key: why for key, why in again.items() if key in found}
+            again = self._search(until)
+            found = again and {key: why for key, why in again.items() if key in found}
+        if found is None:
+            return None
         for key in sorted(found.keys() - self.known.keys()):
             log.error("left out: %s", found[key])
         self._found = found
@@ -90,10 +96,20 @@ class Foreign:
             present |= self._store.get_many(keys[start : start + _MOST_KEYS]).keys()
         self._found = {key: why for key, why in self._found.items() if key in present}
 
+    def _search(self, until: float) -> dict[str, str] | None:
+        search = _Search()
+        for page in self._store.pages(""):
+            if monotonic() > until:
+                return None
+            if page.first:
+                search = _Search()
+            search.add(page.entries)
+        return search.found()
+
     def delete(self, key: str) -> str:
         """Delete such an entry, and no other; return what was wrong with it."""
         entry = self._store.get(key)
-        why = self.look().get(key)
+        why = (self.look() or {}).get(key)
         if entry is None or why is None:
             raise Conflict(f"the store's entry {key} is {'not there' if entry is None else 'one that weft needs'}")
         if not self._store.transact([KeyIs(key, entry.revision)], [Delete(key)]):
@@ -108,20 +124,41 @@ def foreign(entries: Iterable[Entry]) -> dict[str, str]:
 
     :param entries: all that the store has.
     """
-    entries = tuple(entries)
-    present = {entry.key for entry in entries}
-    present |= {key.rpartition("/")[2] for key in present if key.startswith(ENDPOINTS)}
-    found = {}
-    for entry in entries:
-        try:
-            missing = next((one for one in _needs(entry) if present.isdisjoint(one)), ())
-        except Unreadable as error:
-            found[entry.key] = str(error)
-        else:
-            if missing:
+    search = _Search()
+    search.add(entries)
+    return search.found()
+
+
+class _Search:
+    """The same part by part, since all of a large cluster's entries at one time would be hundreds of megabytes."""
+
+    def __init__(self) -> None:
+        self._present: set[str] = set()
+        """Keys, and ids of endpoints."""
+        self._broken: dict[str, str] = {}
+        self._needed: dict[str, list[tuple[str, ...]]] = {}
+        """What entries need that has not come until now."""
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            self._present.add(entry.key)
+            if entry.key.startswith(ENDPOINTS):
+                self._present.add(entry.key.rpartition("/")[2])
+            try:
+                needed = [one for one in _needs(entry) if self._present.isdisjoint(one)]
+            except Unreadable as error:
+                self._broken[entry.key] = str(error)
+            else:
+                if needed:
+                    self._needed[entry.key] = needed
+
+    def found(self) -> dict[str, str]:
+        found = dict(self._broken)
+        for key, needed in self._needed.items():
+            if missing := next((one for one in needed if self._present.isdisjoint(one)), ()):
                 lacks = " or ".join(dict.fromkeys(missing))
-                found[entry.key] = f"the store's entry {entry.key} belongs to nothing: there is no {lacks}"
-    return found
+                found[key] = f"the store's entry {key} belongs to nothing: there is no {lacks}"
+        return found
 
 
 def _needs(entry: Entry) -> Iterator[tuple[str, ...]]:

@@ -185,6 +185,29 @@ def test_an_examination_ends_whatever_hosts_and_probes_do(doctor: Doctor, monkey
         ended.set()
 
 
+def test_a_long_look_into_the_store_is_not_held_against_the_others(
+    doctor: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It begins with the question, and all but one host answer that; it takes as long as it may, and longer."""
+    monkeypatch.setattr(examination, "_ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(examination, "_LONGEST_SECONDS", 0.3)
+    asked: list[int] = []
+    ended = Event()
+
+    def search(end: float) -> None:
+        asked.append(len(doctor._store.list(QUESTIONS).entries))
+        ended.wait()
+
+    monkeypatch.setattr(doctor, "_foreign", search)
+    try:
+        table = doctor.examine().table
+    finally:
+        ended.set()
+    assert asked == [1]
+    assert [name for name, row in table.items() if row["host"] != "ok"] == [SILENT.name]
+    assert table[ME.name]["store"] == "unknown"
+
+
 def test_of_many_hosts_an_examination_is_renewed_more_rarely(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[float] = []
     now = 1000.0

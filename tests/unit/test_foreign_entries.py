@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,7 +54,7 @@ from weft.model import (
 )
 from weft.probes.links import REQUESTS, RESULTS, Results, request_key
 from weft.schema import check_schema
-from weft.store import Delete, Entry, Listing, Put
+from weft.store import Delete, Entry, Put, Snapshot
 from weft.store.sqlite import SqliteStore
 
 GARBAGE = ["", "nonsense", "[]", "5", "null", '"id"', "{}", "[" * 100_000, "\ufffd"]
@@ -356,7 +357,7 @@ def test_what_belongs_to_nothing_is_named_and_can_be_deleted(
     before = store.list("").entries
     store.transact([], [Put(key, value)])
     one = Foreign(store, living.cluster)
-    (found,) = one.look().items()
+    (found,) = (one.look() or {}).items()
     assert found[0] == key
     assert words in found[1]
     assert one.known == {key: found[1]}
@@ -389,7 +390,30 @@ def test_what_the_mirror_left_out_is_known_until_it_is_gone_or_right(store: Sqli
 def test_what_is_only_just_made_is_not_foreign(living: FakeHost) -> None:
     """An entry that belongs to nothing at one look, and to something at the next."""
     entries = living.store.list("").entries
-    looks = [Listing(tuple(e for e in entries if e.key != living.record.key), 1), Listing(entries, 2)]
-    store: Any = SimpleNamespace(list=lambda _: looks.pop(0))
+    looks = [Snapshot(tuple(e for e in entries if e.key != living.record.key), 1), Snapshot(entries, 2)]
+    store: Any = SimpleNamespace(pages=lambda _: iter([looks.pop(0)]))
     assert Foreign(store, living.cluster).look() == {}
     assert looks == []
+
+
+def test_a_store_is_read_in_parts(living: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each entry in a part of its own, before or after what it belongs to; and the listing begins anew once."""
+    monkeypatch.setattr("weft.foreign._AGAIN_SECONDS", 0)
+    for entries in (living.store.list("").entries, living.store.list("").entries[::-1]):
+        parts = [Snapshot((entry,), 1, first=entry is entries[0], last=False) for entry in entries]
+        stale = Snapshot((Entry("unknown", "", 1),), 1, last=False)
+        store: Any = SimpleNamespace(pages=lambda _, news=(stale, *parts): iter(news))
+        assert Foreign(store, living.cluster).look() == {}
+
+
+def test_a_store_too_large_to_be_read_in_time_is_not_looked_through(living: FakeHost) -> None:
+    read = []
+
+    def pages(_: str) -> Iterator[Snapshot]:
+        while True:
+            read.append(1)
+            yield Snapshot((), 1, first=len(read) == 1, last=False)
+
+    store: Any = SimpleNamespace(pages=pages)
+    assert Foreign(store, living.cluster).look(until=monotonic() - 1) is None
+    assert read == [1]

@@ -102,9 +102,10 @@ def pools(view: View) -> Iterator[Finding]:
 
 def foreign(view: View) -> Iterator[Finding]:
     """Entries of the store that are none of weft's; of many the first."""
-    keys = sorted(view.foreign)
+    found = view.foreign or {}
+    keys = sorted(found)
     rest = f"; {len(keys)} entries are like that" if len(keys) > _MOST_FOREIGN else ""
     for key in keys[:_MOST_FOREIGN]:
         cause = f"the store has an entry that is none of weft's: {key}"
-        evidence = f"{view.foreign[key]}; if no newer weft wrote it, delete it{rest}"
+        evidence = f"{found[key]}; if no newer weft wrote it, delete it{rest}"
         yield Finding("store", "warning", (), cause, evidence, f"weft gc --entry {shlex.quote(key)}")

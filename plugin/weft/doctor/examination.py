@@ -65,7 +65,8 @@ class Doctor:
     """One per host; any thread may call.
 
     :param tunnel: the WireGuard device as it is.
-    :param foreign: reads the whole store for what is none of weft's: by key, what is wrong with it.
+    :param foreign: reads the whole store for what is none of weft's until this moment of `monotonic`: by key, what is
+        wrong with it; None if there was too much to read.
     :param port: UDP port of VXLAN.
     """
 
@@ -78,7 +79,7 @@ class Doctor:
         probes: Probes,
         *,
         tunnel: Callable[[], ObservedTunnel | None],
-        foreign: Callable[[], Mapping[str, str]],
+        foreign: Callable[[float], Mapping[str, str] | None],
         port: int,
     ) -> None:
         self._store = store
@@ -140,18 +141,20 @@ class Doctor:
 
     def _examine(self) -> Examination:
         question = secrets.token_hex(8)
-        asked, began = time(), monotonic()
-        end = began + _LONGEST_SECONDS
+        end = monotonic() + _LONGEST_SECONDS
         probing = threading.Thread(target=self._probe, name="doctor-probe", daemon=True)
         probing.start()
+        foreign: list[Mapping[str, str] | None] = []
+        searching = threading.Thread(target=self._search, args=(foreign, end), name="doctor-search", daemon=True)
         reports: dict[str, Report] = {}
         heard: dict[str, float] = {}
+        asked = time()
         with ThreadPoolExecutor(1, thread_name_prefix="doctor-look") as pool:
             looking = pool.submit(self._report, question)
-            foreign = self._look_for_foreign()  # before there are reports: of a thousand hosts they are large
             try:
                 self._store.beat(QUESTIONS + question, self._me.id, _LIFE_SECONDS)
-                self._collect(question, reports, heard, began + _ANSWER_SECONDS)
+                searching.start()
+                self._collect(question, reports, heard, min(end, monotonic() + _ANSWER_SECONDS))
                 probing.join(max(0.0, end - monotonic()))
                 if self._is_mesh:
                     self._await_probes(question, set(reports), end)
@@ -159,6 +162,8 @@ class Doctor:
             except WeftError:  # without the store there is what we see ourselves
                 probing.join(max(0.0, end - monotonic()))
                 links = self._probes.known()
+            if searching.ident:
+                searching.join(max(0.0, end - monotonic()))
             mine = looking.result()
         return verdict.examine(
             View(
@@ -169,15 +174,19 @@ class Doctor:
                 links=links,
                 waits={host: (asked, moment) for host, moment in heard.items()},
                 pools=[use for network in list(self._cluster.networks.values()) for use in self._uses(network)],
-                foreign=foreign,
+                foreign=foreign[0] if foreign else None,
                 port=self._port,
             )
         )
 
-    def _look_for_foreign(self) -> Mapping[str, str]:
-        with suppress(WeftError):
-            return self._foreign()
-        return {}
+    def _search(self, foreign: list[Mapping[str, str] | None], end: float) -> None:
+        """Append what is foreign in the store, if that is known by then."""
+        try:
+            foreign.append(self._foreign(end))
+        except WeftError as error:
+            log.debug("what is foreign in the store is not known: %s", error)
+        except Exception:
+            log.exception("looking for what is foreign in the store met a bug")
 
     def _collect(self, question: str, reports: dict[str, Report], heard: dict[str, float], end: float) -> None:
         """The answers of the others by id, and when each was there. Waits for those that are alive."""

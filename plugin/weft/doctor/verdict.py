@@ -129,6 +129,8 @@ def _table(view: View, absent: Set[str], findings: Iterable[Finding]) -> dict[st
         table[name] = dict.fromkeys(CHECKS, UNKNOWN if host in absent else OK)
         if host not in measured:
             table[name] |= dict.fromkeys(("path", "mtu", "checksum"), UNKNOWN)
+        if host == view.me and view.foreign is None:
+            table[name]["store"] = UNKNOWN
     for one in findings:
         for name in one.hosts:
             row = table.setdefault(name, dict.fromkeys(CHECKS, UNKNOWN))

@@ -29,7 +29,7 @@ class View:
     :param me: id of the host that examines.
     :param hosts: the hosts' records by id; `alive` are the ids of those that give signs of life.
     :param reports: of those that answered, by id.
-    :param foreign: by key, what is wrong with entries of the store that are none of weft's.
+    :param foreign: by key, what is wrong with entries of the store that are none of weft's; None if nobody looked.
     :param waits: by id, between which moments of my own clock a host has told its time.
     """
 
@@ -40,7 +40,7 @@ class View:
     links: Sequence[ProbeLink] = ()
     waits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     pools: Sequence[PoolUse] = ()
-    foreign: Mapping[str, str] = field(default_factory=dict)
+    foreign: Mapping[str, str] | None = field(default_factory=dict)
     port: int = 4789
 
     def name(self, host: str) -> str:

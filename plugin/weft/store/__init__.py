@@ -139,6 +139,10 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> Listing: ...
 
+    def pages(self, prefix: str) -> Iterator[Snapshot]:
+        """The same in parts, as they come: see `Snapshot`."""
+        ...
+
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
         """Do all writes at one revision if all conditions hold; otherwise do nothing and return False.
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
-from weft.store import Condition, Entry, Health, Listing, Store, Watch, Write
+from weft.store import Condition, Entry, Health, Listing, Snapshot, Store, Watch, Write
 
 Note = Callable[[str, float, bool], None]
 """Told the name of a call, its seconds, and whether it failed."""
@@ -30,6 +30,9 @@ class MeasuredStore:
     def list(self, prefix: str) -> Listing:
         with self._measured("list"):
             return self._store.list(prefix)
+
+    def pages(self, prefix: str) -> Iterator[Snapshot]:
+        return self._store.pages(prefix)
 
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
         with self._measured("transact"):

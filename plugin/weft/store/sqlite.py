@@ -96,6 +96,10 @@ class SqliteStore:
         with self.errors(), self._transaction("BEGIN") as db:
             return Listing(_entries(db, prefix), _revision(db))
 
+    def pages(self, prefix: str) -> Iterator[Snapshot]:
+        listing = self.list(prefix)
+        yield Snapshot(listing.entries, listing.revision)
+
     def transact(self, conditions: Sequence[Condition], writes: Sequence[Write]) -> bool:
         return self.attempt(conditions, writes, ()) is None
 
