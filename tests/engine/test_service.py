@@ -262,7 +262,12 @@ def test_weft_in_a_container(service: Service, cluster: Cluster, pair: str, whee
     there = [folder for folder in sorted(folders) if (host.root / folder[1:]).exists()]
     volumes = [f"{folder}:{folder}:rslave" for folder in there]  # containers' mounts below the lab's data come and go
     volumes.append(f"{host.data}/weft:/var/lib/weft")
-    image = {"image": IMAGE, "entrypoint": ["/opt/weft/bin/weft", "serve"], "volumes": volumes}
+    image = {
+        "image": IMAGE,
+        "entrypoint": ["/opt/weft/bin/weft", "serve"],
+        "volumes": volumes,
+        "environment": {"WEFT_DOCKER": "unix:///run/docker.sock"},  # the lab's image lacks the link /var/run
+    }
     mine.write_text(json.dumps({"version": "3.7", "services": {"weft": image}}))
     files = ("--file", str(PROJECT / "deploy/compose.yaml"), "--file", str(mine))
     compose = ("docker-compose", *files, "--project-name", "weft")

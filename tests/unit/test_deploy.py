@@ -31,3 +31,10 @@ def test_the_service_holds_the_resolver_s_address_before_weft_starts(
         shlex.split(line.replace("$$", "$")), env=environment, capture_output=True, text=True, check=True
     ).stdout
     assert told == (f"address replace {address}/32 dev lo scope host\n" if address else "")
+
+
+def test_a_container_sees_the_folder_of_docker_s_socket() -> None:
+    """Docker makes a new one when it starts; a container that outlives that (live-restore) would keep the dead one."""
+    bound = re.findall(r"^ +- (/[^: ]*):(/[^: ]*)", (DEPLOY / "compose.yaml").read_text(), re.MULTILINE)
+    assert ("/run", "/run") in bound
+    assert not [source for source, _ in bound if Path(source).suffix]
