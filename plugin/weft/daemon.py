@@ -56,7 +56,7 @@ from weft.snapshot import SnapshotFile
 from weft.status import Status
 from weft.store import Store
 from weft.store.measured import MeasuredStore
-from weft.store.opening import open_store, store_addresses
+from weft.store.opening import HANDLER_PATIENCE, open_store, open_stores, store_addresses
 from weft.watchdog import Manager
 from weft.web.listener import Listener, Streams, create_web
 from weft.web.metrics import Metrics
@@ -125,7 +125,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
     log.addHandler(journal)
     identity = host_id(settings.state)
     metrics = Metrics()
-    stores = open_store(settings), open_store(settings, patience=PATIENCE)
+    stores = open_stores(settings, HANDLER_PATIENCE, PATIENCE)
     store, patient = (MeasuredStore(one, metrics.note_request) for one in stores)
     snapshot = _snapshot(settings)
     restored = snapshot.load()

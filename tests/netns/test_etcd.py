@@ -29,8 +29,9 @@ from weft.errors import StoreError
 from weft.model import ALIVE, ENDPOINTS, HOSTS, SCHEMA, SCHEMA_KEY
 from weft.probes.links import RESULTS
 from weft.store import Changes, Delete, DeleteAll, KeyIs, Put, Snapshot
+from weft.store.connections import Access
 from weft.store.etcd import EtcdStore
-from weft.store.gateway import Access, Away, Gateway, Json
+from weft.store.gateway import Away, Gateway, Json
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
@@ -685,7 +686,7 @@ class Restored:
 
     def follows(self) -> None:
         """Wait until the watch has seen the newest mark."""
-        assert wait_for(lambda: self.watch._seen.mark == self.store.moment().mark)
+        assert wait_for(lambda: self.watch.seen.mark == self.store.moment().mark)
 
     def snapshot(self) -> list[str]:
         """The keys in the next news, which must be everything."""

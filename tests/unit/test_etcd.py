@@ -6,17 +6,21 @@ import json
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
+from tests.netns.plugin import wait_until
 from weft.errors import StoreError
 from weft.store import Changes, Entry, Snapshot
+from weft.store.connections import Access, Connections
 from weft.store.etcd import EtcdStore, Moment
-from weft.store.gateway import Access, Away, Gateway, Json
+from weft.store.gateway import Away, Gateway, Json
 
 ROOT = "/weft/v1/"
 
@@ -112,6 +116,121 @@ def test_a_watch_that_a_member_ends_goes_on_at_the_next(news: Any, last: Json) -
 def test_a_watch_that_cannot_go_on_begins_again(news: Any, last: Json) -> None:
     found = news(ScriptedGateway([last]))
     assert isinstance(next(found), Snapshot)
+
+
+def test_watches_of_one_store_have_one_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks their member in turn for both, and ends both when that does not answer."""
+    monkeypatch.setattr("weft.store.etcd._HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("weft.store.etcd._PAUSE_SECONDS", 0.0)
+    gateway = SilentGateway()
+    store = EtcdStore(["http://a:1"])
+    store._gateway = gateway
+    asking: set[int] = set()
+
+    def moment(endpoint: str = "", *, at: int = 0) -> Moment:
+        if threading.current_thread().name == "store-guard":
+            gateway.asked.release()
+            if not asking:
+                asking.add(threading.get_ident())
+                raise KeyError("a bug: it goes on")
+            asking.add(threading.get_ident())
+            if gateway.hangs.is_set():
+                raise Away("no answer")
+        return Moment(1, "", 0)
+
+    monkeypatch.setattr(store, "moment", moment)
+    watches = [store.watch("a"), store.watch("b")]
+    readers = [threading.Thread(target=list, args=(watch,)) for watch in watches]
+    for reader in readers:
+        reader.start()
+        assert gateway.opened.acquire(timeout=10)
+    assert all(gateway.asked.acquire(timeout=10) for _ in range(5))
+    assert len(asking) == 1
+    gateway.hangs.set()
+    assert all(gateway.opened.acquire(timeout=10) for _ in range(2)), "both ask anew"
+    for watch in watches:
+        watch.close()
+    for reader in readers:
+        reader.join(10)
+    assert not any(reader.is_alive() for reader in readers)
+
+
+class SilentGateway(ScriptedGateway):
+    """Its streams say nothing until they are hung up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked, self.opened = threading.Semaphore(0), threading.Semaphore(0)
+        self.hangs = threading.Event()
+
+    @contextmanager
+    def stream(self, endpoint: str, path: str, body: Json) -> Iterator[Any]:
+        ended = threading.Event()
+
+        def lines(chunk_size: int) -> Iterator[bytes]:
+            self.opened.release()
+            ended.wait(20)
+            return iter(())
+
+        yield SimpleNamespace(iter_lines=lines, raw=SimpleNamespace(shutdown=ended.set))
+
+
+class CountingMember(BaseHTTPRequestHandler):
+    """Answers as many as asked at one time only when all of them have; knows who is connected."""
+
+    protocol_version = "HTTP/1.1"
+    together = threading.Barrier(1)
+    connected: ClassVar[set[Any]] = set()
+
+    def setup(self) -> None:
+        super().setup()
+        self.connected.add(self.connection)
+
+    def finish(self) -> None:
+        super().finish()
+        self.connected.discard(self.connection)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.together.wait(20)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Not in a test's output."""
+
+
+def test_as_many_connections_as_are_used_at_one_time_and_idle_ones_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Member(CountingMember):
+        connected: ClassVar[set[Any]] = set()
+
+    now = 100.0
+    monkeypatch.setattr("weft.store.connections.monotonic", lambda: now)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Member)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    access = Access()
+    connections = Connections(access)
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    gateway, other = (Gateway([endpoint], access, "/weft", patience=20, connections=connections) for _ in range(2))
+    try:
+        Member.together = threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: gateway.ask(endpoint, "kv/range", {}, 20), range(8)))
+        Member.together = threading.Barrier(1)
+        now += 5
+        other.call("kv/range", {})
+        assert len(Member.connected) == 8, "they are used again"
+        now += 6
+        other.call("kv/range", {})
+        wait_until(lambda: len(Member.connected) == 1, "the idle ones are closed")
+    finally:
+        gateway.close()
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_a_call_asks_every_member_before_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,8 @@
   seconds, the outcome stays unknown, and that is a `StoreError`. Receipts have a lease that nobody renews.
 - *A revision is seen when its events are.* While a watch catches up, the header shows etcd's newest revision and not
   how far the events go; to go on from there would lose some.
-- *A silent watch may be a dead one*: a member that hangs keeps its connections. While a watch is open, a guard asks
-  that member something every few seconds. The last message of a stream, an error, may lack its newline.
+- *A silent watch may be a dead one*: a member that hangs keeps its connections. While watches are open, a guard asks
+  their member something every second. The last message of a stream, an error, may lack its newline.
 - *A key that goes by itself has a lease*, which every process that keeps the key finds at the key: none remembers one.
 - *History may be gone*: etcd was compacted or restored from a backup, or (before 3.4.17) events do not fit into the
   gateway's 4 MB. Then a watch begins again, with a snapshot. Otherwise it goes on, at any member, with the revision
@@ -52,7 +52,8 @@ from weft.store import (
     ValueIs,
     Write,
 )
-from weft.store.gateway import PATIENCE_SECONDS, Access, Away, Gateway, Json, Refused, Silence
+from weft.store.connections import Access, Connections
+from weft.store.gateway import PATIENCE_SECONDS, Away, Gateway, Json, Refused, Silence
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,7 @@ class EtcdStore:
     :param root: what all keys begin with, ending in a slash. Receipts are beside it: `/weft/v1.receipts/…`.
     :param patience: seconds that a call may take before it fails because no member answers; they are shared among
         the members. The first of several calls waits so long for etcd to come back, the next ones ask each member once.
+    :param connections: those that it is to share with another store of the process.
     """
 
     def __init__(
@@ -136,14 +138,16 @@ class EtcdStore:
         root: str = "/weft/v1/",
         access: Access | None = None,
         patience: float = PATIENCE_SECONDS,
+        connections: Connections | None = None,
     ) -> None:
         prefix = root.rstrip("/")
         self._root = root
-        self._gateway = Gateway(endpoints, access or Access(), prefix, patience=patience)
+        self._gateway = Gateway(endpoints, access or Access(), prefix, patience=patience, connections=connections)
         self._receipts = f"{prefix}.receipts/"
         self._newest_mark = {"key": _base64(f"{self._receipts}newest".encode())}
         self._free: deque[_Receipt] = deque()
         """Receipts that no transaction uses at the moment."""
+        self._guard = _Guard()
         self._lease = "0"
         self._lease_until = monotonic()
 
@@ -208,7 +212,7 @@ class EtcdStore:
         raise StoreError(f"etcd's key {self._root}{key} is changed by others all the time: let only weft write there")
 
     def watch(self, prefix: str) -> EtcdWatch:
-        return EtcdWatch(self, self._gateway, prefix)
+        return EtcdWatch(self, self._gateway, self._guard, prefix)
 
     def health(self, *, history: int = _UNCOMPACTED) -> Health:
         """:param history: so many revisions need not have been compacted yet."""
@@ -386,19 +390,20 @@ class EtcdStore:
 class EtcdWatch:
     """See `Store.watch`. Once the first snapshot is there, it outlasts every outage."""
 
-    def __init__(self, store: EtcdStore, gateway: Gateway, prefix: str) -> None:
+    def __init__(self, store: EtcdStore, gateway: Gateway, guard: _Guard, prefix: str) -> None:
         self._store = store
         self._gateway = gateway
+        self._guard = guard
         self._prefix = prefix
         self._closed = threading.Event()
         self._response: requests.Response | None = None
         self._failures = 0
-        self._seen = Moment(0, "", 0)
+        self.seen = Moment(0, "", 0)
         """A part of the history that this watch follows."""
 
     def __iter__(self) -> Iterator[Snapshot | Changes]:
         while not self._closed.is_set():
-            self._seen = self._store.moment()
+            self.seen = self._store.moment()
             for page in self._store.pages(self._prefix):
                 revision = page.revision
                 yield page
@@ -408,8 +413,28 @@ class EtcdWatch:
 
     def close(self) -> None:
         self._closed.set()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the stream that another thread is reading, or has just closed."""
         if self._response:
-            _hang_up(self._response)
+            with suppress(OSError, ValueError, RuntimeError):
+                self._response.raw.shutdown()
+
+    def look(self, endpoint: str) -> Moment:
+        """The present of this member, which must be of the same history: otherwise `_HistoryGone`."""
+        seen, now = self.seen, self._store.moment(endpoint)
+        if seen.mark and (now.mark, now.marked) != (seen.mark, seen.marked):
+            try:
+                then = self._store.moment(endpoint, at=seen.marked)
+            except Refused as refusal:
+                if refusal.code == _REVISION_GONE:
+                    raise _HistoryGone from refusal
+                raise
+            if (then.mark, then.marked) != (seen.mark, seen.marked):
+                raise _HistoryGone
+        self.seen = now
+        return now
 
     def _changes(self, revision: int) -> Iterator[Changes]:
         """What comes after `revision`, from one member after the other."""
@@ -435,31 +460,16 @@ class EtcdWatch:
 
     def _follow(self, endpoint: str, revision: int) -> Iterator[Changes]:
         """The same from one member, until that fails."""
-        if self._look(endpoint).revision < revision:
+        if self.look(endpoint).revision < revision:
             raise _HistoryGone
         request = {**self._store.under(self._prefix), "start_revision": str(revision + 1)}
         with self._gateway.stream(endpoint, "watch", {"create_request": request}) as response:
             self._response = response
             if self._closed.is_set():
                 return
-            with self._guarded(endpoint, response):
+            with self._guard.over(self, endpoint):
                 yield from self._read(response)
         raise Away("the stream of events ended")
-
-    def _look(self, endpoint: str) -> Moment:
-        """The present of this member, which must be of the same history: otherwise `_HistoryGone`."""
-        seen, now = self._seen, self._store.moment(endpoint)
-        if seen.mark and (now.mark, now.marked) != (seen.mark, seen.marked):
-            try:
-                then = self._store.moment(endpoint, at=seen.marked)
-            except Refused as refusal:
-                if refusal.code == _REVISION_GONE:
-                    raise _HistoryGone from refusal
-                raise
-            if (then.mark, then.marked) != (seen.mark, seen.marked):
-                raise _HistoryGone
-        self._seen = now
-        return now
 
     def _read(self, response: requests.Response) -> Iterator[Changes]:
         for line in response.iter_lines(chunk_size=_CHUNK):
@@ -479,39 +489,76 @@ class EtcdWatch:
             log.info("store events are back")
         self._failures = 0
 
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Watches at one member, the eldest first."""
+
+    watches: list[EtcdWatch]
+    ended: threading.Event
+
+
+class _Guard:
+    """Of all watches of a store: looks after their members."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: dict[str, _Group] = {}
+
     @contextmanager
-    def _guarded(self, endpoint: str, response: requests.Response) -> Iterator[None]:
+    def over(self, watch: EtcdWatch, endpoint: str) -> Iterator[None]:
         """Meanwhile, hang up if the member does not answer other questions any more, or from another history."""
-        ended = threading.Event()
-
-        def guard() -> None:
-            misses = 0
-            while misses < _MISSES:
-                if ended.wait(0 if misses else _HEARTBEAT_SECONDS):
-                    return
-                try:
-                    self._look(endpoint)
-                    misses = 0
-                except Away:
-                    misses += 1
-                except _HistoryGone:
-                    break
-                except StoreError:
-                    misses = 0  # an answer all the same
-            log.info("%s does not answer as before: the events are asked for anew", endpoint)
-            _hang_up(response)
-
-        threading.Thread(target=guard, name="store-guard", daemon=True).start()
+        with self._lock:
+            group = self._groups.get(endpoint)
+            if group is None:
+                group = self._groups[endpoint] = _Group([], threading.Event())
+                threading.Thread(target=self._look, args=(endpoint, group), name="store-guard", daemon=True).start()
+            group.watches.append(watch)
         try:
             yield
         finally:
-            ended.set()
+            with self._lock:
+                group.watches.remove(watch)
+                if not group.watches:
+                    self._end(endpoint, group)
 
+    def _look(self, endpoint: str, group: _Group) -> None:
+        misses = 0
+        while misses < _MISSES:
+            if group.ended.wait(0 if misses else _HEARTBEAT_SECONDS):
+                return
+            try:
+                self._look_once(endpoint, group)
+                misses = 0
+            except Away:
+                misses += 1
+            except _HistoryGone:
+                break
+            except StoreError:
+                misses = 0  # an answer all the same
+            except Exception:
+                log.exception("looking after the events of %s met a bug", endpoint)
+                misses += 1
+        log.info("%s does not answer as before: the events are asked for anew", endpoint)
+        with self._lock:
+            self._end(endpoint, group)
+            watches = list(group.watches)
+        for watch in watches:
+            watch.hang_up()
 
-def _hang_up(response: requests.Response) -> None:
-    """End a stream that another thread is reading, or has just closed."""
-    with suppress(OSError, ValueError, RuntimeError):
-        response.raw.shutdown()
+    def _look_once(self, endpoint: str, group: _Group) -> None:
+        """The eldest watch looks for all: what it has seen, they have seen."""
+        with self._lock:
+            watches = list(group.watches)
+        if watches:
+            seen = watches[0].look(endpoint)
+            for watch in watches[1:]:
+                watch.seen = seen
+
+    def _end(self, endpoint: str, group: _Group) -> None:
+        group.ended.set()
+        if self._groups.get(endpoint) is group:
+            del self._groups[endpoint]
 
 
 def _revision(keys: Json, result: str, revision: int) -> Json:

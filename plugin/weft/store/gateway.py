@@ -1,6 +1,6 @@
 """HTTP to etcd's JSON gateway (`/v3/…`): which member to ask, logging in, and what its answers mean.
 
-There is one HTTP client per thread, and none before a thread asks. A call goes to the member that answered last and,
+A call goes to the member that answered last and,
 while that cannot serve, to the others in turn. Every request carries `hasleader`: a member that lost its cluster then
 says so at once instead of hanging. A token is fetched when etcd first asks for one, and again when it does not know it
 any more, as after a restart; the password is read from its file at that moment and not kept.
@@ -12,18 +12,16 @@ import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
-from weakref import WeakSet
 
 import msgspec
 import requests
 from urllib3 import Timeout
 
 from weft.errors import StoreError
+from weft.store.connections import Access, Connections
 
 PATIENCE_SECONDS = 4.7
 """Long enough for an election whose first vote was split."""
@@ -69,17 +67,6 @@ _HINTS = {
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How to be let in: certificates for TLS; a user, and the file that holds the password."""
-
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    user: str = ""
-    password_file: Path | None = None
-
-
 class Away(Exception):
     """This member cannot serve now; another may."""
 
@@ -101,10 +88,17 @@ class Gateway:
     :param endpoints: URLs of members, in the order in which they are asked until one answers.
     :param prefix: what every key begins with.
     :param patience: seconds after which a call fails, whatever the members do: refuse, hang, or have no leader.
+    :param connections: those that it is to share with others.
     """
 
     def __init__(
-        self, endpoints: Sequence[str], access: Access, prefix: str, *, patience: float = PATIENCE_SECONDS
+        self,
+        endpoints: Sequence[str],
+        access: Access,
+        prefix: str,
+        *,
+        patience: float = PATIENCE_SECONDS,
+        connections: Connections | None = None,
     ) -> None:
         self.endpoint = endpoints[0]
         """The member to ask first."""
@@ -115,8 +109,7 @@ class Gateway:
         self._token = ""
         self._token_lock = threading.Lock()
         self._gave_up = False
-        self._local = threading.local()
-        self._sessions: WeakSet[requests.Session] = WeakSet()
+        self._connections = connections or Connections(access)
 
     @property
     def places(self) -> dict[str, str]:
@@ -168,7 +161,7 @@ class Gateway:
         timeout = (_ANSWER_SECONDS, _SILENCE_SECONDS)
         with (
             _failures(),
-            self._open_session() as session,
+            self._connections.open() as session,
             session.post(url, data, headers=headers, timeout=timeout, stream=True) as response,
         ):
             self._check(endpoint, response)
@@ -176,8 +169,7 @@ class Gateway:
                 yield response
 
     def close(self) -> None:
-        for session in list(self._sessions):
-            session.close()
+        self._connections.close()
 
     def _turns(self) -> Iterator[tuple[str, float]]:
         """Whom to ask next, and for how many seconds: an equal share of what is left for each member of a round."""
@@ -196,8 +188,8 @@ class Gateway:
     def _post(self, endpoint: str, path: str, body: Json, token: str, seconds: float) -> Json:
         url, data, headers = self._request(endpoint, path, body, token)
         limit: Any = Timeout(total=seconds)  # a plain number would be granted to each step
-        with _failures():
-            response = self._session.post(url, data, headers=headers, timeout=limit)
+        with _failures(), self._connections.one() as session:
+            response = session.post(url, data, headers=headers, timeout=limit)
             self._check(endpoint, response)
             answer = msgspec.json.decode(response.content, type=Json)
         if "error" in answer:  # of a stream, which had begun well
@@ -239,22 +231,6 @@ class Gateway:
             return self._access.password_file.read_text().rstrip("\n") if self._access.password_file else ""
         except (OSError, ValueError) as error:
             raise StoreError(f"etcd's password cannot be read: {error}; correct WEFT_STORE_PASSWORD_FILE") from error
-
-    @property
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
-            session = self._local.session = self._open_session()
-        return session
-
-    def _open_session(self) -> requests.Session:
-        session = requests.Session()
-        session.trust_env = False  # no proxy, .netrc or CA bundle by accident
-        session.verify = str(self._access.ca) if self._access.ca else True
-        if self._access.cert:
-            session.cert = (str(self._access.cert), str(self._access.key))
-        self._sessions.add(session)
-        return session
 
     def _explained(self, text: str) -> str:
         symptoms = f"{self._endpoints[0]}: {text}"

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 from weft.config import Settings
 from weft.store import Store
+from weft.store.connections import Access, Connections
 from weft.store.etcd import EtcdStore
-from weft.store.gateway import Access
 from weft.store.sqlite import SqliteStore
 
 HANDLER_PATIENCE = 1.3
@@ -19,13 +19,20 @@ HANDLER_PATIENCE = 1.3
 
 
 def open_store(settings: Settings, *, patience: float = HANDLER_PATIENCE) -> Store:
-    """The store that the settings name. Hosts begin with different members of an etcd cluster, to share its load.
+    """See `open_stores`."""
+    (store,) = open_stores(settings, patience)
+    return store
 
-    :param patience: seconds that one call may take while etcd is away.
+
+def open_stores(settings: Settings, *patiences: float) -> list[Store]:
+    """The store that the settings name, once for each patience. Hosts begin with different members of an etcd cluster,
+    to share its load.
+
+    :param patiences: seconds that one call may take while etcd is away.
     """
     endpoints = settings.etcd_endpoints
     if not endpoints:
-        return SqliteStore(settings.sqlite_path)
+        return [SqliteStore(settings.sqlite_path) for _ in patiences]
     access = Access(
         ca=settings.store_ca,
         cert=settings.store_cert,
@@ -33,9 +40,8 @@ def open_store(settings: Settings, *, patience: float = HANDLER_PATIENCE) -> Sto
         user=settings.store_user,
         password_file=settings.store_password_file,
     )
-    return EtcdStore(
-        random.sample(endpoints, len(endpoints)), root=settings.etcd_root, access=access, patience=patience
-    )
+    order, root, shared = random.sample(endpoints, len(endpoints)), settings.etcd_root, Connections(access)
+    return [EtcdStore(order, root=root, access=access, patience=one, connections=shared) for one in patiences]
 
 
 def store_addresses(settings: Settings) -> Iterator[str]:
