@@ -30,7 +30,7 @@ from time import monotonic, sleep, time
 
 from weft import topology
 from weft.cluster import Cluster
-from weft.dataplane import Tunnel
+from weft.dataplane import Peer, Tunnel
 from weft.errors import ConfigError, Exhausted, KernelError, WeftError
 from weft.hosts import LEASE_SECONDS, TunnelInUse, TunnelKeyInUse
 from weft.identity import LocalHost
@@ -95,6 +95,8 @@ class Encryption:
         self._publish = publish
         self._rotation = rotation
         self._occupied = occupied
+        self._told: dict[str, Peer] = {}
+        """By key, the peers as the device was last told of them."""
         self._seen = (False, "")
         """`breached`, and this host's address, at the last `sync`: a handler may have found out first."""
         self._lock = threading.RLock()
@@ -291,6 +293,8 @@ class Encryption:
             self._kernel.configure_tunnel(wanted, key)
         if plan.put or plan.delete:
             self._kernel.write_peers(plan)
+            self._told = {key: peer for key, peer in self._told.items() if key not in plan.delete}
+            self._told |= {peer.key: peer for peer in plan.put}
             log.info("WireGuard peers: %d put, %d deleted", len(plan.put), len(plan.delete))
         if self.backend != seen.backend:
             self.backend = seen.backend
@@ -307,7 +311,25 @@ class Encryption:
         elif lost := self._lost_keys():
             taken = {value for peer in peers for value in (peer.key, peer.address)}
             peers |= {peer for peer in seen.tunnel.peers if peer.key in lost and taken.isdisjoint(peer[:2])}
-        return Tunnel(key.public, me.wg_interface, self.port, mtu, peers)
+        return Tunnel(key.public, me.wg_interface, self.port, mtu, self._whereabouts(peers, seen))
+
+    def _whereabouts(self, peers: frozenset[Peer], seen: ObservedTunnel) -> frozenset[Peer]:
+        """The peers, those with a session at the underlay address from which they answer.
+
+        WireGuard sends from the address that the route chooses, which is another than the VTEP's where that is on the
+        loopback interface or is one of two, and follows the other end to wherever its packets come from. That is put
+        right only if it leads nowhere, or if the host has said anew where it is.
+        """
+        since = time() - _SESSION_SECONDS
+        found = {
+            (peer.key, peer.address): peer
+            for peer in seen.tunnel.peers
+            if peer.key in seen.contacts and seen.contacts[peer.key].handshake > since
+        }
+        return frozenset(
+            found.get(peer[:2], peer) if self._told.get(peer.key) == peer else peer  # as told, but it went elsewhere
+            for peer in peers
+        )
 
     def _lost_keys(self) -> set[str]:
         """Those of hosts that the store has just lost: their sessions outlast that, as all of the data plane does."""

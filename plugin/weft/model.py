@@ -97,6 +97,7 @@ UNLIMITED = -1
 RATE_MAX = 32_000_000_000
 """In bit/s. What the kernel has four bytes for, in bytes per second (tc_ratespec)."""
 MTU_MAX = 65535
+PORT_MAX = 65535
 
 VNI_MAX = 2**24 - 1
 PROBE_VNI = VNI_MAX - 1
@@ -225,6 +226,9 @@ class Host(_Record):
 
     def check(self) -> None:
         check_address(self.underlay)
+        _check_range("mtu", self.mtu, 0, MTU_MAX)
+        _check_range("path_mtu", self.path_mtu, 0, MTU_MAX)
+        _check_range("wg_port", self.wg_port, 0, PORT_MAX)
 
     @property
     def family(self) -> int:
@@ -366,6 +370,13 @@ class Network(_Record):
         _check_range("mtu", self.mtu, 0, MTU_MAX)
         _check_range("rate", self.rate, 0, RATE_MAX)
         _check_range("multicast", self.multicast, UNLIMITED, RATE_MAX)
+        _check_range("port", self.port, 0, PORT_MAX)
+        _check_range("ttl", self.ttl, 0, 255)
+        _check_range("dscp", self.dscp, INHERIT, 63)
+        if self.source_ports:
+            low, high = map(int, self.source_ports.split("-"))
+            _check_range("source_ports", high, 2, PORT_MAX)
+            _check_range("source_ports", low, 1, high - 1)
 
     @property
     def wanted(self) -> bool:

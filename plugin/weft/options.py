@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 from weft.errors import InvalidRequest
-from weft.model import INHERIT, MTU_MAX, RATE_MAX, UNLIMITED, VNI_MAX, VNI_USER_MAX, Network
+from weft.model import INHERIT, MTU_MAX, PORT_MAX, RATE_MAX, UNLIMITED, VNI_MAX, VNI_USER_MAX, Network
 
 MTU_MIN = 576
 """The least datagram every IPv4 host must accept (RFC 791)."""
@@ -167,7 +167,7 @@ def _flag(text: str) -> bool:
 
 
 def _port(text: str) -> int:
-    return _number(text, 1, 65535)
+    return _number(text, 1, PORT_MAX)
 
 
 def _ports(text: str) -> str:

@@ -53,6 +53,8 @@ PROBE_NETWORKS = {
 _TOS_INHERIT = 1
 """What the kernel takes for it (drivers/net/vxlan)."""
 
+_MTU_LEAST = 68
+"""Of any Ethernet device (RFC 791; ETH_MIN_MTU in the kernel), whatever a host's record says."""
 _WIREGUARD_BLOCK = 16
 """WireGuard fills packets up to a multiple of so many bytes, but for those of its device's MTU."""
 _REMEMBERED = 4096
@@ -73,7 +75,9 @@ def limit(hosts: Iterable[Host], *, encrypted: bool = False, paths: bool = False
     :param paths: take what probes have found into account, not only what the hosts say of themselves.
     """
     carried = ((_carried(host, encrypted, paths), host) for host in hosts if host.mtu)
-    return min(Limit(mtu - overhead(host.underlay, encrypted=encrypted), host.name) for mtu, host in carried)
+    return min(
+        Limit(max(mtu - overhead(host.underlay, encrypted=encrypted), _MTU_LEAST), host.name) for mtu, host in carried
+    )
 
 
 def _carried(host: Host, encrypted: bool, paths: bool) -> int:

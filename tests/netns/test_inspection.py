@@ -114,6 +114,16 @@ def test_switches(host: Host, inspection: Inspection) -> None:
     assert findings(look(inspection)) == []
 
 
+def test_a_data_plane_that_routes(host: Host, inspection: Inspection) -> None:
+    """Then containers of one internal network could reach another."""
+    host.dp.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    (one,) = findings(look(inspection))
+    assert (one.check, one.severity) == ("kernel", "error")
+    assert "net.ipv4.ip_forward must be 0" in one.cause
+    host.run("sh", "-c", one.command)
+    assert findings(look(inspection)) == []
+
+
 def test_a_run_folder_that_is_not_shared(host: Host) -> None:
     """As in a container without rshared: in mount and PID namespaces of its own."""
     program = (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.world import Host, World
+from tests.netns.world import Host, Namespace, World
 from weft.dataplane import Neighbour, pack_address
 from weft.errors import KernelError
 from weft.kernel import LinuxKernel
@@ -68,6 +68,20 @@ def test_bridges_are_spared_netfilter(host: Host) -> None:
 
     for switch in switches:
         assert host.dp.do(switch.read_text) == "0\n"
+
+
+def test_no_namespace_of_ours_routes(host: Host) -> None:
+    """As the kernel makes one on a host that does, and that is every host with Docker."""
+    spaces = [host.dp, Namespace(host.dp.path.with_name("wg"))]
+    for space in spaces:
+        space.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+    host.kernel.close()
+
+    host.kernel.open()
+
+    for space in spaces:
+        for name in ("ipv4/ip_forward", "ipv4/conf/default/forwarding", "ipv6/conf/all/forwarding"):
+            assert space.do(Path("/proc/sys/net", name).read_text) == "0\n"
 
 
 def test_ipv6_neighbours_are_taken_where_ipv6_is_off_by_default(host: Host) -> None:

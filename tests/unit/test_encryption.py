@@ -451,6 +451,28 @@ def test_peers_follow_records(two: tuple[FakeHost, FakeHost]) -> None:
     eventually(lambda: not any(isinstance(row, Fdb) for row in one.kernel.rows))
 
 
+def test_a_peer_that_answers_from_another_address_stays_there_while_it_does(two: tuple[FakeHost, FakeHost]) -> None:
+    """As from a host whose VTEP is on the loopback interface, or one of two uplinks."""
+    one, other = two
+    (told,) = one.kernel.tunnel.peers if one.kernel.tunnel else ()
+
+    def wander(endpoint: str, handshake: float) -> str:
+        assert one.kernel.tunnel
+        one.kernel.tunnel = replace(one.kernel.tunnel, peers=frozenset({told._replace(endpoint=endpoint)}))
+        one.kernel.contacts = {told.key: Contact(handshake)}
+        one.agent.refresh()
+        one.agent.preview(5)
+        (now,) = one.kernel.tunnel.peers
+        return now.endpoint
+
+    assert wander("192.0.2.77", time.time() - 10) == "192.0.2.77"
+    assert not one.agent.preview(5).tunnel
+    assert wander("192.0.2.77", time.time() - 1000) == told.endpoint
+    wander("192.0.2.77", time.time() - 10)
+    other.store.transact([], [Put(other.me.host.key, replace(other.me.host, underlay="192.168.78.9").encode())])
+    eventually(lambda: {peer.endpoint for peer in one.kernel.tunnel.peers if one.kernel.tunnel} == {"192.168.78.9"})
+
+
 def test_rotation_switches_the_device_before_it_publishes(two: tuple[FakeHost, FakeHost]) -> None:
     one, other = two
     seen: list[tuple[str, str]] = []

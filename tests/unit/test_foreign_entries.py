@@ -56,6 +56,7 @@ from weft.probes.links import REQUESTS, RESULTS, Results, request_key
 from weft.schema import check_schema
 from weft.store import Delete, Entry, Put, Snapshot
 from weft.store.sqlite import SqliteStore
+from weft.topology import Limit, limit
 
 GARBAGE = ["", "nonsense", "[]", "5", "null", '"id"', "{}", "[" * 100_000, "\ufffd"]
 NETWORK = Network(5, "app", (Pool("10.0.0.0/24", "10.0.0.1"),), 0, False, "h1")
@@ -273,6 +274,29 @@ def test_numbers_that_the_kernel_has_no_room_for_leave_only_their_record_out(nam
         spoilt = replace(record, **{name: value})
         with pytest.raises(Unreadable, match=f"{name} -?[0-9]+ is not from 0 to"):
             type(record).read(Entry(spoilt.key, spoilt.encode(), 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", 70000), ("ttl", 999), ("dscp", 500), ("source_ports", "x"), ("source_ports", "5-4"), ("mtu", -1)],
+)
+def test_so_do_options_that_no_device_can_have(name: str, value: int | str) -> None:
+    network: Any = Network(7, "app", (Pool("10.1.0.0/24"),), 0, False, "h1")
+    spoilt = replace(network, **{name: value})
+    with pytest.raises(Unreadable):
+        Network.read(Entry(spoilt.key, spoilt.encode(), 1))
+
+
+@pytest.mark.parametrize("name", ["mtu", "path_mtu", "wg_port"])
+def test_so_do_a_hosts_numbers(name: str) -> None:
+    host: Any = Host("f" * 32, "h1", "192.0.2.1")
+    with pytest.raises(Unreadable, match=f"{name} 70000 is not from 0 to"):
+        Host.read(Entry(host.key, replace(host, **{name: 70000}).encode(), 1))
+
+
+def test_a_host_whose_underlay_carries_nothing_leaves_others_an_mtu_that_devices_can_have() -> None:
+    hosts = [Host("e" * 32, "h1", "192.0.2.1", mtu=1500), Host("f" * 32, "h2", "192.0.2.2", mtu=10)]
+    assert limit(hosts) == Limit(68, "h2")
 
 
 @pytest.fixture

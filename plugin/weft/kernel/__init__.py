@@ -45,7 +45,14 @@ from weft.kernel.inspection import Inspection
 from weft.kernel.links import Links
 from weft.kernel.modules import DEVICE_MODULES, load_module
 from weft.kernel.monitor import Monitor, TunnelMonitor, open_events, open_tunnel_events
-from weft.kernel.namespace import NamespaceThread, ensure_namespace, find_namespace, open_namespace, set_switches
+from weft.kernel.namespace import (
+    NamespaceThread,
+    ensure_namespace,
+    find_namespace,
+    forbid_routing,
+    open_namespace,
+    set_switches,
+)
 from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.observe import observe_links
 from weft.kernel.probe import ProbeSocket, open_probe
@@ -114,6 +121,7 @@ class LinuxKernel:
             self._dp = resources.enter_context(closing(NamespaceThread("weft-dp", dp_fd)))
             removing = resources.enter_context(closing(NamespaceThread("weft-dp-remove", dp_fd)))
             self._host = resources.enter_context(closing(NamespaceThread("weft-host", host_fd)))
+            self._dp.run(forbid_routing)
             self._dp.run(set_switches)
             opened = partial(self._dp.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))
             self._lookup = resources.enter_context(closing(Rtnetlink(opened)))
@@ -158,6 +166,7 @@ class LinuxKernel:
         fd = ensure_namespace(self._tunnel_path)
         resources.callback(os.close, fd)
         thread = resources.enter_context(closing(NamespaceThread("weft-wg", fd)))
+        thread.run(forbid_routing)
         inside = resources.enter_context(closing(Connection(thread)))
         generic = resources.enter_context(closing(Connection(thread, GenericWireGuard)))
         opened = partial(thread.run, partial(open_socket, receive_buffer=_RECEIVE_BUFFER))

@@ -23,7 +23,7 @@ from weft.doctor.packetfilter import Packet, iptables_drop, iptables_tables, nft
 from weft.errors import ConfigError
 from weft.kernel.connection import Connection
 from weft.kernel.mounts import outlives_us
-from weft.kernel.namespace import NamespaceThread, find_namespace, open_namespace
+from weft.kernel.namespace import ROUTING, NamespaceThread, find_namespace, open_namespace
 from weft.kernel.netlink import Rtnetlink, open_socket
 from weft.kernel.underlay import Underlay
 
@@ -33,7 +33,7 @@ _PROGRAM_SECONDS = 5.0
 _PROC = Path("/proc")
 _ECHO = {4: (8, 0), 6: (128, 129)}
 """ICMP types of a ping and its answer by IP version (RFC 792, RFC 4443)."""
-_DATAPLANE_SWITCHES = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
+_DATAPLANE_SWITCHES = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables", *ROUTING)
 
 
 class Inspection:

@@ -123,6 +123,26 @@ class NamespaceThread:
         self._pool.shutdown()
 
 
+ROUTING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+"""The switches by which a namespace forwards packets; writing them is writing those of all its devices."""
+
+
+def forbid_routing() -> None:
+    """Make the calling thread's namespace no router.
+
+    The kernel gives a new namespace the IPv4 switches of the host's (devconf_inherit_init_net), and a host with Docker
+    forwards. The bridges of `--internal` networks have an address and one MAC that everybody knows; by them a container
+    could send to all other internal networks of the host.
+    """
+    for name in ROUTING:
+        switch = _PROC.parent / name.replace(".", "/")
+        try:
+            if switch.exists() and switch.read_text().strip() != "0":
+                _write(switch, "0")
+        except OSError as error:
+            raise KernelError(f"write 0 to {switch} in a namespace of weft's", error.errno or 0) from error
+
+
 def set_switches() -> None:
     """Set what a namespace has to have otherwise than the kernel gives it, in the calling thread's namespace.
 
