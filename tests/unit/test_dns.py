@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 import dns.exception
 import dns.flags
@@ -368,6 +368,21 @@ def test_one_source_cannot_hold_all_connections(port: int) -> None:
     finally:
         for connection in held:
             connection.close()
+
+
+def test_all_sources_together_hold_only_so_many(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest gives way: forged sources keep nobody out."""
+    monkeypatch.setattr(DnsServer, "_MOST_CONNECTIONS", 4)
+    with ExitStack() as held:
+        first, *rest = [
+            held.enter_context(socket.create_connection(("127.0.0.1", port), 5, (f"127.0.0.{number}", 0)))
+            for number in range(2, 6)
+        ]
+        assert dns.query.tcp(question("web1"), "127.0.0.1", port=port, timeout=5, source="127.0.0.9").answer
+        assert first.recv(1) == b""
+        for one in rest:
+            dns.query.send_tcp(one, question("web1"))
+            assert dns.query.receive_tcp(one)[0].answer
 
 
 def test_unknown_askers_keep_nobody_waiting(port: int, directory: Everybody) -> None:

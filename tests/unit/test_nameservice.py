@@ -7,7 +7,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from errno import ENOENT
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from errno import ENOENT, EPERM
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +21,13 @@ from weft.cluster import Cluster
 from weft.engine.containers import Attachment, Container, Containers, Outline
 from weft.errors import EngineError, KernelError, StoreError
 from weft.model import ENDPOINT_NAMES, TOPOLOGY, EndpointNames, Network
-from weft.names import askers
+from weft.names import askers, firewall
 from weft.names.askers import Askers
 from weft.names.firewall import Watchman
 from weft.names.lookup import Asker
 from weft.names.publisher import Publisher
 from weft.names.sandboxes import ResolverRoutes
+from weft.names.service import NameService
 from weft.store import Put
 from weft.store.sqlite import SqliteStore
 
@@ -306,6 +309,47 @@ class TestAskers:
         engine.away = True
         assert directory.find("192.0.2.10") is None
 
+    def test_an_address_of_the_gateway_bridge_that_is_anothers_by_now(
+        self, directory: Askers, engine: FakeEngine
+    ) -> None:
+        """A container that joins a bridge network gives its own up, and goes on."""
+        engine.bridge = {"172.18.0.2": "sandbox1"}
+        directory.follow(None, container(1))
+        assert directory.find("172.18.0.2") == Asker.on({self.vni: "app"})
+        joined = replace(container(1), attachments=(*container(1).attachments, *container(1, "bridge-id").attachments))
+        engine.bridge = {"172.18.0.2": "sandbox2"}
+        directory.follow(container(1), joined)
+        directory.follow(None, container(2, "bridge-id"))
+        assert directory.find("172.18.0.2") == Asker.on({})
+
+    def test_it_is_read_again_if_a_container_leaves_it_meanwhile(self, directory: Askers, engine: FakeEngine) -> None:
+        engine.bridge, now = {"172.18.0.2": "sandbox1"}, {"172.18.0.2": "sandbox2"}
+        directory.follow(None, container(1))
+        directory.follow(None, container(2, "bridge-id"))
+        answers = [engine.bridge, now]
+
+        def gateways() -> Mapping[str, str]:
+            if len(answers) == 2:
+                directory.follow(container(1), None)
+            return answers.pop(0)
+
+        engine.gateways = gateways  # type: ignore[method-assign]
+        assert directory.find("172.18.0.2") == Asker.on({})
+
+    def test_forged_sources_keep_no_new_container_from_its_names(
+        self, directory: Askers, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(askers, "_PATIENCE", 3.0)
+        engine.bridge = {"172.18.0.2": "sandbox1"}
+        with ThreadPoolExecutor(8) as pool:
+            forged = [pool.submit(directory.find, f"192.0.2.{number}") for number in range(64)]
+            new = pool.submit(directory.find, "172.18.0.2")
+            eventually(lambda: sum(one.done() for one in forged) == len(forged) - askers._MOST_WAITING)
+            assert not new.done()  # its events have not come
+            directory.follow(None, container(1))
+            assert new.result(5) == Asker.on({self.vni: "app"})
+            assert not any(one.result(5) for one in forged)
+
     def test_an_equal_container_is_replaced_and_removed(self, directory: Askers) -> None:
         """As an inspect repeated gives another object of the same value."""
         directory.follow(None, container(1))
@@ -360,6 +404,37 @@ class TestWatchman:
         kernel: Any = SimpleNamespace(work_in=work_in)
         directory: Any = SimpleNamespace(heard=0.0)
         return Watchman(kernel, engine, directory, self.ADDRESS, folder)
+
+
+def test_the_resolvers_address_is_looked_after_whatever_happens(
+    me: FakeHost, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who flushes lo takes it away."""
+    monkeypatch.setattr(firewall, "PAUSE_SECONDS", 0.01)
+    put: list[str] = []
+
+    def own(address: str) -> None:
+        put.append(address)
+        match len(put):
+            case 2:
+                raise KernelError("put an address on lo", EPERM)
+            case 3:
+                raise ZeroDivisionError
+
+    def nothing(*_: object) -> None: ...
+
+    kernel: Any = SimpleNamespace(
+        own=own, open_sockets=lambda _: [], open_detour=nothing, keep_shut=nothing, let_pass=nothing
+    )
+    service = NameService(me.store, me.record, me.cluster, engine, kernel, address="169.254.77.53", sandboxes=tmp_path)
+    service.start()
+    try:
+        eventually(lambda: len(put) > 5)
+    finally:
+        engine.events.put(None)
+        service.stop()
+    assert "containers may not reach the resolver: put an address on lo" in caplog.text
+    assert "watching over the resolver met a bug" in caplog.text
 
 
 class TestResolverRoutes:

@@ -12,10 +12,9 @@ import select
 import socket
 import struct
 import threading
-from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from time import monotonic
 from typing import Protocol
 
@@ -76,6 +75,8 @@ class DnsServer:
     RATE, BURST = 2_000, 4_000
     _CONNECTIONS = 16
     """Of a source, at once."""
+    _MOST_CONNECTIONS = 128
+    """Of all. The oldest gives way: sources can be forged, and each takes a thread and a file of weft's."""
     _IDLE_SECONDS = 5.0
     _UNKNOWN = 256
     """Questions of unknown askers that may wait; any more are refused at once."""
@@ -96,8 +97,9 @@ class DnsServer:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._unknown = threading.Semaphore(self._UNKNOWN)
-        self._connections: Counter[str] = Counter()
-        self._counting = threading.Lock()
+        self._connections: dict[socket.socket, str] = {}
+        """Those that are served, the oldest first, and whose they are."""
+        self._admitting = threading.Lock()
         self._finding = ThreadPoolExecutor(8, "dns-unknown")
 
     def start(self) -> None:
@@ -187,21 +189,23 @@ class DnsServer:
                 log.warning("no TCP connection for names: %s", error)
                 self._stopping.wait(1)
                 continue
-            if self._count(peer[0], 1) > self._CONNECTIONS:
-                self._count(peer[0], -1)
+            if not self._admit(connection, peer[0]):
                 connection.close()
                 continue
             work = self._serve_connection
             threading.Thread(target=work, args=(connection, peer[0], limiter), name="dns-tcp", daemon=True).start()
 
-    def _count(self, source: str, change: int) -> int:
-        """Connections of a source after this change."""
-        with self._counting:
-            self._connections[source] += change
-            count = self._connections[source]
-            if not count:
-                del self._connections[source]
-            return count
+    def _admit(self, connection: socket.socket, source: str) -> bool:
+        with self._admitting:
+            if list(self._connections.values()).count(source) >= self._CONNECTIONS:
+                return False
+            if len(self._connections) >= self._MOST_CONNECTIONS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread finds that, and closes it
+            self._connections[connection] = source
+        return True
 
     def _serve_connection(self, connection: socket.socket, source: str, limiter: Limiter) -> None:
         try:
@@ -220,4 +224,5 @@ class DnsServer:
         except Exception:
             log.exception("serving names over TCP met a bug")
         finally:
-            self._count(source, -1)
+            with self._admitting:
+                self._connections.pop(connection, None)

@@ -132,8 +132,14 @@ class NameService:
             break
         has_detour = self._open_detour()
         while not self._stopping.wait(firewall.PAUSE_SECONDS):
-            self._watchman.look()
-            has_detour = self._shut_detour() if has_detour else self._open_detour()
+            try:
+                self._kernel.own(self._address)  # who flushes lo takes it away, and the sockets do not tell
+                self._watchman.look()
+                has_detour = self._shut_detour() if has_detour else self._open_detour()
+            except KernelError as error:
+                log.warning("containers may not reach the resolver: %s", error)
+            except Exception:
+                log.exception("watching over the resolver met a bug")
         if has_detour:
             with suppress(KernelError):
                 self._kernel.let_pass(self._address)
