@@ -186,6 +186,10 @@ class FakeEngine:
         self.answers = True
         self.refused: list[tuple[str, str]] = []
         """Names of containers that are to run, and why their start failed."""
+        self.unfit: dict[str, str] = {}
+        """Names of those that cannot be started, and why."""
+        self.starts: list[str] = []
+        """Names of those that were to be started, each time."""
         self.id = "none-1"
         self.read: list[str] = []
         """Ids of the networks that were read, each time."""
@@ -217,11 +221,17 @@ class FakeEngine:
         found = (known.get(one) or replace(network, complete=True) for one, network in self.present.items())
         return Inventory(self.id, tuple(found))
 
-    def start_refused(self, why: str) -> list[str]:
+    def refused_starts(self, why: str) -> dict[str, str]:
         self._maybe_silent()
-        started = [one for one in self.refused if why in one[1]]
-        self.refused = [one for one in self.refused if one not in started]
-        return [name for name, _ in started]
+        return {name: name for name, reason in self.refused if why in reason}
+
+    def start(self, container_id: str) -> str:
+        self._maybe_silent()
+        self.starts.append(container_id)
+        self.refused = [one for one in self.refused if one[0] != container_id]
+        if problem := self.unfit.get(container_id, ""):
+            self.refused.append((container_id, problem))
+        return problem
 
     def create(self, network: Network) -> str:
         self._maybe_silent()

@@ -20,7 +20,7 @@ from weft.engine.adoption import Adoption
 from weft.engine.collector import Collector
 from weft.engine.restarts import Restarts
 from weft.engine.sweeper import Sweeper
-from weft.errors import NotFound
+from weft.errors import UNKNOWN, NotFound
 from weft.ipam import LOCAL_SPACE, PoolId
 from weft.model import Endpoint, Network, network_key
 from weft.presence import Presence
@@ -283,3 +283,24 @@ def test_a_container_that_was_refused_for_want_of_its_network_is_started(here: A
         here.sweep()
     assert here.networks()
     assert here.engine.refused == [("db", "no such file or directory")]
+
+
+def test_a_container_that_still_cannot_be_started_is_tried_once(
+    here: Adopting, store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has another network too, which is lost for good. All others are started, and the sweeps after it go on."""
+    here.lose_everything()
+    why = f"Docker network n1 {UNKNOWN}"
+    here.engine.refused = [("broken", why), ("web", why)]
+    here.engine.unfit = {"broken": f"Docker network n9 {UNKNOWN}"}
+    presence = cast(Presence, SimpleNamespace(refused=Event(), problem=""))
+    one = here.host
+    adoption = Adoption(store, one.record, one.cluster, one.driver, one.ipam, patience=0, grace=0)
+    restarts = Restarts(here.engine, presence, adoption)
+    here.sweeper = Sweeper(here.engine, store, one.record, one.cluster, [adoption, restarts])
+    for _ in range(3):
+        here.sweep()
+    assert here.engine.starts == ["broken", "web"]
+    assert [name for name, _ in here.engine.refused] == ["broken"]
+    assert caplog.text.count(f"cannot be started: Docker network n9 {UNKNOWN}") == 1
+    assert not here.sweeper.conflicts

@@ -24,7 +24,7 @@ def network(*pools: Pool) -> Network:
 
 @contextmanager
 def engine(api: str) -> Iterator[tuple[DockerEngine, list[dict[str, Any]]]]:
-    """An engine of that API version, and the networks that it was asked to make."""
+    """An engine of that API version that starts nothing, and the networks that it was asked to make."""
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -32,13 +32,16 @@ def engine(api: str) -> Iterator[tuple[DockerEngine, list[dict[str, Any]]]]:
             self._answer({"ApiVersion": api})
 
         def do_POST(self) -> None:
+            if self.path == f"/v{api}/containers/web/start":
+                self._answer({"message": "no such device"}, 500)
+                return
             assert self.path == f"/v{api}/networks/create"
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self._answer({"Id": "made"})
 
-        def _answer(self, reply: dict[str, str]) -> None:
+        def _answer(self, reply: dict[str, str], status: int = 200) -> None:
             text = json.dumps(reply).encode()
-            self.send_response(200)
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
@@ -75,3 +78,8 @@ def test_a_network_of_ipv6_alone_needs_an_engine_that_knows_it() -> None:
         with pytest.raises(EngineError, match="network app has no IPv4: it takes Docker Engine 28"):
             docker.create(network(V6))
         assert asked == []
+
+
+def test_a_container_that_cannot_be_started_says_why() -> None:
+    with engine("1.41") as (docker, _):
+        assert docker.start("web") == "no such device"

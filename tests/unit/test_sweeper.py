@@ -11,6 +11,7 @@ from tests.unit.conftest import FakeHost
 from tests.unit.test_agent import eventually
 from weft.engine.inventory import Inventory
 from weft.engine.sweeper import Outcome, Sweeper
+from weft.errors import EngineError, StoreError, WeftError
 from weft.store.sqlite import SqliteStore
 
 NETWORKS = [f"n{number}" for number in range(5)]
@@ -22,10 +23,14 @@ class Watched:
     def __init__(self) -> None:
         self.again: float | None = None
         self.seen: set[str] | None = None
+        self.failing: dict[str, str] = {}
+        self.silent: WeftError | None = None
 
     def sweep(self, inventory: Inventory, pools: object) -> Outcome:
+        if self.silent:
+            raise self.silent
         self.seen = {network.name for network in inventory.networks}
-        return Outcome(self.again)
+        return Outcome(self.again, self.failing)
 
     def forget(self) -> None:
         self.seen = None
@@ -89,6 +94,22 @@ def test_all_are_read_again_after_a_silence(rig: Rig) -> None:
     eventually(lambda: rig.sweep.seen is None)
     rig.engine.answers = True
     assert rig.reads_until("n4") == NETWORKS
+
+
+@pytest.mark.parametrize("error", [EngineError("does not answer"), StoreError("is away")])
+def test_what_is_silent_for_one_sweep_is_forgotten_by_that_alone(
+    host: Callable[..., FakeHost], error: WeftError
+) -> None:
+    one, sweeps = host(), [Watched(), Watched(), Watched()]
+    one.cluster.load(one.store.list("topology/").entries)
+    sweeper = Sweeper(FakeEngine(), one.store, one.record, one.cluster, sweeps)
+    for number, sweep in enumerate(sweeps):
+        sweep.failing = {f"object {number}": "is in the way"}
+    for silent in (None, error, error):
+        sweeps[1].silent = silent
+        sweeper.sweep()
+    assert [sweep.seen is None for sweep in sweeps] == [False, True, False]
+    assert sorted(sweeper.conflicts) == ["object 0", "object 1", "object 2"]
 
 
 def test_all_are_read_again_when_a_sweep_has_to_be_sure(rig: Rig) -> None:

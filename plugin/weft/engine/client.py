@@ -7,7 +7,7 @@ The only importer of the Docker SDK. Never used from a handler: the engine holds
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -115,15 +115,23 @@ class DockerEngine:
                 raise EngineError(f"Docker refuses to remove network {network_id[:12]}: {error.explanation}") from error
             return True
 
-    def start_refused(self, why: str) -> list[str]:
+    def refused_starts(self, why: str) -> dict[str, str]:
+        found = {}
+        with self._client() as client:
+            for exited in client.containers(all=True, filters={"status": "exited"}):
+                with suppress(docker.errors.NotFound):  # it was removed meanwhile
+                    container = client.inspect_container(exited["Id"])
+                    if why in container["State"]["Error"] and _restarts(container):
+                        found[container["Id"]] = container["Name"].removeprefix("/")
+        return found
+
+    def start(self, container_id: str) -> str:
         with self._client(_CHANGE_TIMEOUT) as client:
-            exited = (
-                client.inspect_container(c["Id"]) for c in client.containers(all=True, filters={"status": "exited"})
-            )
-            refused = [c for c in exited if why in c["State"]["Error"] and _restarts(c)]
-            for container in refused:
-                client.start(container["Id"])
-            return [container["Name"].removeprefix("/") for container in refused]
+            try:
+                client.start(container_id)
+            except docker.errors.APIError as error:
+                return str(error.explanation)
+            return ""
 
     def follow(self, changed: Callable[[str], None]) -> None:
         with self._client() as client:

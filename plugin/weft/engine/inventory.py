@@ -87,8 +87,12 @@ class Engine(Protocol):
         """Remove a network; False if a container uses it. The engine calls the driver meanwhile."""
         ...
 
-    def start_refused(self, why: str) -> list[str]:
-        """Start the containers that a policy restarts and whose last start failed with `why`; return their names."""
+    def refused_starts(self, why: str) -> dict[str, str]:
+        """The containers that a policy restarts and whose last start failed with `why`: names by id."""
+        ...
+
+    def start(self, container_id: str) -> str:
+        """Start a container; return why the engine refuses, or "". The engine calls the driver meanwhile."""
         ...
 
     def follow(self, changed: Callable[[str], None]) -> None:

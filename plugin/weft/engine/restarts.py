@@ -2,7 +2,7 @@
 
 The engine tries such a start once, before weft can help it: the store may be away for longer than a container can wait,
 or the cluster may have forgotten this host, whose networks are adopted only when the engine answers. So what was
-refused for these reasons is started here, when they are over.
+refused for these reasons is started here, when they are over; once, since what is refused then has other reasons.
 """
 
 from __future__ import annotations
@@ -41,5 +41,8 @@ class Restarts:
         return Outcome()
 
     def _start(self, why: str) -> None:
-        for name in self._engine.start_refused(why):
-            log.warning("container %s is started: it was refused before (%s)", name, why)
+        for container, name in self._engine.refused_starts(why).items():
+            if problem := self._engine.start(container):
+                log.error("container %s was refused before (%s) and still cannot be started: %s", name, why, problem)
+            else:
+                log.warning("container %s is started: it was refused before (%s)", name, why)

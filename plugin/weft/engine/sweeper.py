@@ -104,6 +104,8 @@ class Sweeper:
         self.version = ""
         """The engine's, once it answered."""
         self._failing: set[str] = set()
+        self._said: dict[Sweep, Mapping[str, str]] = {}
+        """What each sweep could not do, at last."""
         self._known: dict[str, DockerNetwork] = {}
         """The engine's networks by id, as the last sweep has read them."""
         self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -213,18 +215,22 @@ class Sweeper:
         return max(0.0, self._next_reading - now)
 
     def _run(self, sweep: Sweep, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
-        """One sweep's failure keeps no other from its work, unless the engine or the store is away."""
+        """One sweep's failure keeps no other from its work, nor lets it forget what it has seen."""
         try:
-            return sweep.sweep(inventory, pools)
+            outcome = sweep.sweep(inventory, pools)
         except WeftError as error:
-            if isinstance(error, EngineError | StoreError) and not isinstance(error, Unreadable):
-                raise
             sweep.forget()
             name = type(sweep).__name__.lower()
-            return Outcome(_RETRY_SECONDS, {name: f"weft's {name} cannot go on: {error}"})
+            failing: Mapping[str, str] = {name: f"weft's {name} cannot go on: {error}"}
+            if isinstance(error, EngineError | StoreError) and not isinstance(error, Unreadable):
+                log.debug("weft's %s waits: %s", name, error)
+                failing = self._said.get(sweep, {})  # silence ends no conflict
+            outcome = Outcome(_RETRY_SECONDS, failing)
         except Exception:
             log.exception("comparing with Docker met a bug")
-            return Outcome()
+            outcome = Outcome()
+        self._said[sweep] = outcome.failing
+        return outcome
 
     def _report(self, failing: Mapping[str, str]) -> None:
         """A race is over by the next sweep; what is not is said, once."""
