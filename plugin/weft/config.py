@@ -426,7 +426,9 @@ SETTINGS: dict[str, Setting] = {
         "30", _interval, "seconds between probes of the network to some other hosts; 0: only when asked (weft doctor)"
     ),
     "gc_grace": Setting("10", _seconds, "seconds that Docker must not know an object before it is collected"),
-    "host_grace": Setting("600", _seconds, "seconds that a host must be silent before what it has is collected"),
+    "host_grace": Setting(
+        "600", _seconds, "seconds that a host must be silent, and answer no ping, before what it has is collected"
+    ),
     "log": Setting("info", _levels, "debug, info, warning or error; of single modules: info,agent=debug"),
     "log_format": Setting("text", _format, "text, or json: each line of the log is a JSON object"),
 }

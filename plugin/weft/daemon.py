@@ -179,6 +179,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         probes=True,
     )
     hosts = Hosts(patient, cluster, driver, ipam)
+    inspection = Inspection(settings.run)
     presence = Presence(
         hosts,
         cluster,
@@ -187,6 +188,7 @@ def build(settings: Settings, manager: Manager) -> Weft:
         instance=instance(),
         locate=locate,
         is_here=kernel.has_address,
+        reached=lambda addresses: inspection.reached(addresses, me.host.underlay),
         measure=attachments.refresh_mtu,
         moved=agent.refresh,
         grace=settings.host_grace,
@@ -243,7 +245,6 @@ def build(settings: Settings, manager: Manager) -> Weft:
         foreign=foreign,
     )
     garbage = Garbage(presence, sweeper, collector)
-    inspection = Inspection(settings.run)
     daemon = checkup.of_daemon(settings, kernel, agent, presence, encryption, garbage, sweeper, names)
     looks = [*daemon, checkup.of_store(store), lambda: {"listener": status.unheard}]
     look = Checkup(settings, inspection, lambda: _place(cluster, me), looks)

@@ -25,7 +25,7 @@ class Garbage:
 
     def collect(self) -> list[Due]:
         """Collect what is due; return what was."""
-        due = [one for one in self.due() if not one.seconds]
+        due = [one for one in self.due() if one.seconds == 0]
         self._presence.beat()
         if self._sweeper:
             self._sweeper.sweep()

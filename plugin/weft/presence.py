@@ -2,7 +2,8 @@
 
 At each beat the underlay address is looked up again, what the store could not take is made up for, hosts that were
 silent for the whole grace are collected, and the last state known is kept on disk. The grace is counted by this host's
-own monotonic clock, and only while the store answers: no clock of another host, and no outage, shortens it.
+own monotonic clock, and only while the store answers: no clock of another host, and no outage, shortens it. And only
+while the silent host answers no ping either: if just its weft is stopped, its containers go on with their addresses.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 
 from weft.cluster import Cluster
@@ -31,6 +32,8 @@ _START_SECONDS = 30.0
 """So long after weft's start a container's start waits for the store: at a reboot of everything etcd may be slower."""
 _WAITERS = 24
 """Calls that wait for it at once: the other threads of 32 are for calls that need not wait."""
+_ASKED = 10
+"""So often within the grace is a silent host asked for an answer."""
 _DUTY = 50
 """Writing the snapshot may take one fiftieth of the time."""
 
@@ -40,9 +43,10 @@ class Presence:
     :param instance: tells this run of the machine from others (`identity.instance`).
     :param locate: the underlay address now, given the present one; may raise `ConfigError` or `KernelError`.
     :param is_here: whether this host has an address.
+    :param reached: which of these addresses answer a ping; who is missing could not be asked.
     :param measure: looks at the underlay's MTU again, and says whether it has changed; may raise `KernelError`.
     :param moved: called when the underlay's address or MTU has changed.
-    :param grace: seconds that a host must be silent before what it has is collected.
+    :param grace: seconds that a host must be silent, and answer no ping, before what it has is collected.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Presence:
         instance: str,
         locate: Callable[[str], str],
         is_here: Callable[[str], bool],
+        reached: Callable[[Iterable[str]], Mapping[str, bool]],
         measure: Callable[[], bool],
         moved: Callable[[], None],
         grace: float,
@@ -74,6 +79,7 @@ class Presence:
         self._instance = instance
         self._locate = locate
         self._is_here = is_here
+        self._reached = reached
         self._measure = measure
         self._seen = ""
         """Another underlay address than the published one, at the last beat: it counts from the second look on."""
@@ -81,11 +87,16 @@ class Presence:
         self._grace = grace
         self._unfinished = Unfinished()
         self._silent_since: dict[str, float] = {}
+        self._up: Mapping[str, str] = {}
+        """By id of a silent host, why it is taken to be up all the same."""
+        self._up_at: dict[str, float] = {}
+        """When it was last so."""
+        self._next_asking = 0.0
         self._saved = 0
         self._next_save = 0.0
         self._began = monotonic()
         self._beating = threading.Lock()
-        self._forgetting = threading.Thread()
+        self._asking = threading.Thread()
         self._registered = threading.Event()
         self._waiters = threading.Semaphore(_WAITERS)
         self._stopping = threading.Event()
@@ -140,16 +151,18 @@ class Presence:
 
     def due(self) -> list[Due]:
         """The silent hosts, of which all would be collected."""
-        now = monotonic()
-        return [
-            Due(
-                host.title,
-                "it gives no sign of life",
-                max(0.0, self._silent_since.get(host.id, now) + self._grace - now),
-            )
-            for host in list(self._cluster.hosts.values())
-            if self._is_silent(host.id)
-        ]
+        return [self._due(host) for host in list(self._cluster.hosts.values()) if self._is_silent(host.id)]
+
+    def _due(self, host: Host) -> Due:
+        why = "it gives no sign of life"
+        if up := self._up.get(host.id):
+            return Due(host.title, f"{why}; kept: {up}; if it is gone for good: weft host forget {host.name}", None)
+        return Due(host.title, why, self._left(host.id, monotonic()))
+
+    def _left(self, host: str, now: float) -> float:
+        """Seconds until the grace of a silent host is over, if nothing changes."""
+        since = max(self._silent_since.get(host, now), self._up_at.get(host, 0.0))
+        return max(0.0, since + self._grace - now)
 
     def _loop(self) -> None:
         pause = _BEAT_SECONDS
@@ -229,25 +242,64 @@ class Presence:
         """Of all hosts that are alive, the one with the lowest id does it, so that not everybody tries."""
         silent = [host for host in list(self._cluster.hosts.values()) if self._is_silent(host.id)]
         now = monotonic()
-        for host in silent:
-            if host.id not in self._silent_since:
-                log.warning("%s is silent: its entries stay for %.0f s, unless it returns", host.title, self._grace)
+        fresh = [host for host in silent if host.id not in self._silent_since]
+        for host in fresh:
+            log.warning("%s is silent: its entries stay for %.0f s, unless it returns", host.title, self._grace)
         self._silent_since = {host.id: self._silent_since.get(host.id, now) for host in silent}
-        due = [host for host in silent if now - self._silent_since[host.id] >= self._grace]
+        self._up = {host.id: self._up[host.id] for host in silent if host.id in self._up}
         mine = min(self._cluster.alive, default="") == self._me.id
-        if due and mine and not self._forgetting.is_alive():
+        due = [host for host in silent if mine and not self._left(host.id, now)]
+        asks = fresh or due or (silent and now >= self._next_asking)
+        if asks and not self._asking.is_alive():
+            self._next_asking = now + self._grace / _ASKED
             # It may take longer than the lease, and must not keep this host from beating.
-            self._forgetting = threading.Thread(target=self._forget, args=(due,), name="forgetting", daemon=True)
-            self._forgetting.start()
+            self._asking = threading.Thread(target=self._ask, args=(silent, due), name="asking", daemon=True)
+            self._asking.start()
 
-    def _forget(self, hosts: list[Host]) -> None:
-        for host in hosts:
-            try:
-                self._hosts.forget(host)
-            except WeftError as error:
-                log.warning("%s is not forgotten now: %s", host.title, error)
-            except Exception:
-                log.exception("forgetting %s met a bug", host.title)
+    def _ask(self, silent: Sequence[Host], due: Sequence[Host]) -> None:
+        """Which of the silent hosts are up, and forget those that are due and are not."""
+        try:
+            up = self._find_up(silent)
+            self._up_at |= dict.fromkeys(up, monotonic())
+            self._note_up(silent, up)
+            for host in due:
+                if host.id not in up:
+                    self._forget(host)
+        except WeftError as error:
+            log.warning("whether silent hosts are up is not known now: %s", error)
+        except Exception:
+            log.exception("asking silent hosts met a bug; trying again")
+
+    def _find_up(self, silent: Sequence[Host]) -> dict[str, str]:
+        """Why, by id. What answers at an address that is ours by now, or a living host's, is not who had it."""
+        living = {host.underlay for host in list(self._cluster.hosts.values()) if not self._is_silent(host.id)}
+        family = self._me.host.family  # there is no way to a host of the other one
+        asked = [host for host in silent if host.family == family and host.underlay not in living]
+        asked = [host for host in asked if not self._is_here(host.underlay)]
+        answers = self._reached([host.underlay for host in asked]) if asked else {}
+        whys = {True: "it answers pings", None: "it cannot be pinged from here"}
+        return {host.id: whys[answer] for host in asked if (answer := answers.get(host.underlay)) is not False}
+
+    def _note_up(self, silent: Sequence[Host], up: Mapping[str, str]) -> None:
+        before, self._up = self._up, up
+        for host in silent:
+            if host.id in up and host.id not in before:
+                log.warning(
+                    "%s gives no sign of life, but %s: all that it has stays. Start weft there; or, if it is gone for "
+                    "good, type weft host forget %s",
+                    *(host.title, up[host.id], host.name),
+                )
+            elif host.id in before and host.id not in up:
+                text = "%s answers no ping any more: its entries stay for %.0f s, unless it returns"
+                log.warning(text, host.title, self._grace)
+
+    def _forget(self, host: Host) -> None:
+        try:
+            self._hosts.forget(host)
+        except WeftError as error:
+            log.warning("%s is not forgotten now: %s", host.title, error)
+        except Exception:
+            log.exception("forgetting %s met a bug", host.title)
 
     def _is_silent(self, host: str) -> bool:
         return host not in self._cluster.alive and host != self._me.id

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from queue import Queue
@@ -38,6 +38,11 @@ class World:
         self.one = one
         self.underlay = one.record.underlay
         self.moves: list[str] = []
+        self.answers: dict[str, bool] | None = None
+        """Who answers pings; None: nobody does."""
+        self.asked: list[str] = []
+        self.here: set[str] = set()
+        """Addresses that this host has besides."""
         self.snapshot = SnapshotFile(path, "here")
         hosts = Hosts(one.store, one.cluster, one.driver, one.ipam)
         self.presence = Presence(
@@ -47,7 +52,8 @@ class World:
             self.snapshot,
             instance="boot",
             locate=self.locate,
-            is_here=lambda address: address == self.underlay,
+            is_here=lambda address: address in {self.underlay, *self.here},
+            reached=self.reached,
             measure=one.attachments.refresh_mtu,
             moved=self.move,
             grace=grace,
@@ -58,12 +64,23 @@ class World:
             raise ConfigError("this host has no default route")
         return self.underlay
 
+    def reached(self, addresses: Iterable[str]) -> dict[str, bool]:
+        self.asked += addresses
+        return dict.fromkeys(addresses, False) if self.answers is None else self.answers
+
     def move(self) -> None:
         self.moves.append(self.underlay)
 
     def beat(self) -> None:
         self.one.cluster.load(self.one.store.list("topology/").entries)
         self.presence.beat()
+
+    def beat_until(self, condition: Callable[[], bool]) -> None:
+        def holds() -> bool:
+            self.beat()
+            return condition()
+
+        eventually(holds)
 
 
 @pytest.fixture
@@ -77,8 +94,61 @@ def test_a_silent_host_is_collected_after_the_grace_by_one_host(world: Callable[
     for one in (low, high, high):  # the higher id never does it
         one.beat()
     assert gone.store.get(gone.record.key)
+    low.beat_until(lambda: not gone.store.get(gone.record.key))
+
+
+@pytest.mark.parametrize("answers", [{"192.168.78.3": True}, {}])
+def test_a_silent_host_that_is_up_is_kept_until_it_answers_no_more(
+    world: Callable[..., World], caplog: pytest.LogCaptureFixture, answers: dict[str, bool]
+) -> None:
+    """Its weft is stopped and its containers run; or nobody knows whether they do."""
+    low, gone = world(1), world(3).one
+    low.answers = answers
+    for _ in range(3):
+        low.beat_until(lambda: len(low.asked) >= 3)
+        low.asked.clear()
+    assert gone.store.get(gone.record.key)
+    assert caplog.text.count("gives no sign of life, but it") == 1
+    (due,) = low.presence.due()
+    assert due.seconds is None
+    assert "weft host forget h3" in due.why
+    low.answers = None
+    low.beat_until(lambda: not gone.store.get(gone.record.key))
+    assert caplog.text.count("answers no ping any more") == 1
+
+
+def test_the_grace_of_a_silent_host_begins_with_its_last_answer(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("weft.presence.monotonic", lambda: clock[0])
+    low, gone = world(1, grace=600), world(3).one
+    low.answers = {gone.record.underlay: True}
     low.beat()
-    eventually(lambda: not gone.store.get(gone.record.key))
+    low.beat_until(lambda: low.presence.due()[0].seconds is None)
+    low.answers = None
+    for seconds, asked in ((59, 1), (61, 2), (599, 3)):
+        clock[0] = 1000.0 + seconds
+        low.beat_until(lambda: not low.presence._asking.is_alive())
+        assert len(low.asked) == asked
+    assert gone.store.get(gone.record.key)
+    assert 0 < (low.presence.due()[0].seconds or 0) <= 1
+    clock[0] = 1601.0
+    low.beat_until(lambda: not gone.store.get(gone.record.key))
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_who_has_the_address_of_a_silent_host_by_now_is_no_sign_of_it(world: Callable[..., World], mine: bool) -> None:
+    low, other, gone = world(1), world(2), world(3).one
+    low.answers = {gone.record.underlay: True}
+    if mine:
+        low.here.add(gone.record.underlay)
+    else:
+        other.beat()
+        heir = replace(other.one.record, underlay=gone.record.underlay)
+        other.one.store.transact([], [Put(heir.key, heir.encode())])
+    low.beat_until(lambda: not gone.store.get(gone.record.key))
+    assert gone.record.underlay not in low.asked
 
 
 def test_nobody_is_collected_before_the_grace_is_over(world: Callable[..., World]) -> None:

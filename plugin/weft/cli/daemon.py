@@ -164,5 +164,10 @@ def _show_due(due: Any, console: Console) -> None:
     if not due:
         console.print("nothing to collect")
         return
-    rows = ((one["what"], one["why"], f"in {one['seconds']:.0f} s" if one["seconds"] else "now") for one in due)
-    table(console, ("OBJECT", "WHY", "COLLECTED"), rows)
+    table(console, ("OBJECT", "WHY", "COLLECTED"), ((one["what"], one["why"], _when(one["seconds"])) for one in due))
+
+
+def _when(seconds: float | None) -> str:
+    if seconds is None:
+        return "not by itself"
+    return f"in {seconds:.0f} s" if seconds else "now"

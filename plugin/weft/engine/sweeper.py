@@ -44,11 +44,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Something that is to be collected, why, and in how many seconds if nothing changes."""
+    """Something that is to be collected, why, and in how many seconds if nothing changes; None: not by itself."""
 
     what: str
     why: str
-    seconds: float
+    seconds: float | None
 
 
 class Sweep(Protocol):
