@@ -194,7 +194,7 @@ class FakeEngine:
         self.read: list[str] = []
         """Ids of the networks that were read, each time."""
         self.changes: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        """Ids that `follow` tells; None ends it."""
+        """Ids that `follow` tells; "prune" that networks were; None ends it."""
         self._create = create
         self._delete = delete
         self._numbers = itertools.count(1)
@@ -258,10 +258,13 @@ class FakeEngine:
             del self.present[network_id]
         return True
 
-    def follow(self, changed: Callable[[str], None]) -> None:
+    def follow(self, changed: Callable[[str], None], pruned: Callable[[], None]) -> None:
         changed("")
         for network_id in iter(self.changes.get, None):
-            changed(network_id)
+            if network_id == "prune":
+                pruned()
+            else:
+                changed(network_id)
         raise EngineError("the Docker Engine closed the event stream")
 
     def _maybe_silent(self) -> None:

@@ -33,7 +33,7 @@ from weft.engine.client import DockerEngine
 from weft.engine.collector import Collector
 from weft.engine.mirror import Mirror
 from weft.engine.restarts import Restarts
-from weft.engine.sweeper import Sweeper
+from weft.engine.sweeper import Sweep, Sweeper
 from weft.errors import ConfigError, KernelError, StoreError
 from weft.foreign import Foreign
 from weft.garbage import Garbage
@@ -350,7 +350,12 @@ def _sweeper(
     patience = 2 * settings.gc_grace + MARGIN_SECONDS  # twice: a collector looks after every half of its grace
     adoption = Adoption(store, host, cluster, driver, ipam, patience=patience)
     mirror = Mirror(store, host, cluster, driver.networks, engine, enabled=settings.mirrors)
-    sweeper = Sweeper(engine, store, host, cluster, [collector, adoption, mirror, Restarts(engine, presence, adoption)])
+    sweeps: list[Sweep] = [collector, adoption, mirror, Restarts(engine, presence, adoption)]
+
+    def pruned() -> None:
+        presence.finish("what was pruned", partial(driver.networks.spare_used, monotonic()))
+
+    sweeper = Sweeper(engine, store, host, cluster, sweeps, pruned=pruned)
     agent.listeners.append(lambda touched: sweeper.wake() if mirror.concerns(touched) else None)
     return sweeper
 

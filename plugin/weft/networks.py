@@ -7,13 +7,16 @@ holds only if nobody was quicker; who lost thinks again.
 
 from __future__ import annotations
 
+import logging
 import random
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import ip_address, ip_network
-from typing import Protocol
+from time import monotonic
+from typing import NamedTuple, Protocol
 
 from weft.cluster import Cluster
 from weft.dataplane import IPV6_MIN_MTU
@@ -47,6 +50,8 @@ from weft.options import NetworkOptions, parse_options
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, Listing, NoneNewer, Put, Store, Write
 from weft.topology import Limit
 
+log = logging.getLogger(__name__)
+
 NOT_IN_SWARM = (
     "option weft.network is not for Docker Swarm, whose networks are on all nodes by themselves: "
     "type the --subnet of the network instead, or leave it out"
@@ -55,6 +60,9 @@ _PREFIX = "eth"
 """Of interfaces, as with Docker's own networks."""
 ATTEMPTS = 50
 """Times that a transaction which lost a race is thought through again."""
+_PRUNE_SECONDS = 5.0
+"""The engine deletes one network after the other when it prunes, each within that time, and then says so."""
+_MOST_REMOVALS = 1000
 
 
 class Attachments(Protocol):
@@ -101,6 +109,14 @@ class Bound:
     unchanged: KeyIs
 
 
+class Removal(NamedTuple):
+    """A network was removed here at that time, by the monotonic clock, and retired: that generation of it."""
+
+    asked: float
+    vni: int
+    generation: int
+
+
 class Networks:
     """The networks of one host's engine.
 
@@ -134,6 +150,7 @@ class Networks:
         self._expected: Network | None = None
         self._mirrored: set[str] = set()
         """NetworkIDs that the mirror makes or removes: their DeleteNetwork is not a user's."""
+        self._removals: deque[Removal] = deque(maxlen=_MOST_REMOVALS)
         self._random = rng or random.Random()
 
     def create(self, request: NetworkRequest, *, revive: bool = True) -> Network:
@@ -190,7 +207,8 @@ class Networks:
         done. The last host takes all that it has along.
         """
         meant = self._mirror and network_id not in self._mirrored
-        return partial(self._leave, network_id, retire=self._generation(network_id) if meant else None)
+        generation = self._generation(network_id) if meant else None
+        return partial(self._leave, network_id, retire=generation, asked=monotonic())
 
     def delete(self, network_id: str) -> None:
         """See `deletion`."""
@@ -199,6 +217,34 @@ class Networks:
     def forget(self, network_id: str) -> None:
         """Forget this host's part of a network that nobody meant to remove."""
         self._leave(network_id, retire=None)
+
+    def spare_used(self, pruned: float) -> None:
+        """Docker has pruned here, at that time of the monotonic clock: what other hosts use is wanted again.
+
+        It prunes what is unused on this host, and says so only when it has deleted that: so the last deletions, one
+        shortly before the other, were no user's.
+        """
+        for removal in sorted(self._removals, reverse=True):
+            if pruned - removal.asked > _PRUNE_SECONDS:
+                break
+            if removal.asked <= pruned:
+                pruned = removal.asked
+                while not self._spare(removal):
+                    pass  # somebody changed the network
+
+    def _spare(self, removal: Removal) -> bool:
+        entry = self._store.get(network_key(removal.vni))
+        if entry is None or not (network := Network.read(entry)).retired or network.generation != removal.generation:
+            return True
+        listed = readable(Endpoint.read, self._store.list(endpoints_prefix(removal.vni)).entries)
+        users = {endpoint.host for _, endpoint in listed}
+        if not users:
+            return True
+        if not self._store.transact([KeyIs(entry.key, entry.revision)], [Put(entry.key, network.revived().encode())]):
+            return False
+        names = ", ".join(sorted(host.name for host in list(self._cluster.hosts.values()) if host.id in users))
+        log.warning("%s was pruned here, but is in use on %s: it stays, and is made here again", network.title, names)
+        return True
 
     def keeps(self, network: Network) -> bool:
         """True if a network stays though no engine has it: this host's mirror is about to make it."""
@@ -210,8 +256,11 @@ class Networks:
         joined = self._generations.get(network_id)
         return joined if network is None else max(network.generation, joined or 0)
 
-    def _leave(self, network_id: str, *, retire: int | None) -> None:
-        """Forget this host's part of a network, which retires if it still is of this generation."""
+    def _leave(self, network_id: str, *, retire: int | None, asked: float = 0.0) -> None:
+        """Forget this host's part of a network, which retires if it still is of this generation.
+
+        :param asked: when that was asked for, by the monotonic clock.
+        """
         binding = self._store.get(binding_key(self._host.id, network_id))
         if binding is None:
             return
@@ -225,18 +274,21 @@ class Networks:
                 self._attachments.detach(endpoint.id)
                 writes = forgotten(Network.read(present), endpoint)
                 self._store.transact([KeyIs(entry.key, entry.revision)], writes)
-        while not self._drop_membership(binding.key, Member(vni, self._host.id, network_id), retire):
+        while not self._drop_membership(binding.key, Member(vni, self._host.id, network_id), retire, asked):
             pass  # somebody changed the network
         self.remove_unused(vni)
 
-    def _drop_membership(self, binding: str, member: Member, retire: int | None) -> bool:
+    def _drop_membership(self, binding: str, member: Member, retire: int | None, asked: float) -> bool:
         writes: list[Write] = [Delete(binding), Delete(member.key)]
         entry = self._store.get(network_key(member.vni))
         network = Network.read(entry) if entry else None
         if entry is None or network is None or not network.wanted or network.generation != retire:
             return self._store.transact([], writes)
         writes.append(Put(entry.key, replace(network, retired=True).encode()))
-        return self._store.transact([KeyIs(entry.key, entry.revision)], writes)
+        if not self._store.transact([KeyIs(entry.key, entry.revision)], writes):
+            return False
+        self._removals.append(Removal(asked, network.vni, network.generation))
+        return True
 
     def remove_unused(self, vni: int) -> bool:
         """Remove a network that no host's engine has any more."""

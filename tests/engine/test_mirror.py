@@ -107,6 +107,24 @@ def test_removed_once_it_is_gone_when_its_last_container_is(cluster: Cluster) ->
     eventually(lambda: nothing_is_left(cluster), "nothing is left")
 
 
+def test_pruned_it_stays_as_long_as_a_host_uses_it(cluster: Cluster) -> None:
+    cluster.network("app", subnet=SUBNET)
+    cluster.network("idle", subnet="10.78.0.0/24")
+    cluster.run(cluster.h2, "web2", "app")
+    cluster.h1.docker("network", "prune", "-f")
+    said = "was pruned here, but is in use on h2"
+    eventually(lambda: said in cluster.h1.log("weft"), "app stays", timeout=5)
+    eventually(lambda: cluster.networks(cluster.h1) == cluster.networks(cluster.h2) == ["app"], "app, and idle no more")
+    cluster.h2.docker("restart", "-t", "0", "web2")
+    address = cluster.run(cluster.h1, "web1", "app")
+    assert reaches(cluster.h2, "web2", address)
+    cluster.h1.docker("rm", "-f", "web1")
+    cluster.h2.docker("rm", "-f", "web2")
+    cluster.h2.docker("system", "prune", "-f")
+    eventually(lambda: is_gone(cluster), "app is gone", timeout=5)
+    eventually(lambda: nothing_is_left(cluster), "nothing is left")
+
+
 @pytest.mark.parametrize("options", [["--subnet", SUBNET], []], ids=["subnet", "chosen"])
 def test_created_again_while_the_other_host_still_uses_it(cluster: Cluster, options: list[str]) -> None:
     cluster.network("app", *options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -15,6 +15,7 @@ from weft.engine.client import DockerEngine
 from weft.errors import EngineError
 from weft.model import Network, Pool, Published
 
+EVENT = {"Type": "network", "Action": "prune", "Actor": {"ID": "", "Attributes": {"reclaimed": "0"}}}
 V4, V6 = Pool("10.77.0.0/24"), Pool("fd00:77::/64")
 
 
@@ -29,7 +30,7 @@ def engine(api: str) -> Iterator[tuple[DockerEngine, list[dict[str, Any]]]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer({"ApiVersion": api})
+            self._answer(EVENT if "/events" in self.path else {"ApiVersion": api})
 
         def do_POST(self) -> None:
             if self.path == f"/v{api}/containers/web/start":
@@ -39,7 +40,7 @@ def engine(api: str) -> Iterator[tuple[DockerEngine, list[dict[str, Any]]]]:
             asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self._answer({"Id": "made"})
 
-        def _answer(self, reply: dict[str, str], status: int = 200) -> None:
+        def _answer(self, reply: Mapping[str, Any], status: int = 200) -> None:
             text = json.dumps(reply).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -83,3 +84,10 @@ def test_a_network_of_ipv6_alone_needs_an_engine_that_knows_it() -> None:
 def test_a_container_that_cannot_be_started_says_why() -> None:
     with engine("1.41") as (docker, _):
         assert docker.start("web") == "no such device"
+
+
+def test_a_prune_is_told_and_everything_may_have_changed() -> None:
+    seen: list[str] = []
+    with engine("1.41") as (docker, _), pytest.raises(EngineError, match="closed the event stream"):
+        docker.follow(seen.append, lambda: seen.append("pruned"))
+    assert seen == ["", "pruned", ""]

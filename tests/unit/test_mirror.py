@@ -235,6 +235,39 @@ def test_a_removed_network_stays_where_it_is_used_and_then_goes(pair: Pair, stor
     assert {entry.key for entry in store.list("").entries if not entry.key.startswith("ipam/pending")} == kept
 
 
+def test_what_is_pruned_here_but_used_elsewhere_comes_back(
+    pair: Pair, store: SqliteStore, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is used nowhere goes; and what somebody had removed before stays so."""
+    now = 1000.0
+    monkeypatch.setattr("weft.networks.monotonic", lambda: now)
+    one, two = pair
+    for number, name in enumerate(("typed", "used", "unused"), 1):
+        one.create(f"n{number}", name, f"10.{number}.0.0/24")
+    one.sweep()
+    two.sweep()
+    there = {found.name: found.id for found in two.engine.present.values()}
+    two.run(there["typed"], "e1", "10.1.0.0/24")
+    two.run(there["used"], "e2", "10.2.0.0/24")
+    one.look()
+    one.remove("n1")
+    now += 7
+    for number in (2, 3):
+        one.remove(f"n{number}")
+        now += 3
+    two.sweep()
+    one.host.driver.networks.spare_used(now)
+    assert {n.name: n.wanted for n in networks(store)} == {"typed": False, "used": True}
+    two.engine.detach(there["used"])  # as when the container is restarted
+    for each in (two, one):
+        each.sweep()
+    assert (set(one.networks()), set(two.networks())) == ({"used"}, {"typed", "used"})
+    assert caplog.text.count("was pruned here, but is in use on h2") == 1
+    one.host.driver.networks.spare_used(now)
+    one.remove(next(found.id for found in one.engine.present.values()))
+    assert [n.wanted for n in networks(store) if n.name == "used"] == [False]
+
+
 def test_joining_a_retired_network_makes_all_want_it_again(pair: Pair, store: SqliteStore) -> None:
     one, two = pair
     one.create("n1", "app")

@@ -41,14 +41,18 @@ class Rig:
 
     def __init__(self, host: FakeHost) -> None:
         self.engine, self.sweep = FakeEngine(), Watched()
+        self.prunes = 0
         for network in NETWORKS:
             self.engine.add(network, network)
         host.cluster.load(host.store.list("topology/").entries)
-        self.sweeper = Sweeper(self.engine, host.store, host.record, host.cluster, [self.sweep])
+        self.sweeper = Sweeper(self.engine, host.store, host.record, host.cluster, [self.sweep], pruned=self.prune)
         self.sweeper.sweep()
         self.engine.read.clear()
         self.sweeper.start()
         assert self.reads_until("n4") == NETWORKS  # since events come from now on only
+
+    def prune(self) -> None:
+        self.prunes += 1
 
     def reads_until(self, network: str) -> list[str]:
         """Ids of the networks that were read, to that one."""
@@ -69,6 +73,11 @@ def rig(host: Callable[..., FakeHost], store: SqliteStore) -> Iterator[Rig]:
 def test_just_the_network_of_an_event_is_read_again(rig: Rig) -> None:
     rig.engine.changes.put("n3")
     assert rig.reads_until("n3") == ["n3"]
+
+
+def test_a_prune_is_told(rig: Rig) -> None:
+    rig.engine.changes.put("prune")
+    eventually(lambda: rig.prunes == 1)
 
 
 def test_all_are_read_again_before_something_may_be_collected(rig: Rig) -> None:

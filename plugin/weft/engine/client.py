@@ -133,11 +133,13 @@ class DockerEngine:
                 return str(error.explanation)
             return ""
 
-    def follow(self, changed: Callable[[str], None]) -> None:
+    def follow(self, changed: Callable[[str], None], pruned: Callable[[], None]) -> None:
         with self._client() as client:
             events = client.events(filters={"type": "network"}, decode=True)
             changed("")
             for event in events:
+                if event["Action"] == "prune":
+                    pruned()
                 changed(event["Actor"]["ID"])
         raise EngineError(f"the Docker Engine at {self._url} closed the event stream")
 

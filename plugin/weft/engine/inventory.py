@@ -95,7 +95,7 @@ class Engine(Protocol):
         """Start a container; return why the engine refuses, or "". The engine calls the driver meanwhile."""
         ...
 
-    def follow(self, changed: Callable[[str], None]) -> None:
-        """Call `changed` with "" now, and with the id of each network that changes or has another container; ends only
-        by an error."""
+    def follow(self, changed: Callable[[str], None], pruned: Callable[[], None]) -> None:
+        """Call `changed` with "" now, and with the id of each network that changes or has another container; and
+        `pruned` after a prune has deleted networks. Ends only by an error."""
         ...

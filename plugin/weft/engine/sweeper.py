@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
@@ -89,9 +89,22 @@ class Patience:
 
 
 class Sweeper:
-    """The sweeps of one host."""
+    """The sweeps of one host.
 
-    def __init__(self, engine: Engine, store: Store, host: Host, cluster: Cluster, sweeps: Iterable[Sweep]) -> None:
+    :param pruned: called when the engine has pruned networks.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        host: Host,
+        cluster: Cluster,
+        sweeps: Iterable[Sweep],
+        *,
+        pruned: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._pruned = pruned
         self._engine = engine
         self._store = store
         self._me = host
@@ -144,7 +157,7 @@ class Sweeper:
 
         while not self._stopping.is_set():
             try:
-                self._engine.follow(changed)
+                self._engine.follow(changed, self._pruned)
             except EngineError as error:
                 if not failing:
                     log.warning("%s; networks of other hosts and clean-up wait for it", error)
