@@ -219,7 +219,7 @@ class FakeEngine:
         self._maybe_silent()
         self.read += [one for one in self.present if one not in known]
         found = (known.get(one) or replace(network, complete=True) for one, network in self.present.items())
-        return Inventory(self.id, tuple(found))
+        return Inventory(self.id, tuple(found), fresh=not known)
 
     def refused_starts(self, why: str) -> dict[str, str]:
         self._maybe_silent()

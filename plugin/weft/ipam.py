@@ -43,7 +43,7 @@ from weft.model import (
     network_key,
     pending_prefix,
     readable,
-    reading,
+    unreadable,
 )
 from weft.store import Condition, Delete, DeleteAll, Entry, KeyIs, NoneNewer, Present, Put, Store, Write
 
@@ -197,7 +197,7 @@ class Ipam:
     def refuse_overlap(self, pool: IPNetwork, entries: Iterable[Entry]) -> None:
         """Raise `Conflict` if a claimed pool other than `pool` itself overlaps it."""
         for entry, other in readable(_cidr, entries):
-            if other != pool and _overlap(other, pool):
+            if _overlap(other, pool) and other != pool:
                 raise Conflict(f"pool {pool} overlaps {other} of {self._owner(entry)}: choose another --subnet")
 
     def _reserve(self, pool: IPNetwork, user: str) -> None:
@@ -478,8 +478,10 @@ def _automatic_bounds(pool_id: PoolId) -> tuple[int, int]:
 
 
 def _cidr(entry: Entry) -> IPNetwork:
-    with reading(entry.key):
+    try:  # not `reading`: this is done for every pool of the cluster
         return _parsed(entry.key.removeprefix(POOLS))
+    except ValueError as error:
+        raise unreadable(entry.key, error) from error
 
 
 @lru_cache(_REMEMBERED)

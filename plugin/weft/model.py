@@ -35,7 +35,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from ipaddress import (
     IPv4Address,
@@ -351,8 +351,8 @@ class Network(_Record):
         One that knows nothing of encryption would carry the network in plain, and one that does not know an option
         would write the record without it; so it leaves the entry out, and refuses to join the network's subnet.
         """
-        values = asdict(self)
         fields = self.__dataclass_fields__
+        values = {name: getattr(self, name) for name in fields}  # `asdict` takes 20 times as long
         if chosen := {name for name in fields.keys() - _FIRST_FIELDS if values[name] != fields[name].default}:
             values = {"network": {name: value for name, value in values.items() if name in _FIRST_FIELDS | chosen}}
         elif self.encrypted:

@@ -114,6 +114,18 @@ def test_a_pool_that_is_asked_for_again_before_it_is_collected_stays(
     assert names(store, "ipam/pools/") == [CIDR, str(lan)]
 
 
+def test_nothing_is_collected_by_a_reading_from_before(one: FakeHost, engine: FakeEngine, store: SqliteStore) -> None:
+    """No event tells of a container whose start is under way."""
+    endpoint = one.run("n1", "a" * 64, CIDR)
+    one.agent.cluster.load(store.list("topology/").entries)
+    collector = Collector(store, one.record, one.agent.cluster, one.driver, one.ipam, grace=0)
+    before = engine.inventory([], [], {})
+    assert collector.sweep(replace(before, fresh=False), []).unsure
+    assert store.get(endpoint.key)
+    assert not collector.sweep(before, []).unsure
+    assert not store.get(endpoint.key)
+
+
 def test_nothing_is_collected_within_the_grace(one: FakeHost, engine: FakeEngine, store: SqliteStore) -> None:
     collector = make(one, engine, store, grace=3600)
     endpoint = one.run("n1", "a" * 64, CIDR)

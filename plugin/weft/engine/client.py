@@ -67,7 +67,7 @@ class DockerEngine:
                         full = _inspect(client, network.id)  # the list lacks the endpoints
                         network = replace(_network(full), complete=True) if full else None
                 found += [network] if network else []
-            return Inventory(engine, tuple(found), client.version()["Version"])
+            return Inventory(engine, tuple(found), client.version()["Version"], fresh=not known)
 
     def create(self, network: Network) -> str:
         published = network.published or Published()
@@ -205,6 +205,7 @@ class DockerEngine:
         client = None
         try:
             client = _Client(base_url=self._url, version="auto", timeout=timeout)
+            client.trust_env = False  # to look for proxies in it takes as long as all else about a request
             self._check_age(client.api_version)
             yield client
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:

@@ -24,7 +24,7 @@ from weft.engine.inventory import DockerNetwork, Inventory
 from weft.engine.sweeper import Due, Outcome, Patience
 from weft.errors import WeftError
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
-from weft.model import ENGINES, Endpoint, Host, Member, PoolClaim, pending_prefix, readable, reading
+from weft.model import ENGINES, POOLS, Endpoint, Host, Member, PoolClaim, pending_prefix, readable, reading
 from weft.store import Entry, KeyIs, Put, Store
 
 log = logging.getLogger(__name__)
@@ -66,10 +66,15 @@ class Collector:
         self._patience.forget()
 
     def sweep(self, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
-        """Compare once; collect what has been missing for the grace period."""
+        """Compare once; collect what has been missing for the grace period.
+
+        No event tells of a container whose start is under way, so what was read before counts for nothing then.
+        """
         self._note_seen(inventory)
         orphans = self._all(inventory, pools)
         lasting = self._patience.lasting(orphan.key for orphan in orphans)
+        if lasting and not inventory.fresh:
+            return Outcome(unsure=True)
         for orphan in orphans:
             if orphan.key in lasting:
                 self._collect(orphan)
@@ -156,9 +161,9 @@ class Collector:
                 yield Orphan(what, partial(self._release, cidr, address), entry.revision)
 
     def _orphan_pools(self, pools: Iterable[Entry], networks: Iterable[DockerNetwork]) -> Iterator[Orphan]:
-        used = {subnet for n in networks for subnet in n.subnets}
-        for entry, claim in readable(PoolClaim.read, pools):
-            if self._me.id in claim.users and claim.cidr not in used:
+        used = {POOLS + subnet for n in networks for subnet in n.subnets}
+        for entry, claim in readable(PoolClaim.read, (entry for entry in pools if entry.key not in used)):
+            if self._me.id in claim.users:
                 cidr, seen = ip_network(claim.cidr), entry.revision
                 release = partial(self._ipam.release_pool, cidr, entirely=True, revision=seen)
                 yield Orphan(f"pool {claim.cidr}", release, seen)

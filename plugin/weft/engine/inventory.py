@@ -58,11 +58,13 @@ class Inventory:
 
     :param engine: identity of the engine's own store. Another one means that the engine has forgotten everything.
     :param version: the engine's release.
+    :param fresh: all of it was read just now.
     """
 
     engine: str
     networks: tuple[DockerNetwork, ...]
     version: str = ""
+    fresh: bool = True
 
 
 class Engine(Protocol):

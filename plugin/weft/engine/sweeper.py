@@ -36,10 +36,12 @@ class Outcome:
 
     :param again: seconds after which to look again, None: at the next change.
     :param failing: by object, what could not be done and what a person may do about it.
+    :param unsure: what is to be done needs a look at all networks afresh.
     """
 
     again: float | None = None
     failing: Mapping[str, str] = field(default_factory=dict)
+    unsure: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,13 +221,14 @@ class Sweeper:
         inventory, pools = self.look(known)
         outcomes = [self._run(sweep, inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
         self._report({what: text for outcome in outcomes for what, text in outcome.failing.items()})
-        pauses = [outcome.again for outcome in outcomes if outcome.again is not None]
-        # What is to be collected, if it lasts, is looked at afresh: no event tells of a start that is under way.
-        self._known = {} if pauses else {network.id: network for network in inventory.networks}
-        pause = min(pauses, default=_IDLE_SECONDS)
+        self._known = {network.id: network for network in inventory.networks}
         now = monotonic()
-        self._next_reading = min(now + pause, self._next_reading) if known else now + pause
-        return max(0.0, self._next_reading - now)
+        if any(outcome.unsure for outcome in outcomes):
+            self._next_reading = now
+        elif not known:
+            self._next_reading = now + _IDLE_SECONDS
+        pauses = [outcome.again for outcome in outcomes if outcome.again is not None]
+        return max(0.0, min([*pauses, self._next_reading - now]))
 
     def _run(self, sweep: Sweep, inventory: Inventory, pools: Sequence[Entry]) -> Outcome:
         """One sweep's failure keeps no other from its work, nor lets it forget what it has seen."""

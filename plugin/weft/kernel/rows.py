@@ -87,7 +87,8 @@ _NO_INDEX = 2**31 - 1
 
 _BATCH = 600
 _FEW = 4
-"""Up to so many devices are dumped one by one: each dump walks the kernel's whole neighbour table."""
+"""Up to so many devices are dumped one by one: each dump of neighbours walks the kernel's whole table of them, which
+never shrinks, and is that of all namespaces."""
 
 
 class Rows:
@@ -109,8 +110,11 @@ class Rows:
     def observe(self, names: Iterable[str]) -> set[Row]:
         devices = [device for name in names if (device := self._find(name=name))]
         wanted = {_INDEX.pack(device.ifindex): device.name for device in devices}
-        indexes = [device.ifindex for device in devices] if len(devices) <= _FEW else [0]
-        requests = [ask(index) for index in indexes for ask in (_dump_forwarding, _dump_neighbours)]
+        if len(devices) <= _FEW:
+            requests = [_dump_forwarding(device.ifindex) for device in devices]
+            requests += [_dump_neighbours(d.ifindex) for d in devices if d.name.startswith("br")]  # none else has any
+        else:
+            requests = [_dump_forwarding(0), _dump_neighbours(0)]
         rows: set[Row] = set()
         with _no_garbage():
             for request in requests:
