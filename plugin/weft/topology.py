@@ -1,8 +1,8 @@
 """From what the cluster has to what this host's kernel should hold. Pure: equal clusters give equal wishes.
 
 Only networks with endpoints on this host are wanted here. A remote endpoint is three rows (see `dataplane.py`), a
-remote host with endpoints of the network one flood entry. Local endpoints need no row: the bridge learns them on
-their own ports, and the tunnel's port never learns.
+remote host with endpoints of the network one flood entry. Local endpoints need no row here: their MAC comes with their
+port, and no port learns (see `kernel/links.py`).
 
 Two more networks are wanted on every host: probes take the same way as containers' frames, plain and encrypted. They
 have no endpoints; each host has a MAC there, and one row at all others.

@@ -96,7 +96,8 @@ def wanted_facts(records: Records, host_id: str) -> set[str]:
         facts |= {f"link {bridge} up", f"link {tunnel} in {bridge} from {hosts[host_id]['underlay']} up"}
         for one in records.endpoints:
             if one["vni"] == vni and one["host"] == host_id:
-                facts.add(f"link wp{one['id'][:12]} in {bridge} up")
+                port = f"wp{one['id'][:12]}"
+                facts |= {f"link {port} in {bridge} up", f"row {one['mac']} behind {port}"}
             elif one["vni"] == vni:
                 vtep = hosts[one["host"]]["underlay"]
                 facts |= {f"row {one['mac']} behind {tunnel}", f"row {one['mac']} via {vtep} on {tunnel}"}

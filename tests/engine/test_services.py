@@ -129,6 +129,42 @@ def test_it_moves_on_an_internal_network_with_ipv6(app: Cluster, address: str, m
     there_and_back(app, plain, all_reach_it)
 
 
+VIRTUAL_MAC = "00:00:5e:00:01:33"
+
+
+def test_a_virtual_mac_moves_between_hosts(app: Cluster) -> None:
+    """As with keepalived's `use_vmac`, for which not every kernel has the macvlan device: nobody is told of it."""
+    owners = {host: Owner(app, host) for host in app.lab.hosts}
+    owners[app.h1].take()
+    with pings(app.h1, "see1", FLOATING) as near, pings(app.h2, "see2", FLOATING) as far:
+        for old, new in ((app.h1, app.h2), (app.h2, app.h1)):
+            owners[old].leave()
+            owners[new].take()
+            eventually(lambda: reaches(app.h1, "see1", FLOATING) and reaches(app.h2, "see2", FLOATING), "it has moved")
+    print("longest gap of the virtual MAC, seconds:", near.gap, far.gap)
+    assert max(near.gap, far.gap) < 10, (near, far)
+
+
+class Owner:
+    """A container that may have the floating address, with the virtual MAC."""
+
+    def __init__(self, cluster: Cluster, host: Host) -> None:
+        self._host, name = host, f"vrrp{host.index}"
+        cluster.run(host, name, "app", *OPTIONS)
+        self._pid = host.docker("inspect", "--format", "{{.State.Pid}}", name)
+        self._mac = host.docker("exec", name, "cat", "/sys/class/net/eth0/address")
+
+    def take(self) -> None:
+        self._become(VIRTUAL_MAC, "add")
+
+    def leave(self) -> None:
+        self._become(self._mac, "del")
+
+    def _become(self, mac: str, change: str) -> None:
+        command = f"ip link set eth0 address {mac} && ip addr {change} {FLOATING}/24 dev eth0"
+        self._host.run("nsenter", "-t", self._pid, "-n", "--", "sh", "-c", command)
+
+
 AVAHI = """
 [server]
 host-name={name}

@@ -126,6 +126,22 @@ def announce(member: Member, address: str) -> None:
         sender.sendto(frame, ("eth0", 0))
 
 
+@pytest.mark.kernel
+def test_a_mac_of_no_container_moves_between_hosts_and_back(world: World, pair: tuple[Member, Member]) -> None:
+    """As VRRP's virtual one does, without a word to weft: the next frame finds it."""
+    asker, far = pair
+    near = join(world, asker.host, 3)
+    connect(asker, near, far)
+    floating = "02:00:5e:00:01:33"
+    asker.container.ip(f"neigh add 10.0.0.99 lladdr {floating} dev eth0")
+    for owner, other in [(near, far), (far, near)] * 2:
+        other.container.ip(f"link set eth0 address {other.mac}")
+        owner.container.ip(f"link set eth0 address {floating}")
+        owner.container.ip("addr replace 10.0.0.99/24 dev eth0")
+        assert asker.container.ping("10.0.0.99", 1)
+        other.container.ip("addr flush to 10.0.0.99 dev eth0")
+
+
 def test_forwarding_goes_on_without_us(pair: tuple[Member, Member]) -> None:
     one, two = pair
     for member in pair:

@@ -137,6 +137,9 @@ def test_port_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None:
     assert (seen["mtu"], seen["master"], seen["inet6_addr_gen_mode"]) == (MTU, "br7", "none")
     assert "UP" in seen["flags"]
     assert (peer["mtu"], peer["address"]) == (MTU, MAC)
+    assert seen["linkinfo"]["info_slave_data"]["learning"] is False
+    (entry,) = [entry for entry in host.dp.fdb("wp1") if entry["mac"] == MAC]
+    assert (entry["master"], entry["state"]) == ("br7", "static")
 
 
 @pytest.mark.parametrize(
@@ -151,6 +154,7 @@ def test_port_as_ip_sees_it(host: Host, links: tuple[Link, ...]) -> None:
         ("ip link set vx7 down", "down"),
         ("ip link set wp1 down", "down"),
         ("bridge link set dev vx7 learning on", "learning on"),
+        ("bridge link set dev wp1 learning on", "learning on"),
         ("bridge link set dev vx7 neigh_suppress on", "suppress is on"),
         ("ip link set vx7 type bridge_slave proxy_arp_wifi off", "proxyarp_wifi off"),
         ("ip link set vx7 type vxlan learning", "vxlan_learning on"),
@@ -178,7 +182,9 @@ def test_master_of_another_network_is_put_right(host: Host, links: tuple[Link, .
     host.apply(*links, *others)
     host.dp.ip("link set wp1 master br8")
 
-    assert [str(step) for step in host.apply(*links, *others)] == ["update port wp1 (bridge is br8)"]
+    assert [str(step) for step in host.apply(*links, *others)] == [
+        "update port wp1 (bridge is br8, learning on)"  # as a port is when it is put into a bridge
+    ]
     assert not host.plan(*links, *others)
 
 

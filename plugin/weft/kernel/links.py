@@ -8,10 +8,11 @@
   address detection, router solicitations and MLD). The kernel does not take that in the request that makes a link,
   hence links come up in a later one.
 - Bridges neither snoop multicast (without a querier that would block it) nor speak STP. They have no default VLAN, for
-  which the kernel would double each `Station` row, and leave the second one when somebody else's is replaced. The VXLAN
-  port does not learn: what is behind it is known (`Station`), and a MAC learned there would stay when its owner has
-  moved.
-  `proxyarp_wifi` lets the bridge answer ARP from its `Neighbour` rows instead of flooding it, and `neigh_suppress` ND
+  which the kernel would double each `Station` row, and leave the second one when somebody else's is replaced.
+- No port learns: a MAC learned there would stay, for five minutes, when its owner has moved to another host. What is
+  behind the VXLAN port is known (`Station`), and so is the MAC of a container, a static entry of its port. Any other
+  that a container uses, as VRRP's virtual one, is found by flooding, wherever it is.
+- `proxyarp_wifi` lets the bridge answer ARP from its `Neighbour` rows instead of flooding it, and `neigh_suppress` ND
   as well; but with that the kernel (br_arp_nd_proxy.c) keeps gratuitous ARP and unsolicited advertisements from the
   port, so that no floating address could move to another host. Hence it is set only where the bridge has to answer ND.
 
@@ -56,6 +57,8 @@ def _tunnel_settings(link: Vxlan) -> dict[str, int]:
 
 
 _IFB = Path("/sys/module/ifb")
+_STATIC = {"state": 0x40, "flags": 0x4}
+"""NUD_NOARP and NTF_MASTER: of a bridge's own table, and neither learned nor for the bridge itself (see `rows.py`)."""
 _IFB_MTU = 1500
 """The kernel's own, and of no consequence: what comes is not looked at."""
 
@@ -203,6 +206,10 @@ class Links:
                 route.link("set", index=index, kind="vxlan", **_tunnel_settings(link))
                 chosen = {"mcast_flood": int(link.multicast), "neigh_suppress": int(link.suppress)}
                 route.brport("set", index=index, **_settings(observe.VXLAN_PORT), **chosen)
+            if isinstance(link, Port):
+                route.brport("set", index=index, **_settings(observe.PORT))
+                if link.mac:
+                    route.fdb("replace", ifindex=index, lladdr=link.mac, **_STATIC)
             route.link("set", index=index, state="up")
             if isinstance(link, Bridge):
                 _set_addresses(route, index, link.addresses)

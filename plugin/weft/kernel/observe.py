@@ -43,7 +43,8 @@ class Fixed(NamedTuple):
 
 BRIDGE = (Fixed("br_stp_state", 5, 0), Fixed("br_mcast_snooping", 23, 0), Fixed("br_vlan_default_pvid", 39, 0))
 VXLAN = (Fixed("vxlan_learning", 7, 0),)
-VXLAN_PORT = (Fixed("learning", 8, 0), Fixed("proxyarp_wifi", 12, 1))
+PORT = (Fixed("learning", 8, 0),)
+VXLAN_PORT = (*PORT, Fixed("proxyarp_wifi", 12, 1))
 ADDRESSES = (Fixed("IFLA_INET6_ADDR_GEN_MODE", 8, 1),)
 """1 is none: the link makes no IPv6 address by itself."""
 _NO_IPV6_ADDRESS = {"attrs": [("AF_INET6", {"attrs": [(fixed.name, fixed.value) for fixed in ADDRESSES]})]}
@@ -202,6 +203,7 @@ class _Link:
                 return ObservedLink(self._vxlan(data, mtu, master, tunnel), tuple(faults))
             case "ifb" if source := source_of(self.name):
                 return ObservedLink(Shaper(source, 0), tuple(faults))
+        faults += self._faults(PORT, self._nested(self._info, _IFLA_INFO_SLAVE_DATA))
         return ObservedLink(Port(self.name, master, mtu), tuple(faults), carrier=bool(self._flags & _IFF_LOWER_UP))
 
     def _nested(self, at: Mapping[int, slice], attribute: int) -> dict[int, slice]:
