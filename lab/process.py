@@ -12,6 +12,9 @@ from typing import TypeVar
 T = TypeVar("T")
 Environment = Mapping[str, str] | None
 
+_SHORTEST, _LONGEST = 0.01, 0.2
+"""Seconds between two looks."""
+
 
 class LabError(Exception):
     """Something the lab could not do; the text is for the person in front of it."""
@@ -54,11 +57,15 @@ def spawn(argv: Sequence[str], *, log: Path, env: Environment = None) -> None:
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, timeout: float = 10) -> None:
-    deadline = time.monotonic() + timeout
+    """Looks half of the time at most: most conditions are commands, and what they wait for needs the processor."""
+    began = time.monotonic()
+    deadline = began + timeout
     while not condition():
-        if time.monotonic() > deadline:
+        now = time.monotonic()
+        if now > deadline:
             raise LabError(f"{what}: not within {timeout:g} s")
-        time.sleep(0.01)
+        time.sleep(min(max(now - began, _SHORTEST), _LONGEST))
+        began = time.monotonic()
 
 
 def all_at_once(action: Callable[[T], None], targets: Iterable[T]) -> None:

@@ -14,7 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from lab import CommandFailed, Host, Lab
 from lab.plan import Plan
-from lab.process import wait_until
+from lab.process import all_at_once, wait_until
 from tests.engine.asking import Inside, askers
 from tests.engine.managed import Builder, Built
 from weft.model import ENCRYPTED_PROBE_VNI, PROBE_VNI
@@ -82,16 +82,20 @@ class Cluster:
 
     def clean(self) -> None:
         """Remove all containers and weft networks."""
-        for host in self.lab.hosts:
-            if containers := host.docker("ps", "-aq").split():
-                host.docker("rm", "-f", *containers)
+        all_at_once(self._remove_containers, self.lab.hosts)
         eventually(self._no_networks, "all networks are removed", timeout=30)
 
+    def _remove_containers(self, host: Host) -> None:
+        if containers := host.docker("ps", "-aq").split():
+            host.docker("rm", "-f", *containers)
+
     def _no_networks(self) -> bool:
-        present = [(host, name) for host in self.lab.hosts for name in self.networks(host)]
-        for host, name in present:
-            host.docker("network", "rm", name, check=False)  # another host's weft may be quicker
-        return not present and not self.keys("topology/networks/")
+        all_at_once(self._remove_networks, self.lab.hosts)
+        return not self.keys("topology/networks/") and not any(map(self.networks, self.lab.hosts))
+
+    def _remove_networks(self, host: Host) -> None:
+        if names := self.networks(host):
+            host.docker("network", "rm", *names, check=False)  # another host's weft may be quicker
 
 
 def reaches(host: Host, container: str, address: str, *options: str) -> bool:

@@ -100,12 +100,12 @@ class Side:
     def is_reached(self, address: str, *options: str, by: str = "other") -> bool:
         """From one of the others, where a name of another host is known a moment later."""
         asked = self.text(f"@{by}"), self.text(address), *options
-        eventually(lambda: reaches(self.far, *asked), f"{address} is reached on {self.driver}")
+        eventually(lambda: reaches(self.far, *asked), f"{address} is reached on {self.driver}", timeout=30)
         return True
 
     def is_unreached(self, address: str, by: str = "other") -> bool:
         asked = self.text(f"@{by}"), self.text(address)
-        eventually(lambda: not reaches(self.far, *asked), f"{address} is not reached on {self.driver}")
+        eventually(lambda: not reaches(self.far, *asked), f"{address} is not reached on {self.driver}", timeout=30)
         return True
 
     def clean(self) -> None:
