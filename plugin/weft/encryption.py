@@ -49,11 +49,8 @@ _HANDSHAKE_SECONDS = 0.3
 """After which they are begun anew; or after up to twice that, lest two hosts that change their keys at once collide."""
 _HANDSHAKES = 3
 _POLL_SECONDS = 0.02
-_SLOW = (
-    logging.WARNING,
-    "encrypted networks go through wireguard-go, since this kernel has no WireGuard: they are slow, with about a "
-    "thirtieth of the throughput of plain ones",
-)
+_SLOW = "slow, with about a thirtieth of the throughput of plain ones"
+"""Through wireguard-go; docs/benchmarks.md has the figures."""
 
 
 class Encryption:
@@ -117,6 +114,11 @@ class Encryption:
                 device = replace(self._me.host, wg_key=kept.public, wg_address=address, wg_port=self.port)
                 record = device if device.can_encrypt else record
         self._me.encrypt(record.wg_key, record.wg_address, record.wg_port)
+
+    @property
+    def slow(self) -> str:
+        """How slow encrypted networks are here, if they work and are."""
+        return "" if self._refusal or self.problem or self.backend in ("", "kernel") else _SLOW
 
     @property
     def unsettled(self) -> bool:
@@ -298,7 +300,11 @@ class Encryption:
             log.info("WireGuard peers: %d put, %d deleted", len(plan.put), len(plan.delete))
         if self.backend != seen.backend:
             self.backend = seen.backend
-            log.log(*(_SLOW if self.backend != "kernel" else (logging.INFO, "encrypted networks go through WireGuard")))
+            if self.backend == "kernel":
+                log.info("encrypted networks go through WireGuard")
+            else:
+                why = "since this kernel has no WireGuard"
+                log.warning("encrypted networks go through %s, %s: they are %s", self.backend, why, _SLOW)
 
     def _tunnel(self, key: PrivateKey, address: str, seen: ObservedTunnel) -> Tunnel:
         """The device as it should be."""

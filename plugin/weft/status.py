@@ -99,7 +99,7 @@ class Status:
                 "rows": rows,
                 "problem": agent.problem,
             },
-            "encryption": self.encryption.describe(),
+            "encryption": ": ".join(filter(None, (self.encryption.describe(), self.encryption.slow))),
             "names": {
                 "address": self.resolver,
                 "answers": bool(self.names and self.names.answers),

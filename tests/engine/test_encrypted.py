@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -23,7 +24,7 @@ from weft import cli
 
 SUBNET = "10.78.0.0/24"
 PLACE = "127.0.0.1:9789"
-SETTINGS = {"WEFT_LISTEN": PLACE, "WEFT_WG_POOL": "10.99.0.0/16"}
+SETTINGS = {"WEFT_LISTEN": PLACE, "WEFT_WG_POOL": "10.99.0.0/16", "WEFT_KEY_ROTATION": "1", "WEFT_RESYNC": "3"}
 ROTATIONS = 10
 CREATE = [
     "network",
@@ -79,15 +80,16 @@ def test_without_wireguard_it_is_refused(cluster: Cluster) -> None:
     program = shutil.which("wireguard-go", path="/usr/sbin:/usr/bin")
     assert program, "lab/setup.sh installs it"
     cluster.h1.run("mount", "--bind", "/dev/null", program)
-    said = cluster.h1.docker(*CREATE, check=False)
-    cluster.h1.run("umount", program)
-    if said:
+    try:
+        cluster.h1.docker(*CREATE)
         assert state(cluster.h1, "secret")["encrypted"] == "active (kernel)"
-    else:
+    except CommandFailed as refused:
+        said = str(refused)
+        assert "this kernel has no WireGuard (Linux 5.6 and newer do: modprobe wireguard), and wireguard-go" in said
+        assert "apt install wireguard-go" in said
         assert cluster.keys("topology/networks/") == []
-        log = cluster.h1.log("weft")
-        assert "this kernel has no WireGuard (Linux 5.6 and newer do: modprobe wireguard), and wireguard-go" in log
-        assert "apt install wireguard-go" in log
+    finally:
+        cluster.h1.run("umount", program)
 
 
 def test_only_wireguard_is_on_the_wire(cluster: Cluster, secret: tuple[str, str]) -> None:
@@ -151,6 +153,36 @@ def test_keys_change_under_traffic(cluster: Cluster, secret: tuple[str, str]) ->
     assert len(set(keys)) == ROTATIONS
 
 
+def test_an_old_key_is_changed_by_itself(cluster: Cluster, secret: tuple[str, str]) -> None:
+    """After WEFT_KEY_ROTATION: the file says since when it is in use. The old one is nowhere afterwards."""
+    before = peer(cluster.h2, "h1")["key"]
+    file = cluster.h1.data / "weft/wireguard.key"
+    private = file.read_text()
+    with pings(cluster.h2, "web2", secret[0]) as count:
+        began = time.monotonic()
+        made = time.time() - 86400 - 60
+        os.utime(file, (made, made))
+
+        def changed() -> bool:
+            nonlocal began
+            now, seen = time.monotonic(), peer(cluster.h2, "h1")
+            began = now if seen["key"] == before else began
+            return bool(seen["key"] != before and seen["handshake"])
+
+        eventually(changed, "new key", timeout=30)
+        overtaxed = max(0.0, time.monotonic() - began - STAGED_SECONDS)
+    assert count.lost <= overtaxed / pinger.INTERVAL
+    assert count.sent > 10
+    assert file.read_text() != private
+    key = peer(cluster.h2, "h1")["key"]
+    assert f"was replaced; the new one is {key}" in cluster.h1.log("weft")
+    assert json.loads(cluster.h2.ask_weft("peers", "--json"))[0]["key"] == key
+    assert before not in str(cluster.entries())
+    snapshots = [host.data / "weft/snapshot.json" for host in cluster.lab.hosts]
+    eventually(lambda: not any(before in file.read_text() for file in snapshots), "no snapshot has the old key")
+    assert [ask(host, "plan") for host in cluster.lab.hosts] == [[], []]
+
+
 def test_weft_goes_on_with_a_snapshot_from_before_it_had_a_key(cluster: Cluster, secret: tuple[str, str]) -> None:
     """As after a first encrypted network, or a change of the key, of which the disk knows nothing yet."""
     before = peer(cluster.h2, "h1")
@@ -181,6 +213,8 @@ def test_people_see_what_is_encrypted_and_how(cluster: Cluster, secret: tuple[st
     assert re.search(rf"^encrypted: +active \({other['backend']}\)$", shown, re.MULTILINE)
     assert re.search(rf"^secret +\d+ +{SUBNET} +active \(", cluster.h1.ask_weft("network", "ls"), re.MULTILINE)
     assert re.search(rf"^h2 +10\.99\.\S+ +{other['endpoint']} +\d+ s ago", cluster.h1.ask_weft("peers"), re.MULTILINE)
+    said = cluster.h1.ask_weft("status"), cluster.h1.log("weft")
+    assert all(("a thirtieth of the throughput" in text) is (other["backend"] == "wireguard-go") for text in said)
     assert state(cluster.h1, "secret")["unencryptable"] == []
     logs = "".join(host.log("weft") for host in cluster.lab.hosts)
     secrets = [(host.data / "weft/wireguard.key").read_text() for host in cluster.lab.hosts]
