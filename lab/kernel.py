@@ -36,12 +36,19 @@ LIMIT = 600.0
 SILENCE = 180.0
 """Seconds until the guest is taken for hung; of silence, well above what pytest waits until it tells where it hangs."""
 _HANGS = 60
-_BOOT = "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable random.trust_cpu=on"
+_BOOT = (
+    "console=ttyS0 quiet panic=-1 mitigations=off tsc=unstable random.trust_cpu=on "
+    "init_on_alloc=0 hardened_usercopy=off apparmor=0 audit=0 norandmaps"
+)
+"""Without what protects a machine that is attacked, and costs time."""
 _NO_PLUGINS = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"
 """Importing those that nothing here uses takes seconds."""
+_NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"
 _ENDED = re.compile(r"^weft: the guest's script ended with (\d+)\s*$", re.MULTILINE)
-_MACHINE = """
--accel tcg,thread=multi -cpu max,-avx,-avx2 -smp 1 -m 1024 -nodefaults -no-user-config -display none -no-reboot
+_CPU = "max,-avx,-avx2,-erms,-fsrm,-la57,-smap,-smep,-pku"
+"""Without what emulation is slow at: vectors, one instruction that copies byte by byte, checks at each access."""
+_MACHINE = f"""
+-accel tcg,thread=multi -cpu {_CPU} -smp 1 -m 1024 -nodefaults -no-user-config -display none -no-reboot
 -virtfs local,path=/,mount_tag=machine,security_model=none,readonly=on,multidevs=remap
 """
 
@@ -62,7 +69,7 @@ def fetch() -> Path:
 
 def script(release: str, *, columns: int, colour: bool, environment: Mapping[str, str]) -> str:
     """What the guest runs, for sh."""
-    settings = {GUEST: release, "COLUMNS": str(columns), "PYTHONDONTWRITEBYTECODE": "1"}
+    settings = {GUEST: release, "COLUMNS": str(columns), _NO_BYTECODE: "1"}
     settings[_NO_PLUGINS] = "1"
     settings |= {name: environment[name] for name in ("NO_SKIP",) if name in environment}
     options = ["-o", f"faulthandler_timeout={_HANGS}", "--durations=8", f"--color={'yes' if colour else 'no'}"]
@@ -80,6 +87,7 @@ def pytest(*options: str) -> list[str]:
 def compile_tests() -> None:
     """Here, since the guest would need long for it, each time."""
     environment = {**os.environ, _NO_PLUGINS: "1"}
+    environment.pop(_NO_BYTECODE, None)
     done = subprocess.run(pytest("--collect-only", "-q"), cwd=PROJECT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise LabError(f"the tests cannot be collected:\n{done.stdout}{done.stderr}")

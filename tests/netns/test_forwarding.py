@@ -5,7 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Event, Thread
 
@@ -53,10 +54,16 @@ def connect(*members: Member) -> None:
         host.put(*{row for member in others for row in member.rows}, *{flood(member.host) for member in others})
 
 
-@pytest.fixture(params=[("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64")], ids=["v4", "v6"])
-def pair(world: World, request: pytest.FixtureRequest) -> tuple[Member, Member]:
-    """Containers 10.0.0.1 and 10.0.0.2 on two hosts, connected."""
-    hosts = world.hosts(*request.param)
+@pytest.fixture(
+    scope="module", params=[("192.0.2.1/24", "192.0.2.2/24"), ("2001:db8::1/64", "2001:db8::2/64")], ids=["v4", "v6"]
+)
+def pair(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[Member, Member]]:
+    """Containers 10.0.0.1 and 10.0.0.2 on two hosts, connected; for all tests here."""
+    with closing(World(tmp_path_factory.mktemp("world"))) as world:
+        yield connected(world, *world.hosts(*request.param))
+
+
+def connected(world: World, *hosts: Host) -> tuple[Member, Member]:
     for host in hosts:
         host.apply(*host.network(VNI, mtu=1430, suppress=True))
     members = join(world, hosts[0], 1), join(world, hosts[1], 2)
@@ -148,6 +155,8 @@ def test_forwarding_goes_on_without_us(pair: tuple[Member, Member]) -> None:
         member.host.kernel.close()
     assert one.container.pings("10.0.0.2")
     assert two.container.pings("fd00::1")
+    for member in pair:
+        member.host.kernel.open()
 
 
 @pytest.mark.kernel

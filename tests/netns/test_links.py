@@ -284,7 +284,6 @@ def test_taken_name_of_the_other_end_is_refused(host: Host, links: tuple[Link, .
     assert not host.plan(*links)
 
 
-@pytest.mark.kernel
 @pytest.mark.xfail(KERNEL < (6, 15), reason="looks for the name where the request comes from, not where the link goes")
 def test_vxlan_device_named_like_a_link_of_the_host_is_made(host: Host) -> None:
     host.ip("link add vx7 type bridge")

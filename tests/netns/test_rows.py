@@ -7,8 +7,6 @@ from contextlib import closing
 from functools import partial
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.netns.world import MTU, Host, World
 from weft.dataplane import FLOOD_MAC, Fdb, Neighbour, Port, Row, Station, pack_address, pack_mac
@@ -301,27 +299,6 @@ def test_broken_sockets_are_replaced(network: Host) -> None:
         with pytest.raises(KernelError, match="Bad file descriptor"):
             use()
         use()
-
-
-_MACS = st.sampled_from([FLOOD_MAC, *(pack_mac(f"02:42:0a:00:00:0{n}") for n in range(4))])
-_VTEPS = st.sampled_from([pack_address(f"192.0.2.{n}") for n in range(2, 5)])
-_ADDRESSES = st.sampled_from([pack_address(text) for text in ("10.0.0.2", "10.0.0.3", "fd00::2", "fd00::3")])
-_OWNERS = _MACS.filter(lambda mac: mac != FLOOD_MAC)
-_ROWS = st.one_of(
-    st.builds(Fdb, st.just("vx7"), _MACS, _VTEPS),
-    st.builds(Station, st.just("vx7"), _OWNERS, st.just(False)),
-    st.builds(Neighbour, st.just("br7"), _ADDRESSES, _OWNERS),
-)
-_TABLES = st.lists(_ROWS, unique_by=lambda row: row.key).map(set)
-
-
-@given(before=_TABLES, after=_TABLES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_rows_put_over_any_others_end_in_exactly_those(network: Host, before: set[Row], after: set[Row]) -> None:
-    network.set_rows(before, *DEVICES)
-    network.set_rows(after, *DEVICES)
-    assert network.observe(*DEVICES) == after
-    assert not network.set_rows(after, *DEVICES)
 
 
 def test_veth_is_made_while_rows_are_written(network: Host) -> None:
