@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_network
 
-from weft.dataplane import Bridge, KernelEvent, Link, Port, Row, Shaper, Tunnel
+from weft.dataplane import Bridge, KernelEvent, Link, News, Port, Row, RowEvent, Shaper, Tunnel
 from weft.engine.inventory import DockerEndpoint, DockerNetwork, Inventory
 from weft.errors import EngineError, KernelError, WeftError
 from weft.keys import PrivateKey
@@ -160,11 +160,17 @@ class FakeMonitor:
     def __init__(self) -> None:
         self.events: queue.SimpleQueue[KernelEvent | None] = queue.SimpleQueue()
 
-    def __call__(self) -> FakeMonitor:
+    def __call__(self, news: News) -> FakeMonitor:
+        self._news = news
         return self
 
     def __iter__(self) -> Iterator[KernelEvent]:
-        return iter(self.events.get, None)
+        events: Iterator[KernelEvent] = iter(self.events.get, None)
+        for event in events:
+            if isinstance(event, RowEvent):
+                yield from (RowEvent(row, event.present) for row in self._news([event.row], event.present))
+            else:
+                yield event
 
     def close(self) -> None:
         self.events.put(None)

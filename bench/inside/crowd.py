@@ -24,7 +24,7 @@ from tests.etcd import Cluster as Etcd
 from weft.agent import Agent
 from weft.attachments import Attachments
 from weft.cluster import Cluster
-from weft.dataplane import Fdb, KernelEvent, Link, Row, RowEvent, pack_mac
+from weft.dataplane import Fdb, KernelEvent, Link, News, Row, RowEvent, pack_mac
 from weft.driver import Driver, EndpointRequest
 from weft.identity import LocalHost, host_id
 from weft.ipam import LOCAL_SPACE, Ipam, PoolId
@@ -105,7 +105,7 @@ class LightKernel:
     def underlay_mtu(self, address: str, towards: Iterable[str] = ()) -> int:
         return 1500
 
-    def monitor(self) -> "LightKernel":
+    def monitor(self, news: News) -> "LightKernel":
         return self
 
     def __iter__(self) -> Iterator[KernelEvent]:

@@ -22,7 +22,7 @@ import queue
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +38,7 @@ from weft.dataplane import (
     Link,
     LinkEvent,
     Neighbour,
+    News,
     Overflow,
     Port,
     Row,
@@ -130,12 +131,14 @@ class _Wanted:
     neighbours: dict[bytes, Neighbour] = field(default_factory=dict)
 
     def change(self, old: set[Row], new: set[Row]) -> None:
-        self.rows -= old
+        """A row that stays is never missing, whoever looks meanwhile."""
+        gone = old - new
         self.rows |= new
-        for row in old:
-            if isinstance(row, Neighbour):
-                self.neighbours.pop(row.address, None)
         self.neighbours.update((row.address, row) for row in new if isinstance(row, Neighbour))
+        for row in gone:
+            if isinstance(row, Neighbour) and self.neighbours.get(row.address) == row:
+                del self.neighbours[row.address]
+        self.rows -= gone
 
     def complete(self, row: Row) -> Row:
         """The row that an event means."""
@@ -162,7 +165,7 @@ class Agent:
         me: LocalHost,
         attachments: Attachments,
         *,
-        monitor: Callable[[], Monitor],
+        monitor: Callable[[News], Monitor],
         resync: float,
         encryption: Encryption | None = None,
         tunnel_monitor: Callable[[], Monitor] | None = None,
@@ -205,6 +208,8 @@ class Agent:
         """What has come of a snapshot until now."""
         self._wanted: dict[int, _Wanted] = {}
         """By the VNI of each network that has devices here."""
+        self._told: set[Hashable] = set()
+        """Keys of the rows that the kernel's monitor has last told to be otherwise than wanted."""
         self._failures: list[KernelError] = []
         self._limit: Limit | None = None
         """As the last resync had it."""
@@ -309,7 +314,25 @@ class Agent:
         self._follow("store", lambda: self._store.watch(TOPOLOGY))
 
     def _monitor(self) -> None:
-        self._follow("kernel", self._open_monitor)
+        self._follow("kernel", lambda: self._open_monitor(self._news))
+
+    def _news(self, rows: Iterable[Row], present: bool) -> Iterable[Row]:
+        """Of rows that have come or gone, those that should not have, and what undoes that again.
+
+        The others are echoes of our own writes, 300,000 of them when a large network is programmed. This runs in the
+        monitor's thread while the loop works, and misses nothing: what is wanted changes before the kernel is written
+        to. So whatever is as it should be now is put right by a later change itself if it is not any more then, and a
+        network that nobody wants yet is compared with a dump when somebody does.
+        """
+        for one in rows:
+            if wanted := self._wanted.get(vni_of(one.device) or 0):
+                row = wanted.complete(one)
+                if present != (row in wanted.rows):
+                    self._told.add(row.key)
+                    yield row
+                elif self._told and row.key in self._told:
+                    self._told.remove(row.key)
+                    yield row
 
     def _follow(self, name: str, open_source: Callable[[], Watch | Monitor]) -> None:
         """Pass on everything from a source; open it again whenever it fails."""
@@ -721,17 +744,18 @@ class Agent:
         self._write(plan)
 
     def _repair_rows(self, events: dict[Row, bool]) -> None:
-        """Put right what somebody else changed. Most events are echoes of our own writes, which match."""
+        """Put right what somebody else changed: a stranger that has gone again may have replaced what is wanted."""
         if not self.cluster.loaded:
             return
         by_network = ((self._wanted.get(vni_of(row.device) or 0), row, present) for row, present in events.items())
-        seen = [(wanted, wanted.complete(row), present) for wanted, row, present in by_network if wanted]
-        keys = {row.key for wanted, row, present in seen if present != (row in wanted.rows)}
+        seen = [(wanted, row, present) for wanted, row, present in by_network if wanted]
+        keys = {row.key for wanted, row, present in seen if not (present and row in wanted.rows)}
         if not keys:
             return
         networks = {id(wanted): wanted for wanted, row, _ in seen if row.key in keys}
         wanted_rows = {row for wanted in networks.values() for row in wanted.rows if row.key in keys}
-        plan = plan_rows(wanted_rows, {row for _, row, present in seen if present and row.key in keys})
+        strange = {row for _, row, present in seen if present and row.key in keys} - wanted_rows
+        plan = plan_rows(wanted_rows, strange)
         for row in plan.put:
             log.warning("drift repaired: put back %s", row)
         for row in plan.delete:

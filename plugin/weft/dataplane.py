@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -288,3 +288,5 @@ class TunnelEvent:
 
 
 KernelEvent = TunnelEvent | LinkEvent | RowEvent | Overflow
+News = Callable[[Iterable[Row], bool], Iterable[Row]]
+"""Of rows that were put (True) or deleted, those that shall be told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from threading import Thread
@@ -114,6 +114,28 @@ def test_own_writes_are_events_as_well(network: Host, events: list[KernelEvent])
     assert seen(events, *(RowEvent(row, True) for row in ROWS))
     network.kernel.write_rows(RowPlan(delete=ROWS))
     assert seen(events, *(RowEvent(row, False) for row in ROWS[:3]))
+
+
+def test_many_events_of_several_kinds_are_all_told_but_for_what_is_no_news(network: Host) -> None:
+    """They are read together: runs of one kind, and kinds in turn."""
+    macs = [(0x02420A010000 + number).to_bytes(6, "big") for number in range(1000)]
+    runs: list[Row] = [Fdb("vx7", mac, packed("192.0.2.2")) for mac in macs]
+    runs += [Neighbour("br7", packed(f"10.1.{number >> 8}.{number & 255}"), mac) for number, mac in enumerate(macs)]
+    turns: list[Row] = []
+    for mac in macs[:200]:
+        turns += [Station("vx7", mac), Neighbour("br7", packed(f"fd00::{mac[-2:].hex()}"), mac)]
+    with follow(network.kernel.monitor()) as everything, follow(network.kernel.monitor(_odd)) as news:
+        network.put(*runs)
+        network.put(*turns)
+        assert wait_for(lambda: len(everything) == len(runs) + len(turns))
+        assert wait_for(lambda: len(news) == 500)
+    told = [event.row for event in everything if isinstance(event, RowEvent) and event.present]
+    assert sorted(told, key=str) == sorted([*runs, *turns], key=str)
+    assert news == [RowEvent(row, True) for row in told if _odd([row], True)]
+
+
+def _odd(rows: Iterable[Row], present: bool) -> list[Row]:
+    return [row for row in rows if isinstance(row, Fdb) and row.mac[-1] % 2]
 
 
 def test_what_the_kernel_does_by_itself_is_no_row_event(network: Host, events: list[KernelEvent]) -> None:

@@ -37,7 +37,7 @@ from typing import TypeVar
 
 from pyroute2 import WireGuard as GenericWireGuard
 
-from weft.dataplane import Row, Tunnel
+from weft.dataplane import News, Row, Tunnel
 from weft.errors import KernelError
 from weft.kernel import detour
 from weft.kernel.connection import Connection
@@ -187,10 +187,10 @@ class LinuxKernel:
         self._secured = None
         self._resources.close()
 
-    def monitor(self) -> Monitor:
+    def monitor(self, news: News | None = None) -> Monitor:
         """Events from now on. It is closed on its own."""
         try:
-            return Monitor(self._dp.run(open_events), self._lookup.find)
+            return Monitor(self._dp.run(open_events), self._lookup.find, news)
         except OSError as error:
             raise KernelError("follow kernel events", error.errno or 0) from error
 

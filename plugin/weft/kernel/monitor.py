@@ -1,8 +1,8 @@
 """Kernel events of the data-plane namespace, as they happen.
 
 Row events are parsed by the reader of the tables (`rows.py`); a link whose rate limit changes is one that changes. Our
-own writes come back as events, too, and look like anybody's: whoever listens compares with what is wanted. What is not
-told:
+own writes come back as events, too, and look like anybody's: whoever listens says which of the rows are news. So many
+events are read together as have come, and runs of them at once, as in a dump. What is not told:
 
 - rows on other devices than bridges and VXLAN devices, and what bridges learn by themselves;
 - the MAC of a deleted `Neighbour`, for the kernel forgets it first: it is b"" then. Compare by `key`.
@@ -16,11 +16,12 @@ from __future__ import annotations
 import os
 import select
 import socket
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from errno import ENOBUFS
 
-from weft.dataplane import KernelEvent, LinkEvent, Overflow, RowEvent, Station, TunnelEvent
+from weft.dataplane import KernelEvent, LinkEvent, News, Overflow, Row, RowEvent, Station, TunnelEvent, vni_of
 from weft.errors import KernelError
 from weft.kernel.netlink import (
     HEADER,
@@ -30,11 +31,10 @@ from weft.kernel.netlink import (
     RTM_NEWLINK,
     Find,
     attributes,
-    messages,
     open_socket,
     text,
 )
-from weft.kernel.rows import RTM_DELNEIGH, RTM_NEWNEIGH, Form, own_row
+from weft.kernel.rows import RTM_DELNEIGH, RTM_NEWNEIGH, Form, own_row, rows_between
 from weft.kernel.shaping import RTM_DELQDISC, RTM_DELTFILTER, RTM_NEWQDISC, RTM_NEWTFILTER, TRAFFIC
 
 _AF_BRIDGE = 7
@@ -44,9 +44,9 @@ _TUNNEL_GROUPS = 1 << 0 | 1 << 4
 """RTNLGRP_LINK and RTNLGRP_IPV4_IFADDR."""
 _RECEIVE_BUFFER = 64 << 20
 _CHUNK = 1 << 16
+_TOGETHER = 128
+"""Events; in a chunk of them where none is like its neighbour, the search for runs shall not take long."""
 _SHAPING = (RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER)
-_SHARED = ("br", "vx")
-"""Begin of the names of devices with rows; a VNI follows."""
 
 
 def open_events() -> socket.socket:
@@ -64,11 +64,13 @@ class Monitor:
 
     :param sock: from `open_events`; belongs to the monitor.
     :param find: looks up a device of the namespace.
+    :param news: chooses which rows are told. (None: all)
     """
 
-    def __init__(self, sock: socket.socket, find: Find) -> None:
+    def __init__(self, sock: socket.socket, find: Find, news: News | None = None) -> None:
         self._socket = sock
         self._find = find
+        self._news = news
         self._names: dict[int, str] = {}
         self._closed = False
         self._iterating = False
@@ -108,32 +110,38 @@ class Monitor:
 
     def _receive(self) -> list[KernelEvent]:
         """What has come, or nothing after waiting for it."""
+        chunks: list[bytes] = []
         try:
-            chunk = self._socket.recv(_CHUNK, socket.MSG_DONTWAIT)
+            while len(chunks) < _TOGETHER:
+                chunks.append(self._socket.recv(_CHUNK, socket.MSG_DONTWAIT))
         except BlockingIOError:
-            self._poll.poll()
-            return []
+            if not chunks:
+                self._poll.poll()
         except OSError as error:
             if error.errno != ENOBUFS:
                 raise
             self._drain()
             self._names.clear()
             return [Overflow()]
-        return self._events(chunk)
+        return self._events(b"".join(chunks))
 
     def _events(self, chunk: bytes) -> list[KernelEvent]:
         events: list[KernelEvent] = []
-        for start in messages(chunk):
-            kind = HEADER.unpack_from(chunk, start)[1]
+        start = 0
+        while start < len(chunk):
+            size, kind, *_ = HEADER.unpack_from(chunk, start)
+            end = start + (size + 3 & ~3)
             if kind in (RTM_NEWNEIGH, RTM_DELNEIGH):
-                if event := self._row_event(chunk, start):
-                    events.append(event)
+                form = Form.of(chunk, start)
+                end = form.end(chunk, start)
+                events += self._row_events(start, end, chunk, form)
             elif kind in (RTM_NEWLINK, RTM_DELLINK):
                 events += self._link_events(chunk, start)
             elif kind in _SHAPING:
                 index = TRAFFIC.unpack_from(chunk, start)[6]
                 if index > 0 and (name := self._name(index)):
                     events.append(LinkEvent(name, True))
+            start = end
         return events
 
     def _drain(self) -> None:
@@ -147,15 +155,14 @@ class Monitor:
                 if error.errno != ENOBUFS:
                     raise
 
-    def _row_event(self, chunk: bytes, start: int) -> RowEvent | None:
-        form = Form.of(chunk, start)
-        device = self._name(form.ifindex)
-        if device[:2] not in _SHARED or not device[2:].isdecimal() or (form.of_bridge and not form.lasting):
-            return None
-        row = form.row(chunk, device)
-        if row is None or (isinstance(row, Station) and row.local and self._is_own(row)):
-            return None
-        return RowEvent(row, form.kind == RTM_NEWNEIGH and form.lasting)
+    def _row_events(self, start: int, end: int, chunk: bytes, form: Form) -> list[RowEvent]:
+        """Of messages of that form."""
+        if form.of_bridge and not form.lasting:
+            return []
+        present = form.kind == RTM_NEWNEIGH and form.lasting
+        rows: Iterable[Row] = rows_between(start, end, chunk, form, self._shared_name)
+        rows = (row for row in rows if not (isinstance(row, Station) and row.local and self._is_own(row)))
+        return [RowEvent(row, present) for row in (self._news(rows, present) if self._news else rows)]
 
     def _link_events(self, chunk: bytes, start: int) -> list[LinkEvent]:
         size, kind, _, _, _, family, _, index, *_ = LINK.unpack_from(chunk, start)
@@ -174,6 +181,11 @@ class Monitor:
             device = self._find(index=index)
             self._names[index] = device.name if device else ""
         return self._names[index]
+
+    def _shared_name(self, index: bytes) -> str:
+        """Of a device with rows; "" of any other."""
+        name = self._name(int.from_bytes(index, sys.byteorder))
+        return name if vni_of(name) else ""
 
     def _is_own(self, row: Station) -> bool:
         device = self._find(name=row.device)

@@ -214,12 +214,13 @@ class Form(NamedTuple):
         """Whether it is of a bridge's own table, where addresses come and go by learning."""
         return self.family == _AF_BRIDGE and not self.flags & _NTF_SELF
 
-    def run(self, chunk: bytes, start: int) -> int:
-        """How many messages from `start` on are of this form: those whose bytes that make the form are all equal."""
+    def end(self, chunk: bytes, start: int) -> int:
+        """Where the messages of this form end that begin at `start`: the bytes that make the form are all equal."""
         places = [start + place for place in _FORM_BYTES]
         places += [place for at in self.at.values() for place in range(at.start - 4, at.start)]
         columns = [chunk[place :: self.size] for place in places]
-        return min(len(column) - len(column.lstrip(column[:1])) for column in columns)
+        count = min(len(column) - len(column.lstrip(column[:1])) for column in columns)
+        return start + self.size * count
 
     def row(self, chunk: bytes, device: str) -> Row | None:
         """The row, lasting or not; None if it is of a kind that we do not care for."""
@@ -239,12 +240,20 @@ def parse(chunk: bytes, devices: Mapping[bytes, str]) -> Iterator[Row]:
     start = 0
     while start < len(chunk):
         form = Form.of(chunk, start)
-        count = form.run(chunk, start)
-        end = start + form.size * count
-        if form.lasting and _NDA_LLADDR in form.at and (sample := form.row(chunk, "")):
-            names = [devices.get(chunk[place : place + 4], "") for place in range(start + _IFINDEX, end, form.size)]
-            yield from (row for row in _cut(chunk, form, names, sample) if row[0])
+        end = form.end(chunk, start)
+        if form.lasting and _NDA_LLADDR in form.at:
+            yield from rows_between(start, end, chunk, form, devices.get)
         start = end
+
+
+def rows_between(
+    start: int, end: int, chunk: bytes, form: Form, device: Callable[[bytes], str | None]
+) -> Iterator[Row]:
+    """Of messages of that form, lasting or not; `device` tells a name by the index as the kernel packs it, if it is of
+    interest."""
+    if sample := form.row(chunk, ""):
+        names = [device(chunk[place : place + 4]) for place in range(start + _IFINDEX, end, form.size)]
+        yield from (row for row in _cut(chunk, form, names, sample) if row[0])
 
 
 def own_row(device: Device) -> Station:
@@ -252,10 +261,12 @@ def own_row(device: Device) -> Station:
     return Station(device.name, device.mac, True)
 
 
-def _cut(chunk: bytes, first: Form, devices: list[str], sample: Row) -> Iterable[Row]:
+def _cut(chunk: bytes, first: Form, devices: Sequence[str | None], sample: Row) -> Iterable[Row]:
     """The rows of a run of messages on these devices; `sample` is like the first."""
 
-    def column(attribute: int) -> list[bytes]:
+    def column(attribute: int) -> Iterable[bytes]:
+        if attribute not in first.at:
+            return repeat(b"")
         at, size = first.at[attribute], first.size
         width = at.stop - at.start
         return [chunk[place : place + width] for place in range(at.start, at.start + len(devices) * size, size)]
@@ -263,7 +274,7 @@ def _cut(chunk: bytes, first: Form, devices: list[str], sample: Row) -> Iterable
     macs = column(_NDA_LLADDR)
     match sample:
         case Neighbour():
-            return map(Neighbour._make, zip(devices, column(_NDA_DST), macs, strict=True))
+            return map(Neighbour._make, zip(devices, column(_NDA_DST), macs, strict=False))
         case Station():
             return map(Station._make, zip(devices, macs, repeat(sample.local), strict=False))
         case Fdb():
