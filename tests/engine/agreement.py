@@ -68,7 +68,8 @@ def kernel_facts(host: Host) -> set[str]:
     own = {link["address"] for link in links}
     facts = {_link(link) for link in links}
     facts |= {_row(row) for row in fdb if _is_lasting(row) and row["mac"] not in own}
-    return facts | {f"neighbour {n['dst']} at {n['lladdr']} on {n['dev']}" for n in neighbours if "lladdr" in n}
+    lasting = [n for n in neighbours if "PERMANENT" in n["state"]]  # an internal network's bridge learns others
+    return facts | {f"neighbour {n['dst']} at {n['lladdr']} on {n['dev']}" for n in lasting}
 
 
 def _link(link: Any) -> str:
