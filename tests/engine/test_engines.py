@@ -14,6 +14,8 @@ from lab.engine import NoEngine, search_path
 from lab.plan import Plan
 from tests.engine.asking import Inside
 from tests.engine.conftest import IMAGE, Cluster, eventually, reaches, refusal
+from tests.engine.sides import Side
+from tests.engine.test_equality import compare, furnished
 from tests.engine.test_limits import rates
 
 NEWER = Plan.engine or "forky"
@@ -184,7 +186,7 @@ def test_options_of_an_attachment(newer: Cluster) -> None:
 
 
 def test_an_engine_is_upgraded(cluster: Cluster) -> None:
-    """The last test, as the older engine is gone after it. Its networks and containers stay what they were."""
+    """After all that need the older engine. Its networks and containers stay what they were."""
     old = cluster.lab.hosts[2]
     cluster.network("app", subnet=SUBNET, on=old)
     start(cluster, "app", "--restart", "always")
@@ -199,3 +201,24 @@ def test_an_engine_is_upgraded(cluster: Cluster) -> None:
     found(old, "web3", "web2")
     cluster.run(old, "later", "app")
     found(cluster.h2, "web2", "later")
+
+
+@pytest.fixture(scope="module")
+def sides(engines: Cluster) -> Iterator[tuple[Side, Side]]:
+    """After all that clean up the hosts."""
+    engines.h2.docker("network", "rm", "docker_gwbridge")  # it is made anew, with IPv6
+    yield from furnished(engines)
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "connect and disconnect while it runs; `--alias`, `--ip`",
+        "`-p`, over TCP and UDP, IPv4 and IPv6",
+        "`docker inspect` of a container",
+        "`network create` with its options, `network inspect`",
+    ],
+)
+def test_as_on_dockers_own_bridge(sides: tuple[Side, Side], title: str) -> None:
+    """Of what test_equality compares, that which newer engines do otherwise than older ones."""
+    compare(sides, title)
