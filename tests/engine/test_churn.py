@@ -1,7 +1,7 @@
 """Containers come and go on three hosts at random, several at a time: nothing is leaked, doubled or forgotten.
 
 CHURN is how many times a container starts (as many are stopped, killed, or removed as they run), SEED what is chosen.
-The engines are asked by their API: a docker program for each command would take a third of the time.
+The engines are asked by their API, which spares a docker program for each command.
 """
 
 from __future__ import annotations
