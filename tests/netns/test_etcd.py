@@ -938,15 +938,17 @@ def test_health_names_members_and_quorum(make_cluster: MakeCluster) -> None:
         cluster.members[1].thaw()
 
 
-def test_health_tells_an_etcd_that_is_never_compacted(make_cluster: MakeCluster) -> None:
+def test_the_doctor_names_an_etcd_that_is_never_compacted(make_cluster: MakeCluster) -> None:
     cluster = make_cluster()
     with closing(EtcdStore(cluster.endpoints)) as store:
         for number in range(20):
             store.transact([], [Put("key", str(number))])
         assert store.health().history == 0  # it is young
-        assert store.health(history=10).history > 20
+        (finding,) = of_host(Facts("h1", 4789, store=store.health(history=10)))
+        assert (finding.check, finding.cause) == ("store", "etcd is not compacted, and will run out of space")
+        assert "--auto-compaction-mode=periodic" in finding.evidence
         cluster.forget_history()
-        assert store.health(history=10).history == 0
+        assert not list(of_host(Facts("h1", 4789, store=store.health(history=10))))
 
 
 def fill(store: EtcdStore) -> None:
