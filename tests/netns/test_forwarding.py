@@ -140,13 +140,13 @@ def test_a_mac_of_no_container_moves_between_hosts_and_back(world: World, pair: 
     near = join(world, asker.host, 3)
     connect(asker, near, far)
     floating = "02:00:5e:00:01:33"
-    asker.container.ip(f"neigh add 10.0.0.99 lladdr {floating} dev eth0")
-    for owner, other in [(near, far), (far, near)] * 2:
+    asker.container.ip(f"neigh add 10.0.0.97 lladdr {floating} dev eth0")
+    for owner, other in [(far, near), (near, far)] * 2:
         other.container.ip(f"link set eth0 address {other.mac}")
+        other.container.ip("addr flush to 10.0.0.97 dev eth0")
         owner.container.ip(f"link set eth0 address {floating}")
-        owner.container.ip("addr replace 10.0.0.99/24 dev eth0")
-        assert asker.container.ping("10.0.0.99", 1)
-        other.container.ip("addr flush to 10.0.0.99 dev eth0")
+        owner.container.ip("addr replace 10.0.0.97/24 dev eth0")
+        assert asker.container.ping("10.0.0.97", 1)
 
 
 def test_forwarding_goes_on_without_us(pair: tuple[Member, Member]) -> None:
