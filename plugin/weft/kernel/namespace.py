@@ -137,8 +137,7 @@ def forbid_routing() -> None:
     for name in ROUTING:
         switch = _PROC.parent / name.replace(".", "/")
         try:
-            if switch.exists() and switch.read_text().strip() != "0":
-                _write(switch, "0")
+            _set(switch, "0")
         except OSError as error:
             raise KernelError(f"write 0 to {switch} in a namespace of weft's", error.errno or 0) from error
 
@@ -159,10 +158,15 @@ def set_switches() -> None:
     }
     for switch, value in values.items():
         try:
-            if switch.exists() and switch.read_text().strip() != value:
-                _write(switch, value)
+            _set(switch, value)
         except OSError as error:
             log.warning("cannot write %s to %s in the data plane: %s", value, switch, error.strerror)
+
+
+def _set(switch: Path, value: str) -> None:
+    """Unless it is so, or the kernel has no such switch."""
+    if switch.exists() and switch.read_text().strip() != value:
+        _write(switch, value)
 
 
 def _write(switch: Path, value: str) -> None:
