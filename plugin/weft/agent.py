@@ -68,7 +68,7 @@ from weft.reconcile import (
     plan_links,
     plan_rows,
 )
-from weft.store import Changes, Entry, Snapshot, Store, Watch
+from weft.store import Changes, Snapshot, Store, Watch
 from weft.topology import Limit
 
 log = logging.getLogger(__name__)
@@ -227,11 +227,6 @@ class Agent:
         self._next_resync = monotonic()
         self._next_tunnel = inf
         """When to try again to make encrypted networks work."""
-
-    def load(self, entries: Iterable[Entry]) -> None:
-        """Know what the store has, all of it."""
-        self.cluster.load(entries)
-        self._loaded = True
 
     def _take(self, part: Snapshot) -> bool:
         """Read a part of what the store has, while the next one is on its way; whether it was the last.

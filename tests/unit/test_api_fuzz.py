@@ -117,7 +117,7 @@ class Engine:
 
     def settle(self) -> None:
         """Let the agent compare kernel and store, and try again where the kernel refuses."""
-        self._host.agent.load(self._host.store.list(TOPOLOGY).entries)
+        self._host.cluster.load(self._host.store.list(TOPOLOGY).entries)
         for _ in range(self._faults + 1):
             with suppress(KernelError):
                 self._host.agent.resync()

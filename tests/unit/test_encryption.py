@@ -225,7 +225,7 @@ def test_a_plain_device_is_replaced_although_a_handler_needs_one(host: Hosts) ->
     network = one.create_network("n1", CIDR, encrypted=True)
     one.run("n1", "e1", CIDR)
     left_over(one, network)
-    one.agent.load(one.store.list("topology/").entries)
+    one.cluster.load(one.store.list("topology/").entries)
     assert one.attachments.pinned()
     one.agent.resync()
     assert is_encrypted(one, network)

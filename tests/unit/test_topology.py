@@ -75,7 +75,7 @@ def test_two_containers_never_have_one_device(steps: list[tuple[str, int, bool]]
                 with pytest.raises(Conflict, match="start the container again"):
                     host.run(f"n{network}", endpoint, CIDRS[network])
                 host.driver.delete_endpoint(f"n{network}", endpoint)  # what an engine may send after the refusal
-            host.agent.load(store.list("topology/").entries)
+            host.cluster.load(store.list("topology/").entries)
             host.agent.resync()
             ports = {name: link.bridge for name, link in host.kernel.links.items() if is_port_name(name)}  # type: ignore[union-attr]
             assert ports == {name: bridge_name(vnis[n]) for name, (_, n) in holders.items()}
