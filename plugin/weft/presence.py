@@ -34,6 +34,8 @@ _WAITERS = 24
 """Calls that wait for it at once: the other threads of 32 are for calls that need not wait."""
 _ASKED = 10
 """So often within the grace is a silent host asked for an answer."""
+_NAMED = 10
+"""Hosts that fall silent together and have a line each: after an outage of the store it may be all of a thousand."""
 _DUTY = 50
 """Writing the snapshot may take one fiftieth of the time."""
 
@@ -243,8 +245,10 @@ class Presence:
         silent = [host for host in list(self._cluster.hosts.values()) if self._is_silent(host.id)]
         now = monotonic()
         fresh = [host for host in silent if host.id not in self._silent_since]
-        for host in fresh:
+        for host in fresh[:_NAMED]:
             log.warning("%s is silent: its entries stay for %.0f s, unless it returns", host.title, self._grace)
+        if (more := len(fresh) - _NAMED) > 0:
+            log.warning("hosts that fell silent as well: %d more (weft host ls)", more)
         self._silent_since = {host.id: self._silent_since.get(host.id, now) for host in silent}
         self._up = {host.id: self._up[host.id] for host in silent if host.id in self._up}
         mine = min(self._cluster.alive, default="") == self._me.id

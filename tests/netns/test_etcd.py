@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 
@@ -478,8 +479,8 @@ class Line:
         self._ask = self._gateway.ask
         monkeypatch.setattr(self._gateway, "ask", self.ask)
 
-    def ask(self, endpoint: str, path: str, body: Json, seconds: float = 1.5) -> Json:
-        answer = self._ask(endpoint, path, body, seconds)
+    def ask(self, endpoint: str, path: str, body: Json, seconds: float = 1.5, kind: Any = Json) -> Any:
+        answer = self._ask(endpoint, path, body, seconds, kind)
         if path == "kv/txn":
             self.asked.append(body)
             if self.lost:
@@ -549,9 +550,9 @@ class Calls:
         self._ask = store._gateway.ask
         monkeypatch.setattr(store._gateway, "ask", self.ask)
 
-    def ask(self, endpoint: str, path: str, body: Json, seconds: float = 1.5) -> Json:
+    def ask(self, endpoint: str, path: str, body: Json, seconds: float = 1.5, kind: Any = Json) -> Any:
         self.paths.append(path)
-        return self._ask(endpoint, path, body, seconds)
+        return self._ask(endpoint, path, body, seconds, kind)
 
 
 def lease_of(cluster: Cluster, key: str) -> str:

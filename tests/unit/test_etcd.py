@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from tests.netns.plugin import wait_until
@@ -47,8 +48,9 @@ class ScriptedGateway(Gateway):
         self.started: list[tuple[str, int]] = []
         self._streams = iter(streams)
 
-    def ask(self, endpoint: str, path: str, body: Json, seconds: float = 1.5) -> Json:
-        return {"header": {"revision": "1"}, "kvs": [kv("k", 1)]}
+    def ask(self, endpoint: str, path: str, body: Json, seconds: float = 1.5, kind: Any = Json) -> Any:
+        answer = {"header": {"revision": "1"}, "kvs": [kv("k", 1)]}
+        return msgspec.convert(answer, kind, strict=False)
 
     @contextmanager
     def stream(self, endpoint: str, path: str, body: Json) -> Iterator[Any]:
@@ -236,7 +238,7 @@ def test_as_many_connections_as_are_used_at_one_time_and_idle_ones_are_closed(mo
 def test_a_call_asks_every_member_before_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def ask(endpoint: str, path: str, body: Json, seconds: float) -> Json:
+    def ask(endpoint: str, path: str, body: Json, seconds: float, kind: Any) -> Json:
         asked.append(endpoint[-3])
         if endpoint == "http://c:1":
             return {}

@@ -97,6 +97,19 @@ def test_a_silent_host_is_collected_after_the_grace_by_one_host(world: Callable[
     low.beat_until(lambda: not gone.store.get(gone.record.key))
 
 
+def test_many_hosts_that_fall_silent_at_once_have_few_lines(
+    world: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = world(1)
+    hosts = [Host(f"{number:032x}", f"peer{number}", f"192.0.2.{number}") for number in range(2, 14)]
+    one.one.store.transact([], [Put(host.key, host.encode()) for host in hosts])
+    one.beat()
+    one.beat()
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert sum("is silent" in line for line in said) == 10
+    assert "hosts that fell silent as well: 2 more (weft host ls)" in said
+
+
 @pytest.mark.parametrize("answers", [{"192.168.78.3": True}, {}])
 def test_a_silent_host_that_is_up_is_kept_until_it_answers_no_more(
     world: Callable[..., World], caplog: pytest.LogCaptureFixture, answers: dict[str, bool]

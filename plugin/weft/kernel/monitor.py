@@ -18,6 +18,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from errno import ENOBUFS
 
@@ -46,6 +47,8 @@ _RECEIVE_BUFFER = 64 << 20
 _CHUNK = 1 << 16
 _TOGETHER = 128
 """Events; in a chunk of them where none is like its neighbour, the search for runs shall not take long."""
+_TOGETHER_SECONDS = 0.01
+"""More may come: reading one costs as much as reading a run, and it is the writer of a bulk who would wait for that."""
 _SHAPING = (RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER)
 
 
@@ -117,6 +120,7 @@ class Monitor:
         except BlockingIOError:
             if not chunks:
                 self._poll.poll()
+                time.sleep(_TOGETHER_SECONDS)
         except OSError as error:
             if error.errno != ENOBUFS:
                 raise

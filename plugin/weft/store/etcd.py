@@ -290,7 +290,7 @@ class EtcdStore:
         start = len(self._root)
         first = more = True
         while more:
-            page = msgspec.convert(self._gateway.call("kv/range", request), _Page, strict=False)
+            page = self._gateway.call("kv/range", request, _Page)
             entries = [Entry(_decoded(kv.key)[start:], _decoded(kv.value), kv.mod_revision) for kv in page.kvs]
             revision, more = int(request.setdefault("revision", str(page.header.revision))), page.more
             yield Snapshot(tuple(entries), revision, first, not more)
