@@ -281,6 +281,35 @@ def test_a_host_that_was_cut_off_and_collected_returns_without_a_double_address(
     assert reaches(three.h1, "web-h1", three.address(three.h3, "robbed", "app"))
 
 
+def test_a_host_whose_weft_is_stopped_keeps_all_as_long_as_it_answers_pings(
+    three: Three, addresses: Addresses, note: Note
+) -> None:
+    """Its kernel and its containers are well: `stop it and traffic goes on`."""
+    held = addresses[three.h3]
+
+    def said() -> int:
+        return three.h1.log("weft").count("gives no sign of life, but it answers pings")
+
+    before = said()
+    with addresses.traffic() as counts:
+        three.h3.stop_weft()
+        eventually(lambda: "h3" not in three.alive(), "h3 is silent", timeout=LEASE + 3)
+        eventually(lambda: said() > before, "h3 is known to be up", timeout=8)
+        time.sleep(GRACE + 5)  # nothing may happen, so there is nothing to wait for
+        assert held in three.refused(three.h1, "--ip", held)[0]
+        for host in (three.h1, three.h2):
+            assert three.has_row(host, held)
+        due = json.loads(three.h1.ask_weft("gc", "--dry-run", "--json"))
+        (h3,) = (one for one in due if one["what"].startswith("host h3 "))
+        assert (h3["seconds"], "weft host forget h3" in h3["why"]) == (None, True)
+    assert [count.lost for count in counts] == [0, 0, 0]
+    three.h3.cut_link()
+    began = time.monotonic()
+    eventually(lambda: not three.mentions(three.h3), "all of h3 is collected", timeout=GRACE + 15)
+    note("collected so long after its link was cut, seconds", time.monotonic() - began)
+    assert said() == before + 1
+
+
 def test_a_host_reboots_while_the_store_is_away(three: Three, addresses: Addresses, note: Note) -> None:
     three.h3.docker("update", "--restart", "always", "web-h3")
     eventually(lambda: not differences({three.ids[three.h3]: three.h3}, three.etcd.entries()), "all is calm", 30)

@@ -836,6 +836,23 @@ def test_a_weft_that_cannot_use_etcd_says_why_and_ends(tmp_path: Path) -> None:
             guarded.cluster.kill()
 
 
+def test_a_dead_name_server_is_no_reason_to_hang(tmp_path: Path) -> None:
+    """By default the C library waits for it ten seconds a name."""
+    servers = tmp_path / "resolv.conf"
+    servers.write_text("nameserver 127.0.0.1\n")
+    with closing(Plugin(tmp_path / "h1")) as plugin:
+        plugin.host.run("mount", "--bind", str(servers), os.path.realpath("/etc/resolv.conf"))
+        namespace = Namespace(Path(f"/proc/{plugin.host.pid}/ns/net"))
+        with namespace.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+            silent.bind(("127.0.0.1", 53))
+            began = time.monotonic()
+            done = plugin.run_to_end(store="etcd://etcd1:2379,etcd2:2379")
+            seconds = time.monotonic() - began
+    assert done.returncode == 3
+    assert "etcd1:2379 (" in done.stderr
+    assert seconds < 15, done.stderr  # it was 21
+
+
 def try_wrong_settings(plugin: Plugin, guarded: Guarded, tmp_path: Path) -> None:
     access, theirs = guarded.access, Certificates(tmp_path / "theirs")
     right = {
