@@ -7,7 +7,7 @@ import itertools
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
 
@@ -220,12 +220,18 @@ class FakeEngine:
         self.present[network_id] = replace(self.present[network_id], endpoints=())
 
     def inventory(
-        self, ids: Collection[str], subnets: Collection[str], known: Mapping[str, DockerNetwork]
+        self,
+        ids: Collection[str],
+        subnets: Collection[str],
+        before: Inventory | None = None,
+        changed: Collection[str] = (),
     ) -> Inventory:
         self._maybe_silent()
-        self.read += [one for one in self.present if one not in known]
-        found = (known.get(one) or replace(network, complete=True) for one, network in self.present.items())
-        return Inventory(self.id, tuple(found), fresh=not known)
+        kept = {one.id: one for one in before.networks if one.id not in changed} if before else {}
+        read = [one for one in self.present if one in changed or not before]
+        self.read += read
+        found = kept | {one: replace(self.present[one], complete=True) for one in read}
+        return Inventory(self.id, tuple(found.values()), fresh=before is None)
 
     def refused_starts(self, why: str) -> dict[str, str]:
         self._maybe_silent()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
 from tests.fakes import FakeEngine
 from tests.unit.conftest import FakeHost
 from weft.engine.collector import Collector
-from weft.engine.inventory import DockerNetwork, Inventory
+from weft.engine.inventory import Inventory
 from weft.engine.sweeper import Sweeper
 from weft.errors import EngineError
 from weft.ipam import LOCAL_SPACE, PoolId
@@ -104,12 +105,12 @@ def test_a_pool_that_is_asked_for_again_before_it_is_collected_stays(
     one.ipam.request_pool(LOCAL_SPACE, lan, None, v6=False)
     look = engine.inventory
 
-    def looked(ids: Collection[str], subnets: Collection[str], known: Mapping[str, DockerNetwork]) -> Inventory:
-        seen = look(ids, subnets, known)
+    def looked(ids: Collection[str], subnets: Collection[str], *known: Any) -> Inventory:
+        seen = look(ids, subnets, *known)
         one.ipam.request_pool(LOCAL_SPACE, lan, None, v6=False)
         return seen
 
-    engine.inventory = looked  # type: ignore[method-assign]
+    engine.inventory = looked  # type: ignore[assignment, method-assign]
     sweep(collector, one, store)
     assert names(store, "ipam/pools/") == [CIDR, str(lan)]
 
@@ -119,7 +120,7 @@ def test_nothing_is_collected_by_a_reading_from_before(one: FakeHost, engine: Fa
     endpoint = one.run("n1", "a" * 64, CIDR)
     one.agent.cluster.load(store.list("topology/").entries)
     collector = Collector(store, one.record, one.agent.cluster, one.driver, one.ipam, grace=0)
-    before = engine.inventory([], [], {})
+    before = engine.inventory([], [])
     assert collector.sweep(replace(before, fresh=False), []).unsure
     assert store.get(endpoint.key)
     assert not collector.sweep(before, []).unsure

@@ -309,11 +309,11 @@ def test_what_was_refused_at_boot_is_started_when_the_store_is_back(
         one.presence.admit()
     engine.refused = [("web", f"remote: {refusal.value}"), ("db", "no such file or directory")]
     one.presence.problem = "etcd is away"
-    restarts.sweep(engine.inventory((), (), {}), ())
+    restarts.sweep(engine.inventory((), ()), ())
     assert len(engine.refused) == 2
     one.beat()
     for _ in range(2):
-        restarts.sweep(engine.inventory((), (), {}), ())
+        restarts.sweep(engine.inventory((), ()), ())
         assert [name for name, _ in engine.refused] == ["db"]
 
 

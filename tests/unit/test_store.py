@@ -68,6 +68,12 @@ def put(store: Store, key: str, value: str = "x") -> int:
     return entry.revision
 
 
+def test_a_change_costs_the_same_however_many_came_before(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "store")) as store, closing(sqlite3.connect(store.path)) as file:
+        (step,) = file.execute(f"EXPLAIN QUERY PLAN {sqlite_store._CHANGES}", (7, "a", "b")).fetchall()
+    assert "SEARCH changes USING INDEX" in step[-1]
+
+
 def test_a_key_is_read_back_with_a_rising_revision(store: Store) -> None:
     first = put(store, "a", "1")
     assert put(store, "a", "2") > first

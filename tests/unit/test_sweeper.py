@@ -99,7 +99,8 @@ def test_a_sweep_that_waits_for_something_costs_no_reading(rig: Rig) -> None:
 def test_what_came_and_went_is_known_without_reading_the_rest(rig: Rig) -> None:
     rig.engine.add("new", "new")
     del rig.engine.present["n1"]
-    rig.sweeper.wake()
+    for network in ("n1", "new"):
+        rig.engine.changes.put(network)
     assert rig.reads_until("new") == ["new"]
     eventually(lambda: rig.sweep.seen == {"n0", "n2", "n3", "n4", "new"})
 

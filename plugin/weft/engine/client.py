@@ -6,7 +6,7 @@ The only importer of the Docker SDK. Never used from a handler: the engine holds
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_interface, ip_network
@@ -52,22 +52,28 @@ class DockerEngine:
         self._driver = driver
 
     def inventory(
-        self, ids: Collection[str], subnets: Collection[str], known: Mapping[str, DockerNetwork]
+        self,
+        ids: Collection[str],
+        subnets: Collection[str],
+        before: Inventory | None = None,
+        changed: Collection[str] = (),
     ) -> Inventory:
         with self._client() as client:
-            listed = client.networks()
-            # Docker makes `none` once, in a store that it has just begun, and keeps it from then on.
-            engine = next((n["Id"] for n in listed if n["Name"] == "none"), "")
-            found = []
-            for short in listed:
-                network = known.get(short["Id"])
-                if network is None or not network.complete:
-                    network = _network(short)
-                    if network.driver == self._driver or network.id in ids or not network.subnets.isdisjoint(subnets):
-                        full = _inspect(client, network.id)  # the list lacks the endpoints
-                        network = replace(_network(full), complete=True) if full else None
-                found += [network] if network else []
-            return Inventory(engine, tuple(found), client.version()["Version"], fresh=not known)
+            if before is None:
+                networks = tuple(map(_network, client.networks()))
+                # Docker makes `none` once, in a store that it has just begun, and keeps it from then on.
+                engine = next((network.id for network in networks if network.name == "none"), "")
+                before = Inventory(engine, networks, client.version()["Version"], fresh=True)
+            else:
+                before = replace(before, fresh=False)
+            asked = {*changed}.union(
+                network.id
+                for network in before.networks
+                if not network.complete  # the list lacks the endpoints
+                and (network.driver == self._driver or network.id in ids or not network.subnets.isdisjoint(subnets))
+            )
+            kept = [network for network in before.networks if network.id not in asked]
+            return replace(before, networks=(*kept, *filter(None, (_inspect(client, one) for one in sorted(asked)))))
 
     def create(self, network: Network) -> str:
         published = network.published or Published()
@@ -189,7 +195,7 @@ class DockerEngine:
             return {
                 "version": client.version(),
                 "info": client.info(),
-                "networks": [_inspect(client, network["Id"]) for network in client.networks()],
+                "networks": [_inspected(client, network["Id"]) for network in client.networks()],
                 "containers": [{name: c.get(name) for name in shown} for c in client.containers(all=True)],
                 "plugins": plugins,
             }
@@ -237,7 +243,12 @@ def _restarts(container: dict[str, Any]) -> bool:
     return container["HostConfig"]["RestartPolicy"]["Name"] not in ("", "no")
 
 
-def _inspect(client: docker.APIClient, network_id: str) -> dict[str, Any] | None:
+def _inspect(client: docker.APIClient, network_id: str) -> DockerNetwork | None:
+    found = _inspected(client, network_id)
+    return replace(_network(found), complete=True) if found else None
+
+
+def _inspected(client: docker.APIClient, network_id: str) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = client.inspect_network(network_id)
     except docker.errors.NotFound:

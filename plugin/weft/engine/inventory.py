@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,11 +72,16 @@ class Engine(Protocol):
     holds locks while it calls them."""
 
     def inventory(
-        self, ids: Collection[str], subnets: Collection[str], known: Mapping[str, DockerNetwork]
+        self,
+        ids: Collection[str],
+        subnets: Collection[str],
+        before: Inventory | None = None,
+        changed: Collection[str] = (),
     ) -> Inventory:
         """All networks; with endpoints those of our driver, of these `ids`, or with one of these subnets.
 
-        :param known: by id, networks that are as they were when they were read: each costs a request.
+        :param before: what was read before; since then, just the networks with the ids `changed` have come, gone or
+            become others. (None: all is read: a request for each)
         """
         ...
 

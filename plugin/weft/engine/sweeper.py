@@ -1,9 +1,9 @@
 """The one loop that compares the local Docker Engine with the store.
 
 Triggers only say that something may differ: Docker's network events, changes of the cluster's networks, a timer. The
-loop reads the engine's networks once and hands them to its sweeps, one after the other. Each network is a request, so
-only the timer reads those again that no event has named. While the engine or the store does not answer nothing is done:
-silence is not emptiness.
+loop reads the engine's networks once and hands them to its sweeps, one after the other. Each network is a request, and
+listing them costs more with each that there is, so only the timer reads those that no event has named. While the engine
+or the store does not answer nothing is done: silence is not emptiness.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from types import MappingProxyType
 from typing import Protocol
 
 from weft.cluster import Cluster
-from weft.engine.inventory import DockerNetwork, Engine, Inventory
+from weft.engine.inventory import Engine, Inventory
 from weft.errors import EngineError, StoreError, Unreadable, WeftError
 from weft.model import POOLS, Host
 from weft.store import Entry, Store
@@ -121,10 +120,10 @@ class Sweeper:
         self._failing: set[str] = set()
         self._said: dict[Sweep, Mapping[str, str]] = {}
         """What each sweep could not do, at last."""
-        self._known: dict[str, DockerNetwork] = {}
-        """The engine's networks by id, as the last sweep has read them."""
+        self._known: Inventory | None = None
+        """As the last sweep has read it."""
         self._changed: queue.SimpleQueue[str] = queue.SimpleQueue()
-        """Ids of those that were changed since; "": any may be."""
+        """Ids of networks that were changed since; "": any may be."""
         self._next_reading = 0.0
         """When to read all of them again."""
         self._lock = threading.Lock()
@@ -177,7 +176,7 @@ class Sweeper:
             began = monotonic()
             try:
                 with self._lock:
-                    pause = self._sweep(self._unchanged())
+                    pause = self._sweep(*self._news())
                 self._stopping.wait(monotonic() - began)  # an engine with hundreds of networks has other work as well
             except WeftError as error:
                 log.debug("nothing compared now: %s", error)
@@ -188,44 +187,44 @@ class Sweeper:
                 log.exception("comparing with Docker met a bug")
                 self._stopping.wait(_IDLE_SECONDS)
 
-    def look(self, known: Mapping[str, DockerNetwork] = MappingProxyType({})) -> tuple[Inventory, Sequence[Entry]]:
+    def look(self, before: Inventory | None = None, changed: Collection[str] = ()) -> tuple[Inventory, Sequence[Entry]]:
         """What a sweep compares.
 
-        :param known: networks that need not be read again.
+        :param before: what was read before the networks with the ids `changed` were changed. (None: all is read)
         """
         pools = self._store.list(POOLS).entries
         subnets = {entry.key.removeprefix(POOLS) for entry in pools}
-        inventory = self._engine.inventory(self._cluster.memberships(self._me.id), subnets, known)
+        inventory = self._engine.inventory(self._cluster.memberships(self._me.id), subnets, before, changed)
         self.version = inventory.version
         return inventory, pools
 
     def sweep(self) -> float:
         """Read and compare everything once; return the seconds until the next time."""
         with self._lock:
-            return self._sweep({})
+            return self._sweep(None)
 
-    def _unchanged(self) -> dict[str, DockerNetwork]:
-        """The networks that no event has named since they were read, unless it is time to read all."""
-        changed = set()
+    def _news(self) -> tuple[Inventory | None, set[str]]:
+        """What was read, unless it is time to read all; and the ids of the networks that events have named since."""
+        changed: set[str] = set()
         with suppress(queue.Empty):
             while True:
                 changed.add(self._changed.get_nowait())
         if "" in changed or monotonic() >= self._next_reading:
-            return {}
-        return {one: network for one, network in self._known.items() if one not in changed}
+            return None, set()
+        return self._known, changed
 
-    def _sweep(self, known: Mapping[str, DockerNetwork]) -> float:
-        self._known = {}  # should this fail, all is read again
+    def _sweep(self, before: Inventory | None, changed: Collection[str] = ()) -> float:
+        self._known = None  # should this fail, all is read again
         if not self._cluster.loaded:
             return _IDLE_SECONDS  # the agent's first snapshot wakes us
-        inventory, pools = self.look(known)
+        inventory, pools = self.look(before, changed)
         outcomes = [self._run(sweep, inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
         self._report({what: text for outcome in outcomes for what, text in outcome.failing.items()})
-        self._known = {network.id: network for network in inventory.networks}
+        self._known = inventory
         now = monotonic()
         if any(outcome.unsure for outcome in outcomes):
             self._next_reading = now
-        elif not known:
+        elif before is None:
             self._next_reading = now + _IDLE_SECONDS
         pauses = [outcome.again for outcome in outcomes if outcome.again is not None]
         return max(0.0, min([*pauses, self._next_reading - now]))

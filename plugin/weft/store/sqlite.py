@@ -68,6 +68,8 @@ _MIGRATIONS = (
 """What makes a file of each version one of the next; an empty one has version 0."""
 SCHEMA_VERSION = len(_MIGRATIONS)
 _EXPIRED = "SELECT key FROM entries WHERE expires <= ?"
+_CHANGES = "SELECT key, value FROM changes WHERE revision > ? AND key >= ? AND key < ? ORDER BY revision, rowid"
+"""Ordered by the rowid alone, SQLite would go through all of them."""
 
 
 class SqliteStore:
@@ -149,11 +151,7 @@ class SqliteStore:
             revision, trimmed = db.execute("SELECT revision, trimmed FROM counter").fetchone()
             if after is None or not trimmed <= after <= revision:
                 return Snapshot(_entries(db, prefix), revision)
-            rows = db.execute(
-                "SELECT key, value FROM changes WHERE revision > ? AND key >= ? AND key < ? ORDER BY rowid",
-                (after, prefix, _end(prefix)),
-            )
-            return Changes(tuple(rows), revision)
+            return Changes(tuple(db.execute(_CHANGES, (after, prefix, _end(prefix)))), revision)
 
     def _prepare(self) -> None:
         # Never open a file that exists: closing it would free SQLite's own locks on it in this process (fcntl(2)).
