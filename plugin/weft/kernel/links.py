@@ -199,7 +199,8 @@ class Links:
                 route.link("set", index=index, kind="bridge", **_settings(observe.BRIDGE))
                 if link.addresses:
                     route.link("set", index=index, address=SHARED_MAC)
-            route.link("set", index=index, mtu=link.mtu)
+            if isinstance(link, Bridge) or not new:  # any other has had it from the beginning
+                route.link("set", index=index, mtu=link.mtu)
             if settings:
                 route.link("set", index=index, **settings)
             if isinstance(link, Vxlan):
