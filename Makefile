@@ -28,13 +28,13 @@ test-unit: setup ## the pure core and the API over fakes: seconds, no root
 	@$(PY) -m pytest tests/unit
 
 test-netns: setup ## the real kernel, in namespaces made for the purpose (root)
-	@$(SUDO) $(PY) -m pytest tests/netns
+	@$(SUDO) $(PY) -m pytest --numprocesses=2 --dist=loadfile tests/netns
 
 test-kernel: setup ## the kernel's part of that on Debian's kernel, in QEMU; QEMU and the kernel are fetched when first needed
 	@$(PY) -m lab.kernel
 
-test-engine: setup ## real Docker Engines (root); two files at a time, as most of it is waiting
-	@$(SUDO) $(PY) -m pytest --numprocesses=2 --dist=loadfile tests/engine
+test-engine: setup ## real Docker Engines (root); three files at a time, as most of it is waiting
+	@$(SUDO) $(PY) -m pytest --numprocesses=3 --dist=loadfile tests/engine
 
 lint: setup ## ruff
 	@$(PY) -m ruff check .
