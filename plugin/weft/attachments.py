@@ -200,6 +200,12 @@ class Attachments:
     def unpin(self, endpoint_id: str) -> None:
         self._pinned.pop(endpoint_id, None)
 
+    def unpin_seen(self) -> None:
+        """For the agent's loop: it has seen those endpoints that the mirror has."""
+        for endpoint in self.pinned():
+            if endpoint.id in self._cluster.endpoints.get(endpoint.vni, ()):
+                self.unpin(endpoint.id)
+
     def pinned(self) -> list[Endpoint]:
         """Endpoints whose attachment is under way, or not yet seen by the agent."""
         return list(self._pinned.values())

@@ -208,6 +208,11 @@ def vni_of(name: str) -> int | None:
     return int(name[2:]) if name[:2] in ("br", "vx") and name[2:].isdecimal() else None
 
 
+def vnis_of(names: Iterable[str]) -> set[int]:
+    """The VNIs of the bridges and VXLAN devices among these links."""
+    return set(filter(None, map(vni_of, names)))
+
+
 def pack_address(text: str) -> bytes:
     """4 or 16 bytes of an IP address in its usual text form."""
     return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)

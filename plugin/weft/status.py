@@ -75,7 +75,6 @@ class Status:
     def view(self) -> dict[str, Any]:
         """Times are in Unix seconds, durations in seconds; what is not known is None, what is well is ""."""
         cluster, agent, me = self.cluster, self.agent, self.me.host
-        links, rows = agent.sizes
         return {
             "host": {
                 "id": me.id,
@@ -95,8 +94,8 @@ class Status:
                 "resynced": agent.resynced,
                 "seconds": agent.seconds,
                 "repaired": agent.repaired,
-                "links": links,
-                "rows": rows,
+                "links": agent.links.count,
+                "rows": sum(agent.rows.counts.values()),
                 "problem": agent.problem,
             },
             "encryption": ": ".join(filter(None, (self.encryption.describe(), self.encryption.slow))),

@@ -238,7 +238,7 @@ def test_limits_that_somebody_changes_or_removes_come_back(running: Hosts) -> No
     tunnel = f"vx{one.create_network('n1', CIDR, multicast=10**6).vni}"
     one.run("n1", "a" * 64, CIDR, rate=10**8)
     port, links = "wp" + "a" * 12, one.kernel.links
-    eventually(lambda: one.agent.sizes[0] == len(links) == 5)
+    eventually(lambda: one.agent.links.count == len(links) == 5)
     eventually(lambda: not one.attachments.pinned())
     wanted = dict(links)
     for name in (f"s{tunnel}", f"s{port}"):
@@ -465,7 +465,7 @@ def test_a_plan_names_what_somebody_else_changed_and_a_repair_is_counted(
     pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint],
 ) -> None:
     one, _, _, there = pair
-    eventually(lambda: one.agent.sizes == (3, 4))
+    eventually(lambda: (one.agent.links.count, *one.agent.rows.counts.values()) == (3, 4))
     assert list(one.agent.preview(5)) == []
     before = one.agent.repaired
     stray = Fdb(f"vx{there.vni}", bytes.fromhex("024200000099"), pack_address("192.168.78.9"))
@@ -482,7 +482,7 @@ def test_a_plan_names_what_somebody_else_changed_and_a_repair_is_counted(
 
 def test_what_the_store_asks_for_is_no_drift(pair: tuple[FakeHost, FakeHost, Endpoint, Endpoint]) -> None:
     one, two, here, there = pair
-    eventually(lambda: one.agent.sizes == (3, 4))
+    eventually(lambda: (one.agent.links.count, *one.agent.rows.counts.values()) == (3, 4))
     two.driver.delete_endpoint("n2", there.id)
     eventually(lambda: not one.kernel.rows)
     one.driver.delete_endpoint("n1", here.id)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Set
-from typing import Self, cast
+from typing import Self
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import FakeKernel, FakeMonitor
-from weft.agent import Agent, _Wanted
-from weft.attachments import Attachments
+from tests.fakes import FakeKernel
+from weft.agent.rows import Rows, _Wanted
 from weft.cluster import Cluster
-from weft.dataplane import Fdb, Neighbour, Row, RowEvent, Station
+from weft.dataplane import Bridge, Fdb, Neighbour, Row, RowEvent, Station, Vxlan
 from weft.identity import LocalHost
 from weft.model import Host
 from weft.reconcile import RowPlan
-from weft.store import Store
 
 VNI = 7
 MACS = (b"\x02" * 6, b"\x04" * 6)
@@ -61,31 +59,30 @@ class Kernel(FakeKernel):
 
 
 class Bench:
-    """An agent whose threads do their steps when they are told to."""
+    """Rows whose threads do their steps when they are told to."""
 
     def __init__(self) -> None:
         cluster, me = Cluster(), LocalHost(Host("e" * 32, "here", "192.0.2.9"))
         cluster.loaded = True
         self.kernel = Kernel()
-        attachments = Attachments(self.kernel, cluster, me, port=4789)
-        self.agent = Agent(cast(Store, None), cluster, self.kernel, me, attachments, monitor=FakeMonitor(), resync=3600)
-        self.wanted = self.agent._wanted[VNI] = _Wanted()
+        self.rows = Rows(self.kernel, cluster, me)
+        self.wanted = self.rows._wanted[VNI] = _Wanted()
         self._queue: deque[RowEvent] = deque()
 
     def want(self, rows: set[Row]) -> None:
-        self.agent._change(VNI, set(self.wanted.rows), rows)
+        self.rows._change(VNI, set(self.wanted.rows), rows)
 
     def listen(self) -> None:
         """The monitor reads an event."""
         if self.kernel.events:
             event = self.kernel.events.popleft()
-            self._queue.extend(RowEvent(row, event.present) for row in self.agent._news([event.row], event.present))
+            self._queue.extend(RowEvent(row, event.present) for row in self.rows.news([event.row], event.present))
 
     def repair(self) -> None:
         """The loop takes what has been told."""
         told = {event.row: event.present for event in self._queue}
         self._queue.clear()
-        self.agent._repair_rows(told)
+        self.rows.repair(told)
 
     def settle(self) -> None:
         while self.kernel.events or self._queue:
@@ -120,12 +117,22 @@ def test_whatever_others_do_and_whenever_it_is_heard_of_the_kernel_ends_as_wante
 def test_echoes_are_no_news_and_what_undoes_drift_is() -> None:
     bench = Bench()
     bench.want({ROWS[0]})
-    assert list(bench.agent._news([ROWS[0]], True)) == []
-    assert list(bench.agent._news([ROWS[1]], False)) == []
-    assert list(bench.agent._news([ROWS[0]], False)) == [ROWS[0]]
-    assert list(bench.agent._news([ROWS[0]], True)) == [ROWS[0]]
-    assert list(bench.agent._news([ROWS[0]], True)) == []
-    assert list(bench.agent._news([Fdb("vx8", MACS[0], PLACES[0])], True)) == []
+    assert list(bench.rows.news([ROWS[0]], True)) == []
+    assert list(bench.rows.news([ROWS[1]], False)) == []
+    assert list(bench.rows.news([ROWS[0]], False)) == [ROWS[0]]
+    assert list(bench.rows.news([ROWS[0]], True)) == [ROWS[0]]
+    assert list(bench.rows.news([ROWS[0]], True)) == []
+    assert list(bench.rows.news([Fdb("vx8", MACS[0], PLACES[0])], True)) == []
+
+
+def test_what_is_wanted_has_changed_when_the_kernel_is_written_to() -> None:
+    bench, wants = Bench(), list[int]()
+    bench.kernel.meanwhile = lambda: wants.append(bench.rows.counts[VNI])
+    bench.want({ROWS[0]})
+    bench.kernel.links |= {"br7": Bridge("br7", 1500), "vx7": Vxlan("vx7", VNI, "192.0.2.9", 4789, 1450, "br7")}
+    bench.rows.sync({VNI})
+    assert wants == [1, 0]
+    assert not bench.kernel.rows
 
 
 def test_a_row_that_stays_is_never_missing_while_what_is_wanted_changes() -> None:

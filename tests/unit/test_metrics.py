@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.conftest import FakeHost
 from tests.unit.test_agent import eventually
-from weft.agent import _Wanted
+from weft.agent.rows import _Wanted
 from weft.cluster import Cluster
 from weft.dataplane import LinkEvent, Overflow, Peer, Tunnel
 from weft.errors import KernelError, StoreError
@@ -85,7 +85,7 @@ def busy(site: Site) -> Iterator[Site]:
     host.create_network("n1", CIDR)
     host.agent.start()
     host.run("n1", "a" * 64, CIDR)
-    eventually(lambda: bool(host.agent.rows and host.agent.resynced))
+    eventually(lambda: bool(host.agent.rows.counts and host.agent.resynced))
     site.links = [link("out", site, 2), link("in", site, 2, corrupt=2)]
     site.tunnel = tunnel(2)
     metrics = site.metrics
@@ -151,7 +151,7 @@ def test_calls_and_requests_are_counted_with_their_time(busy: Site) -> None:
 
 def test_work_of_the_agent_is_told(busy: Site) -> None:
     host = busy.host
-    (vni,) = host.agent.rows
+    (vni,) = host.agent.rows.networks
     before = busy.scrape()
     host.kernel._remove(f"vx{vni}")
     host.monitor.events.put(LinkEvent(f"vx{vni}", False))
@@ -243,7 +243,7 @@ def test_a_large_cluster_has_few_series_and_a_scrape_is_cheap(site: Site, capsys
     ]  # fmt: skip
     big = cluster(*hosts, *nets, *endpoints)
     vars(site.host.cluster).update(vars(big))
-    site.host.agent._wanted = {vni: _Wanted() for vni in range(1, 101)}
+    site.host.agent.rows._wanted.update((vni, _Wanted()) for vni in range(1, 101))
     site.links = [
         link(way, site, peer, small=1.0 if peer == 990 else 0.0) for way in ("in", "out") for peer in range(2, 999)
     ]

@@ -240,15 +240,15 @@ class _View(Collector):
         if agent.resynced:
             yield _one(_RESYNCED, agent.resynced)
         yield _one(_FAILING, bool(agent.problem))
-        steps = ("create", "update", "remove", "put", "delete")
-        yield _metric(_STEPS, [((step,), agent.steps[step]) for step in steps])
+        steps = {**agent.links.steps, **agent.rows.steps}
+        yield _metric(_STEPS, [((step,), count) for step, count in steps.items()])
         yield _one(_REPAIRED, agent.repaired)
         yield _one(_LOSSES, agent.losses)
 
     def _networks(self) -> Iterator[Metric]:
         """Of the networks that this host uses. The largest have series of their own; the others are added up."""
         cluster, me = self.status.cluster, self.status.me.id
-        rows = self.status.agent.rows
+        rows = self.status.agent.rows.counts
         used = [cluster.networks[vni] for vni in rows if vni in cluster.networks]
         used.sort(key=lambda network: (-len(cluster.endpoints.get(network.vni, ())), network.vni))
         named = {network.vni: (network.name, str(network.vni)) for network in used[:MOST]}
