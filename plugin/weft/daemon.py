@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import platform
 import sys
 from collections import defaultdict
@@ -67,7 +66,7 @@ log = logging.getLogger("weft")
 
 PATIENCE = 5.0
 """Background work may wait for an election whose first vote was split."""
-_NAME_SERVERS = "timeout:1 attempts:2"
+NAME_SERVERS = "timeout:1 attempts:2"
 """For the C library, which waits for 5 s by default: a call to the store may have to look up names (resolv.conf(5))."""
 _GARBAGE = 50_000
 """New objects after which Python looks for cycles, of which records and rows have none. The default is 700."""
@@ -118,7 +117,6 @@ def tune() -> None:
 
 def run(settings: Settings, manager: Manager) -> None:
     """Serve this host until told to stop."""
-    os.environ.setdefault("RES_OPTIONS", _NAME_SERVERS)
     serve(settings, manager, check=lambda: _check_store(settings), build=lambda: build(settings, manager))
 
 

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "serve":
             from weft import daemon
 
+            os.environ.setdefault("RES_OPTIONS", daemon.NAME_SERVERS)
             daemon.run(settings, Manager.take(os.environ))
         else:
             options.settings, options.offline = settings, cache(lambda: _offline(settings))
