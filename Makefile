@@ -5,7 +5,7 @@ export LAB_ENGINE := $(ENGINE)
 endif
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
-.PHONY: help setup demo lab lab-down test test-unit test-netns test-kernel test-engine lint types bench plugin wheel release docs picture clean
+.PHONY: help setup setup-lab demo lab lab-down test test-unit test-netns test-kernel test-engine lint types bench plugin wheel release docs picture clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -13,10 +13,13 @@ help: ## list the targets
 setup: ## install what is missing: Debian/Ubuntu packages and a virtualenv
 	@lab/setup.sh
 
-demo: setup ## two Docker Engines, one network, a ping by name across, and what it looks like on the wire
+setup-lab: # of that what the demo and the lab need
+	@lab/setup.sh lab
+
+demo: setup-lab ## two Docker Engines, one network, a ping by name across, and what it looks like on the wire
 	@$(SUDO) $(PY) -m lab.demo
 
-lab: setup ## start two Docker Engines with weft and leave them running
+lab: setup-lab ## start two Docker Engines with weft and leave them running
 	@$(SUDO) $(PY) -m lab up
 
 lab-down: ## remove the lab

@@ -27,8 +27,12 @@ def up(args: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"  docker run --rm {'' if args.no_weft else '--network app '}weft-lab ip addr")
     python = os.path.relpath(sys.executable)
     option = "" if args.name == "lab" else f" --name {args.name}"
-    terminal.say(f"\nInside a host: {python} -m lab run{option} h1 -- bash")
-    terminal.say(f"Stop it all:   {python} -m lab down{option}")
+    inside = f"{python} -m lab run{option} h1 --"
+    terminal.say()
+    if not args.no_weft:
+        terminal.say(f"What weft says: {inside} weft status")
+    terminal.say(f"Inside a host:  {inside} bash")
+    terminal.say(f"Stop it all:    {python} -m lab down{option}")
 
 
 def down(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -54,8 +58,11 @@ def _health(host: Host, terminal: Terminal) -> str:
 
 
 def run(args: argparse.Namespace, terminal: Terminal) -> None:
-    argv = Lab.load(args.name).host(args.host).enter(args.command or ["bash"])
-    os.execvp(argv[0], argv)
+    host = Lab.load(args.name).host(args.host)
+    argv = host.enter(args.command or ["bash"])
+    # A DOCKER_HOST of another host would be reached from here as well.
+    caller = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
+    os.execvpe(argv[0], argv, {**caller, **host.shell_environment()})
 
 
 def _arguments() -> argparse.Namespace:

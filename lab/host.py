@@ -229,6 +229,11 @@ class Host(Machine):
     def _environment(self) -> dict[str, str]:
         return {**super()._environment(), "PATH": search_path(self.programs)}
 
+    def shell_environment(self) -> dict[str, str]:
+        """For somebody who types commands on it: `weft` is this one, with the settings of the host's daemon."""
+        path = f"{PROJECT / '.venv/bin'}:{search_path(self.programs)}"
+        return {**self._environment(), **self._weft_environment(), "PATH": path}
+
     # A registry
 
     def start_registry(self) -> str:

@@ -1,17 +1,34 @@
 #!/bin/sh
 # Installs what weft and its lab need on Debian or Ubuntu, and only what is missing. It may be run at any time.
+# lab/setup.sh lab leaves out what only the tests and the benchmarks need, which is most of it.
 # PYTHON=python3.12 chooses the Python that .venv is made with.
 set -eu
 cd "$(dirname "$0")/.."
 . lab/apt.sh
 python=${PYTHON:-python3}
-stamp=.venv/.setup-done
+purpose=${1:-tests}
+case $purpose in
+    lab) library=. ;;
+    tests) library='.[test]' ;;
+    *) die "there is only lab/setup.sh, or lab/setup.sh lab" ;;
+esac
 policy=/usr/sbin/policy-rc.d
 
-# The table is "program package".
-missing_packages() {
-    while read -r program package; do has "$program" || echo "$package"; done <<-PROGRAMS
+# Lines of "program package".
+programs() {
+    cat <<-PROGRAMS
 		dockerd docker.io
+		ip iproute2
+		iptables iptables
+		nft nftables
+		iperf3 iperf3
+		tcpdump tcpdump
+		wireguard-go wireguard-go
+		nsenter util-linux
+		make make
+		$python $(basename "$python")
+	PROGRAMS
+    [ "$purpose" = lab ] || cat <<-PROGRAMS
 		docker-compose docker-compose
 		etcd etcd-server
 		etcdctl etcd-client
@@ -23,21 +40,16 @@ missing_packages() {
 		dnsmasq dnsmasq-base
 		socat socat
 		docker-registry docker-registry
-		ip iproute2
-		iptables iptables
-		nft nftables
 		ufw ufw
 		firewalld firewalld
 		dbus-daemon dbus
-		iperf3 iperf3
 		dnsperf dnsperf
-		tcpdump tcpdump
-		wireguard-go wireguard-go
-		nsenter util-linux
-		make make
 		chromium chromium
-		$python $(basename "$python")
 	PROGRAMS
+}
+
+missing_packages() {
+    programs | while read -r program package; do has "$program" || echo "$package"; done
     busybox --list 2>/dev/null | grep -qx httpd || echo busybox-static
     [ -x .venv/bin/python ] || "$python" -c 'import ensurepip' 2>/dev/null || echo "$(basename "$python")-venv"
 }
@@ -95,14 +107,18 @@ check_python() {
         die "weft needs Python 3.11 or newer, and $python is $("$python" -V); name another: PYTHON=python3.12 $0"
 }
 
-[ ! "$stamp" -nt setup.cfg ] || [ ! "$stamp" -nt lab/setup.sh ] || exit 0
+is_done() {
+    [ ".venv/.setup-$1" -nt setup.cfg ] && [ ".venv/.setup-$1" -nt lab/setup.sh ]
+}
+
+if is_done tests || is_done "$purpose"; then exit 0; fi
 ! has "$python" || check_python
 packages=$(missing_packages)
 # shellcheck disable=SC2086 # one argument for each package
 [ -z "$packages" ] || install_packages $packages
 check_python
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-say "installing weft and its tests' libraries into .venv"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
-touch "$stamp"
+say "installing weft and its libraries into .venv"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable "$library"
+touch ".venv/.setup-$purpose"
 say "done"
