@@ -144,7 +144,8 @@ def create_admin(parts: Parts) -> Blueprint:
         if member is None:
             raise Conflict(f"this host's Docker does not have {network.title}: remove it on one that has it")
         if not parts.docker().remove(member.network_id):
-            raise Conflict(f"{network.title} is in use by containers of this host: remove them first")
+            users = ", ".join(sorted(map(cluster.title, cluster.local_endpoints(network.vni, me.id))))
+            raise Conflict(f"{network.title} is in use on this host by {users or 'containers'}: remove them first")
         return jsonify(network_view(network, cluster, me, encryption.describe()))
 
     @admin.get("/addresses")

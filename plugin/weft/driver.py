@@ -223,19 +223,19 @@ class Driver:
             raise Taken(f"address {held.address} is the {held.kind} address of {network.title}")
         holder = held.endpoint if held.endpoint != endpoint.id else ""
         if holder and self._store.get(endpoint_key(network.vni, holder)):
+            who = self._ipam.endpoint_name(network.vni, holder)
             where = self._ipam.host_name(held.host)
-            raise Taken(
-                f"address {held.address} of {network.title} is in use by endpoint {holder[:12]} on host {where}"
-            )
+            raise Taken(f"address {held.address} of {network.title} is in use by {who} on host {where}")
         if held.host != self._host.id and held.space != GLOBAL_SPACE:
             where = self._ipam.host_name(held.host)
             raise Taken(f"address {held.address} of {network.title} was given to another host, {where}")
 
     def _check_mac(self, network: Network, endpoint: Endpoint, entry: Entry | None) -> None:
-        if entry is not None and self._store.get(endpoint_key(network.vni, entry.value)):
-            raise Taken(
-                f"MAC address {endpoint.mac} of {network.title} is in use by endpoint {entry.value[:12]}: give another"
-            )
+        holder = self._store.get(endpoint_key(network.vni, entry.value)) if entry else None
+        if entry and holder:
+            who = self._ipam.endpoint_name(network.vni, entry.value)
+            where = self._ipam.host_name(Endpoint.read(holder).host)
+            raise Taken(f"MAC address {endpoint.mac} of {network.title} is in use by {who} on host {where}")
 
     def _forget(self, network: Network, endpoint: Endpoint, unchanged: Condition) -> bool:
         return self._store.transact([unchanged], forgotten(network, endpoint))

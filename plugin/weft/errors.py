@@ -44,7 +44,11 @@ class Conflict(WeftError):
 
 
 class Taken(Conflict):
-    """An address or a MAC address is another endpoint's."""
+    """An address or a MAC address is another endpoint's, as `fact` says; the message also says what to do about it."""
+
+    def __init__(self, fact: str) -> None:
+        super().__init__(f"{fact}: choose another, or let weft choose")
+        self.fact = fact
 
 
 class Exhausted(WeftError):

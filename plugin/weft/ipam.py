@@ -33,6 +33,7 @@ from weft.model import (
     HOSTS,
     POOLS,
     Allocation,
+    EndpointNames,
     Host,
     IPAddress,
     IPNetwork,
@@ -40,6 +41,7 @@ from weft.model import (
     PoolClaim,
     address_key,
     endpoint_key,
+    endpoint_names_key,
     network_key,
     pending_prefix,
     readable,
@@ -342,7 +344,10 @@ class Ipam:
                 self._refuse(pool_id, allocation)
 
     def _refuse(self, pool_id: PoolId, held: Allocation) -> NoReturn:
-        raise Conflict(f"address {held.address} of pool {pool_id.pool} is taken: {self._describe(held)}")
+        raise Conflict(
+            f"address {held.address} of pool {pool_id.pool} is taken, {self._describe(held)}: choose another, or let "
+            "weft choose"
+        )
 
     def _lowest_free(self, pool_id: PoolId) -> IPAddress:
         used = self._used(pool_id.pool)
@@ -368,13 +373,22 @@ class Ipam:
     def _describe(self, allocation: Allocation) -> str:
         if allocation.kind != "endpoint":
             return f"it is the network's {allocation.kind} address"
-        what = f"endpoint {allocation.endpoint[:12]}" if allocation.endpoint else "a container that is starting"
+        what = "a container that is starting"
+        if allocation.endpoint:
+            claim = self._store.get(POOLS + allocation.cidr)
+            what = self.endpoint_name(PoolClaim.read(claim).vni if claim else 0, allocation.endpoint)
         return f"{what} on host {self.host_name(allocation.host)} has it"
 
     def host_name(self, host: str) -> str:
         """How messages call a host, by its id."""
         entry = self._store.get(HOSTS + host)
         return Host.read(entry).name if entry else host
+
+    def endpoint_name(self, vni: int, endpoint: str) -> str:
+        """How messages call an endpoint, by its id: by its container, once Docker has told weft."""
+        found = self._store.get_many([endpoint_names_key(vni, endpoint)]).values()
+        names = next((names for _, names in readable(EndpointNames.read, found)), None)
+        return f"container {names.container}" if names and names.container else f"endpoint {endpoint[:12]}"
 
     def _candidates(self, pool_id: PoolId) -> Iterator[IPAddress]:
         """Addresses to try, most promising first; ends when none is free."""
@@ -464,10 +478,10 @@ def usable_bounds(pool: IPNetwork) -> tuple[int, int]:
 def check_usable(pool: IPNetwork, address: IPAddress) -> None:
     """Raise `InvalidRequest` unless a host on `pool` may have `address`."""
     if address not in pool:
-        raise InvalidRequest(f"address {address} is not in pool {pool}")
+        raise InvalidRequest(f"address {address} is not in pool {pool}: choose one that is")
     first, last = usable_bounds(pool)
     if not first <= int(address) - int(pool.network_address) <= last:
-        raise InvalidRequest(f"address {address} is the network or broadcast address of pool {pool}")
+        raise InvalidRequest(f"address {address} is the network or broadcast address of pool {pool}: choose another")
 
 
 def _automatic_bounds(pool_id: PoolId) -> tuple[int, int]:

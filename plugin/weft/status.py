@@ -27,7 +27,7 @@ _MOST_FOREIGN = 10
 
 
 class Names(Protocol):
-    """What answers this host's containers; see `nameservice.NameService`."""
+    """What answers this host's containers; see `names.service.NameService`."""
 
     problem: str
 
@@ -36,7 +36,7 @@ class Names(Protocol):
 
 
 class Listener(Protocol):
-    """See `web.Listener`."""
+    """See `web.listener.Listener`."""
 
     problem: str
 

@@ -86,7 +86,8 @@ class Body:
         try:
             return ip_network(_without_zone(text)) if text else None
         except ValueError as error:
-            raise InvalidRequest(f"{self._path}{name} {text!r} is not a subnet: {error}") from None
+            why = f"{error}; one is written like 10.77.0.0/24"
+            raise InvalidRequest(f"{self._path}{name} {text!r} is not a subnet: {why}") from None
 
     def address(self, name: str) -> IPAddress | None:
         text = self.text(name)

@@ -144,7 +144,7 @@ def test_events_tell_what_happened_on_all_hosts(app: Cluster) -> None:
 
 
 def test_a_network_goes_from_all_hosts_and_is_refused_while_in_use(app: Cluster) -> None:
-    assert "in use by containers of this host" in refused(app.h1, "network", "rm", "app").stderr
+    assert "in use on this host by web1: remove" in refused(app.h1, "network", "rm", "app").stderr
     app.h1.ask_weft("network", "create", "brief")
     assert "brief" in app.networks(app.h2)
     assert "is removed" in app.h2.ask_weft("network", "rm", "brief")

@@ -188,8 +188,8 @@ def _(s: Side) -> Seen:
 @feature(
     "`--ip`, `--ip6`",
     {
-        "taken": ("Address already in use", "taken: endpoint ID on host h2 has it"),
-        "taken by IPv6": ("Address already in use", "taken: endpoint ID on host h2 has it"),
+        "taken": ("Address already in use", "taken, container @other on host h2 has it"),
+        "taken by IPv6": ("Address already in use", "taken, container @other on host h2 has it"),
         "the gateway's": ("Address already in use", "it is the network's gateway address"),
     },
 )

@@ -184,7 +184,8 @@ def test_no_daemon_is_told_by_the_exit_code(place: Path, capsys: pytest.CaptureF
     assert cli.run(asked, place) == cli.WITHOUT_DAEMON
     said = capsys.readouterr()
     assert json.loads(said.out) == [{"name": "h1"}]
-    assert f"no weft daemon runs on this host: none listens at {place}; from the snapshot" in said.err
+    assert f"no weft daemon runs on this host: none listens at {place} (systemctl start weft" in said.err
+    assert "; from the snapshot" in said.err
     with pytest.raises(NoDaemon):
         run(place, "peers")
 

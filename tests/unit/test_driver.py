@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import TypeVar
 
 import pytest
@@ -17,7 +17,7 @@ from weft.dataplane import Port, Shaper, Vxlan
 from weft.driver import EndpointRequest, mac_of
 from weft.errors import Conflict, InvalidRequest, KernelError, NotFound, StoreError
 from weft.ipam import LOCAL_SPACE, PoolId
-from weft.model import Network, Pool, endpoints_prefix, network_key
+from weft.model import EndpointNames, Network, Pool, endpoints_prefix, network_key
 from weft.networks import NetworkRequest, PoolRequest
 from weft.options import NetworkOptions
 from weft.store import KeyIs, Put
@@ -235,6 +235,21 @@ def test_an_address_in_use_is_refused_to_a_second_endpoint(host: Hosts) -> None:
         two.driver.create_endpoint(EndpointRequest("n2", "e3", ("10.1.0.1",), ""))
     with pytest.raises(InvalidRequest, match="is in none of the pools"):
         two.driver.create_endpoint(EndpointRequest("n2", "e3", ("10.2.0.1",), ""))
+
+
+def test_a_refusal_names_the_container_that_has_the_address_or_the_mac(host: Hosts, store: SqliteStore) -> None:
+    one, two = host(1), host(2)
+    network = one.create_network("n1", CIDR)
+    two.create_network("n2", CIDR)
+    used = one.run("n1", "e1", CIDR)
+    names = EndpointNames(network.vni, "e1", used.host, "web1")
+    store.transact([], [Put(names.key, names.encode())])
+    with pytest.raises(Conflict, match="is in use by container web1 on host h1: choose another"):
+        two.driver.create_endpoint(EndpointRequest("n2", "e2", used.addresses, "02:00:00:00:00:01"))
+    with pytest.raises(Conflict, match=f"MAC address {used.mac} .* is in use by container web1 on host h1: choose"):
+        two.run("n2", "e2", CIDR, mac=used.mac)
+    with pytest.raises(Conflict, match="is taken, container web1 on host h1 has it: choose another"):
+        two.ipam.request_address(PoolId(LOCAL_SPACE, ip_network(CIDR)), ip_address(used.addresses[0]))
 
 
 def test_a_mac_in_use_is_refused_on_the_same_network_only(host: Hosts) -> None:

@@ -212,7 +212,7 @@ def test_a_second_forgetter_takes_nothing_from_the_next_holder(
         second.driver.create_endpoint(EndpointRequest(NETWORK[1], "f" * 64, dead.addresses, ""))
 
     hooked(third, dead.key, the_other_is_quicker).forget(first.record)
-    with pytest.raises(Conflict, match="is taken: endpoint ffffffffffff on host h2 has it"):
+    with pytest.raises(Conflict, match="is taken, endpoint ffffffffffff on host h2 has it: choose"):
         third.ipam.request_address(POOL, ip_address(dead.addresses[0]))
 
 

@@ -53,7 +53,10 @@ def ask(socket_path: Path, method: str, path: str, body: Any = None, *, timeout:
         if response.status != 200:
             raise WeftError(answer["Err"])
         return answer
-    raise NoDaemon(f"no weft daemon runs on this host: none listens at {socket_path}")
+    raise NoDaemon(
+        f"no weft daemon runs on this host: none listens at {socket_path} (systemctl start weft, or docker plugin "
+        "enable weft)"
+    )
 
 
 def answers(socket_path: Path) -> bool:

@@ -17,9 +17,6 @@ from weft.cli.show import add, pairs, progress, table
 _GONE_SECONDS = 10.0
 
 
-_REMOVE = "remove a network from all hosts; from those that use it, when they do not any more"
-
-
 def add_commands(commands: Any) -> None:
     network = commands.add_parser("network", help="the networks of the cluster")
     network = network.add_subparsers(required=True, metavar="COMMAND")
@@ -75,20 +72,26 @@ def _show_networks(networks: Any, console: Console) -> None:
 
 
 def _show_network(network: Any, console: Console) -> None:
-    shown = {
-        **network,
-        "subnets": " ".join(network["subnets"]),
-        "hosts": " ".join(network["hosts"]),
-        "members": " ".join(network["members"]),
-        "mtu": f"{network['fitting_mtu']} ({'as asked' if network['mtu'] else 'what every host carries'})",
-    }
-    del shown["fitting_mtu"]
-    shown["options"] = " ".join(f"{name}={value}" for name, value in network["options"].items()) or "-"
-    if others := shown.pop("other_mtu"):
-        shown["mtu"] += f"; until restarted: {', '.join(f'{name} {mtu}' for name, mtu in sorted(others.items()))}"
-    if without := shown.pop("unencryptable"):
-        shown["encrypted"] += f"; not to {' '.join(without)}: no usable WireGuard key there"
-    pairs(console, shown.items())
+    mtu = f"{network['fitting_mtu']} ({'as asked' if network['mtu'] else 'what every host carries'})"
+    if others := network["other_mtu"]:
+        mtu += f"; until restarted: {', '.join(f'{name} {old}' for name, old in sorted(others.items()))}"
+    encrypted = network["encrypted"]
+    if without := network["unencryptable"]:
+        encrypted += f"; not to {' '.join(without)}: no usable WireGuard key there"
+    values = (
+        ("name", network["name"] or "-"),
+        ("VNI", network["vni"]),
+        ("subnets", " ".join(network["subnets"])),
+        ("endpoints", f"{network['endpoints']}, on {' '.join(network['hosts']) or 'no host'}"),
+        ("hosts", " ".join(network["members"]) or "no host"),
+        ("MTU", mtu),
+        ("encrypted", encrypted),
+        ("internal", "yes" if network["internal"] else "no"),
+        ("options", " ".join(f"{name}={value}" for name, value in network["options"].items()) or "-"),
+        ("made on", network["creator"]),
+        ("removed", "yes: it goes when no container uses it" if network["retired"] else "no"),
+    )
+    pairs(console, values)
 
 
 def _show_removed(network: Any, console: Console) -> None:

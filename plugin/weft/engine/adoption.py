@@ -183,5 +183,5 @@ class Adoption:
             "container %s is cut off from network %s: %s; restart the container to give it a new address",
             endpoint.container,
             found.name,
-            why,
+            why.fact,
         )

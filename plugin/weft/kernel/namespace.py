@@ -35,7 +35,7 @@ _MS_REMOUNT = 0x20
 _NS_GET_NSTYPE = 0xB703
 _PROC = Path("/proc/sys/net")
 
-_CAPABILITY = "weft needs the capability CAP_SYS_ADMIN"
+_CAPABILITY = "weft must run as root, with the capability CAP_SYS_ADMIN"
 _NOT_SHARED = (
     "it would end with weft, and all containers' connections with it, since mounts made here do not reach the host: "
     "give weft's container -v /run/docker:/run/docker:rshared and, if Docker says that this is no shared mount, do "
