@@ -17,7 +17,8 @@ Generated from the program by `make docs`; `weft COMMAND --help` says the same.
 All commands but `serve`, `setup` and `completion` ask the daemon on this host, as root, over the driver's socket. With
 `--json` they print what scripts can read. Exit codes: 0 done, 1 it failed and says why, 2 the command line is wrong,
 3 the server did not start and says why in its log, 4 no daemon runs here: what is shown (by `status`, `plan`,
-`host ls`, `network ls`, `endpoint ls`, `addresses`) was read without it. Those of `doctor` are its own, below.
+`host ls`, `network ls`, `endpoint ls`, `addresses`) was read without it. `version`, `doctor` and `support-bundle` do
+without a daemon, too. The exit codes of `doctor` are its own, below.
 """
 _JSON = """## What `--json` prints
 
@@ -36,22 +37,28 @@ that does not work, as texts |
 | `weft events` | a list, with `--follow` a line for each: `id`, `when`, `severity`, `source`, `text` |
 | `weft gc` | a list: `what`, `why`, in how many `seconds` |
 | `weft host ls` | a list: `id`, `name`, `underlay`, `version`, `alive`, `endpoints` (how many) |
+| `weft host forget` | that host |
 | `weft peers` | a list: `host`, `id`, `address` and `key` in WireGuard, `endpoint`, `state`, `handshake` (0: none \
 yet), `received` and `sent` bytes, `backend` |
+| `weft rotate-key` | `key`: the new one, as others see it |
 | `weft network ls` | a list of what `network inspect` prints |
 | `weft network inspect` | `name`, `vni`, `subnets`, `mtu` (that was asked for, or 0), `fitting_mtu` (of new \
-containers), `other_mtu` (by name, of those started when it was another), `options` (as given to the driver), \
-`internal`, `creator` (a host's id), `retired` (being removed), `encrypted`, `endpoints` (how many), `hosts` (where \
-they are), `members` (hosts whose Docker has it), `unencryptable` (hosts that encrypted packets cannot be sent to) |
+containers), `other_mtu` (by name, of those started when it was another), `options` (that are not the \
+default), `internal`, `creator` (a host's name), `retired` (being removed), `encrypted`, `endpoints` (how many), \
+`hosts` (where they are), `members` (hosts whose Docker has it), `unencryptable` (hosts that encrypted packets cannot \
+be sent to) |
 | `weft network create`, `rm` | that network; `rm` with `removed` |
-| `weft endpoint ls` | a list: `id`, `network`, `vni`, `host`, `addresses`, `mac`, `mtu` and `rate` (`null`: the \
-network's), `names` |
+| `weft endpoint ls` | a list: `id`, `network`, `vni`, `host`, `addresses`, `mac`, `mtu`, `rate` (`null`: no \
+limit), `names` |
 | `weft addresses` | `pools`: a list of `pool`, `network`, `used`, `free`; `addresses`: a list of `pool`, `address`, \
 `holder`, `host` |
 | `weft doctor` | `findings`: a list of `check`, `severity` (`error`, `warning`), `hosts`, `cause`, `evidence`, \
 `command` (or an empty text); `hosts`: a list of `host` and `checks`, by name `ok`, `warning`, `error` or `unknown` \
 |
 | `weft support-bundle` | `file`, its `parts`, and of those that are `missing`, why |
+| `weft setup dns` | `file`, `dns` (the servers that it names then), whether it was `changed`, the `diff`, \
+the `backup` of the old one |
+| `weft setup host` | `namespace`: where the data plane is mounted |
 """
 
 
