@@ -27,7 +27,7 @@ lab-down: ## remove the lab
 
 test: test-unit test-netns test-kernel test-engine ## all tiers
 
-test-unit: setup ## the pure core and the API over fakes: seconds, no root
+test-unit: setup ## the pure core and the API over fakes: two minutes, no root
 	@$(PY) -m pytest tests/unit
 
 test-netns: setup ## the real kernel, in namespaces made for the purpose (root)
