@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -127,6 +129,18 @@ def test_what_is_silent_for_one_sweep_is_forgotten_by_that_alone(
         sweeper.sweep()
     assert [sweep.seen is None for sweep in sweeps] == [False, True, False]
     assert sorted(sweeper.conflicts) == ["object 0", "object 1", "object 2"]
+
+
+def test_the_more_it_takes_to_read_all_the_less_often_the_timer_does(rig: Rig) -> None:
+    assert 50 < rig.sweeper.sweep() <= 60
+    read = rig.engine.inventory
+
+    def read_slowly(*asked: Any) -> Inventory:
+        time.sleep(0.7)
+        return read(*asked)
+
+    rig.engine.inventory = read_slowly  # type: ignore[assignment, method-assign]
+    assert rig.sweeper.sweep() > 65
 
 
 def test_who_asks_at_once_has_all_of_them_read(rig: Rig) -> None:

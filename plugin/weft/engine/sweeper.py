@@ -26,6 +26,8 @@ from weft.store import Entry, Store
 log = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 60.0
+_DUTY = 100
+"""Reading all networks by the timer may take a hundredth of the time: events tell of every change."""
 _RETRY_SECONDS = 2.0
 
 
@@ -217,7 +219,9 @@ class Sweeper:
         self._known = None  # should this fail, all is read again
         if not self._cluster.loaded:
             return _IDLE_SECONDS  # the agent's first snapshot wakes us
+        began = monotonic()
         inventory, pools = self.look(before, changed)
+        took = monotonic() - began
         outcomes = [self._run(sweep, inventory, pools) for sweep in self._sweeps if not self._stopping.is_set()]
         self._report({what: text for outcome in outcomes for what, text in outcome.failing.items()})
         self._known = inventory
@@ -225,7 +229,7 @@ class Sweeper:
         if any(outcome.unsure for outcome in outcomes):
             self._next_reading = now
         elif before is None:
-            self._next_reading = now + _IDLE_SECONDS
+            self._next_reading = now + max(_IDLE_SECONDS, _DUTY * took)
         pauses = [outcome.again for outcome in outcomes if outcome.again is not None]
         return max(0.0, min([*pauses, self._next_reading - now]))
 
