@@ -56,11 +56,12 @@ wheel: setup ## the wheel of the last commit, into build/release
 	@rm -rf build/release
 	@deploy/build-wheel.sh build/release
 
-release: wheel ## what is released, into build/release, with digests: the wheel, and the plugin that a Docker Engine builds
+release: wheel ## what is released, into build/release, with digests: the wheel, the plugin that a Docker Engine builds, and the service
 	@rm -f build/weft-plugin-*
 	@git diff --quiet HEAD && test -z "$$(git status --porcelain plugin)" || { echo "commit first: the plugin is built from what is here"; exit 1; }
 	@$(SUDO) deploy/build-plugin.sh >/dev/null
 	@mv build/weft-plugin-* build/release
+	@cp deploy/weft.env deploy/weft.service build/release
 	@cd build/release && sha256sum weft* | tee SHA256SUMS
 
 docs: setup ## write docs/cli.md anew from the command line's parser
