@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -76,7 +77,8 @@ class Member:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        stopped = self._signal(signal.SIGSTOP)
+        os.waitpid(stopped, os.WUNTRACED)  # on a busy machine it may answer for a while
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)
@@ -116,9 +118,11 @@ class Member:
         status = self.call("maintenance/status", {})
         return bool(status["leader"] == status["header"]["member_id"])
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> int:
+        """Returns the process id."""
         assert self._process
         self._process.send_signal(number)
+        return self._process.pid
 
     def _context(self) -> ssl.SSLContext | None:
         if self.tls is None:
