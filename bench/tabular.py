@@ -15,6 +15,7 @@ _BASES = {"a": (OVERLAY, RAW), "b": (OVERLAY, BRIDGE), "i": tuple(ENCRYPTED.valu
 _MEMORY = {
     "rest_s": ("from its start until it is at rest, all programmed", "s"),
     "rss_mb": ("memory then", "MB"),
+    "pss_mb": ("of that its own", "MB"),
     "peak_mb": ("most memory meanwhile", "MB"),
 }
 

@@ -229,7 +229,7 @@ class _Stage:
         """An endpoint on the next host; returns its MAC and when it was asked for."""
         driver, ipam = self._drivers[number % len(self._drivers)]
         ipam.request_address(_pool_id(self._population), address)
-        request = EndpointRequest("b" * 64, f"{int(address):064x}", (str(address),), "")
+        request = EndpointRequest("b" * 64, f"{int(address):012x}".ljust(64, "0"), (str(address),), "")
         moment = monotonic()
         return pack_mac(driver.create_endpoint(request).mac), moment
 

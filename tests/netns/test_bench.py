@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from bench.calls import CallTable
+from bench.convergence import Convergence
 from bench.isolated import run_program
+from bench.many import Many
+from bench.measure import Results
+from bench.scale import Scale
+from bench.tables import Large
+from bench.tabular import tabulate
 
 MANY = "1000"
 """More records than fit into one transaction of etcd."""
@@ -23,3 +30,9 @@ SMALLEST: dict[str, Callable[[str], list[str]]] = {
 @pytest.mark.parametrize("name", SMALLEST)
 def test_a_program_of_the_benchmark_runs(name: str, tmp_path: Path) -> None:
     assert run_program(name, *SMALLEST[name](str(tmp_path)), timeout=120)
+
+
+def test_all_of_its_memory_is_in_the_table() -> None:
+    found = run_program("memory", MANY, timeout=120)
+    (table,) = tabulate(Results(), CallTable(), Large(memory=found), Convergence(), Scale(), Many())
+    assert len(table.rows) == len(found)
