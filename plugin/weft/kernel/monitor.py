@@ -47,8 +47,9 @@ _RECEIVE_BUFFER = 64 << 20
 _CHUNK = 1 << 16
 _TOGETHER = 128
 """Events; in a chunk of them where none is like its neighbour, the search for runs shall not take long."""
-_TOGETHER_SECONDS = 0.01
-"""More may come: reading one costs as much as reading a run, and it is the writer of a bulk who would wait for that."""
+_BULK = 8
+_BULK_SECONDS = 0.01
+"""Where so many came at once, more do: to read a few costs as much as to read a run, and the bulk's writer would wait."""
 _SHAPING = (RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER)
 
 
@@ -75,6 +76,7 @@ class Monitor:
         self._find = find
         self._news = news
         self._names: dict[int, str] = {}
+        self._in_bulk = False
         self._closed = False
         self._iterating = False
         self._lock = threading.Lock()
@@ -120,13 +122,15 @@ class Monitor:
         except BlockingIOError:
             if not chunks:
                 self._poll.poll()
-                time.sleep(_TOGETHER_SECONDS)
+                if self._in_bulk:
+                    time.sleep(_BULK_SECONDS)
         except OSError as error:
             if error.errno != ENOBUFS:
                 raise
             self._drain()
             self._names.clear()
             return [Overflow()]
+        self._in_bulk = len(chunks) >= _BULK
         return self._events(b"".join(chunks))
 
     def _events(self, chunk: bytes) -> list[KernelEvent]:
