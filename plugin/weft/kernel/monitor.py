@@ -49,7 +49,7 @@ _TOGETHER = 128
 """Events; in a chunk of them where none is like its neighbour, the search for runs shall not take long."""
 _BULK = 8
 _BULK_SECONDS = 0.01
-"""Where so many came at once, more do: to read a few costs as much as to read a run, and the bulk's writer would wait."""
+"""Where so many came at once, more do: to read a few costs as much as a run, and the bulk's writer would wait."""
 _SHAPING = (RTM_NEWQDISC, RTM_DELQDISC, RTM_NEWTFILTER, RTM_DELTFILTER)
 
 
